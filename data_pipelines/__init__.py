@@ -1,0 +1,1 @@
+"""Audio and text on disk to `Batch`: NumPy and Grain, never JAX."""

@@ -1,0 +1,348 @@
+"""Frozen descriptions of a run: what is trained, on what, how, and where.
+
+Plain data: importing this file imports no JAX. A field is named by the letter of the one alphabet
+(see `layout`) where it is a size. Fields marked `WHERE` say where a run happens and leave its
+result alone, so they are no part of its identity.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from typing import Any, Literal
+
+from melllm_jax.errors import Mistake
+
+WHERE: Mapping[str, Any] = types.MappingProxyType({"identity": False})
+
+
+def _rule(name: str, value: Any, holds: bool, rule: str) -> None:
+    if not holds:
+        raise Mistake(f"{name}={value}: {rule}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mel:
+    """How 16 kHz sound becomes mel patches."""
+
+    kind: Literal["phi4", "whisper", "plain"] = "phi4"  # whose extractor, to the constant
+    m: int = 80  # mel bands
+    r: int = 8  # frames of 10 ms a position: the token rate is 100 / r Hz
+    normalize: Literal["none", "utterance", "global"] = "utterance"  # mean and variance by band
+    mean: tuple[float, ...] = ()  # global: m means, in the extractor's log units
+    invstd: tuple[float, ...] = ()  # global: m inverse standard deviations
+
+    def __post_init__(self) -> None:
+        _rule("mel.r", self.r, self.r in (1, 2, 4, 8, 16), "must be 1, 2, 4, 8 or 16")
+        bands = {"phi4": (80,), "whisper": (80, 128), "plain": range(8, 257)}[self.kind]
+        _rule("mel.m", self.m, self.m in bands, f"is no band count of {self.kind}")
+        for name in ("mean", "invstd"):
+            count = len(getattr(self, name))
+            _rule(f"mel.{name}", f"{count} values", count in (0, self.m), f"needs {self.m} values")
+
+    @property
+    def p(self) -> int:
+        """Width of one flattened patch."""
+        return self.r * self.m
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """How words become token ids, and what stands around the sound."""
+
+    tokenizer: str = dataclasses.field(default="bytes", metadata=WHERE)  # "bytes", or a path
+    digest: str = ""  # content hash of the tokenizer, filled in when a run starts
+    template: Literal["plain", "phi3", "phi4"] = "plain"  # chat template of the ASR prompt
+    instruction: str = "Transcribe the audio clip into text."  # unused by "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions, partial or long (LongRoPE: Phi-3-128k, Phi-4-mini)."""
+
+    theta: float = 10_000.0  # rope_theta
+    partial: float = 1.0  # partial_rotary_factor: share of each head's width that rotates
+    short: tuple[float, ...] = ()  # short_factor, one a rotated pair; () is plain rotary
+    long: tuple[float, ...] = ()  # long_factor, used once a row is longer than `original`
+    original: int = 4096  # original_max_position_embeddings
+    longest: int = 4096  # max_position_embeddings
+
+    def __post_init__(self) -> None:
+        _rule("rope.partial", self.partial, 0 < self.partial <= 1, "must lie in (0, 1]")
+        same = len(self.short) == len(self.long)
+        _rule("rope.long", f"{len(self.long)} factors", same, f"short has {len(self.short)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Sizes of the decoder and its front end."""
+
+    d: int  # hidden_size
+    n: int  # num_attention_heads
+    k: int  # num_key_value_heads
+    h: int  # head_dim
+    f: int  # intermediate_size
+    l: int  # num_hidden_layers
+    v: int  # vocab_size
+    eps: float = 1e-5  # rms_norm_eps
+    rope: Rope = Rope()
+    tied: bool = True  # tie_word_embeddings
+    window: int = 0  # sliding_window: positions seen back, itself included; 0 sees all
+    front: Literal["linear", "conv"] = "linear"  # patch → d, or Phi-4-MM's stem and projector
+    c: int = 1024  # channels of the conv stem
+    speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip
+    remat: Literal["none", "full", "dots"] = "full"  # what the backward pass computes again
+    scan: bool = True  # one compiled layer run l times; False unrolls: faster on a CPU
+
+    def __post_init__(self) -> None:
+        for name in ("d", "n", "k", "h", "f", "l", "v", "c"):
+            _rule(f"model.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
+        shares = self.n % self.k == 0
+        _rule("model.n", self.n, shares, f"query heads cannot share k={self.k} KV heads evenly")
+        _rule("model.window", self.window, self.window >= 0, "must be 0 or more positions")
+        pairs = self.rotated // 2
+        fits = len(self.rope.short) in (0, pairs)
+        _rule("model.rope.short", f"{len(self.rope.short)} factors", fits, f"needs {pairs}")
+
+    @property
+    def rotated(self) -> int:
+        """Leading dimensions of each head that rotate: an even number."""
+        return int(self.h * self.rope.partial) // 2 * 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank additions to the four projections of every layer; r = 0 is none."""
+
+    r: int = 0  # rank
+    alpha: float = 640.0  # the addition is scaled by alpha / r
+    dropout: float = 0.0  # share of the low-rank input dropped in training
+
+    def __post_init__(self) -> None:
+        _rule("lora.r", self.r, self.r >= 0, "must be 0 or more")
+        _rule("lora.dropout", self.dropout, 0 <= self.dropout < 1, "must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One corpus in the mixture."""
+
+    path: str = dataclasses.field(metadata=WHERE)  # folder of shards or of SPLIT.jsonl manifests
+    weight: float = 1.0  # share of the examples drawn, relative to the other sources
+    digest: str = ""  # content hash of its train split, filled in when a run starts
+
+    def __post_init__(self) -> None:
+        _rule("data.sources.weight", self.weight, self.weight > 0, "must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Rows, batches, and what to do with bad examples."""
+
+    t: int  # positions a row
+    b: int  # rows a batch, over all hosts
+    sources: tuple[Source, ...] = ()
+    bins: int = 16  # rows that are filled side by side by the packer
+    bad: float = 0.01  # share of unusable examples that stops the run
+    longest: float = 30.0  # seconds: longer audio is an unusable example
+    wire: Literal["float32", "bfloat16"] = "bfloat16"  # dtype of the patches sent to the device
+    time_masks: int = 0  # SpecAugment: time masks an utterance
+    time_width: int = 40  # SpecAugment: widest time mask, in frames of 10 ms
+    band_masks: int = 0  # SpecAugment: frequency masks an utterance
+    band_width: int = 27  # SpecAugment: widest frequency mask, in bands
+    threads: int = dataclasses.field(default=2, metadata=WHERE)  # readers
+    ahead: int = dataclasses.field(default=2, metadata=WHERE)  # batches made ahead
+
+    def __post_init__(self) -> None:
+        for name in ("t", "b", "bins"):
+            _rule(f"data.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
+        _rule("data.bad", self.bad, 0 <= self.bad <= 1, "must lie in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """The optimiser, its schedule, and what it may change."""
+
+    steps: int  # updates in all; the schedule ends there
+    lr: float = 1e-3  # peak learning rate
+    kind: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; AdamW on the rest
+    muon_lr: float = 0.02  # peak learning rate of the matrices under muon
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    warmup: int = 100  # updates of linear rise from 0
+    decay: float = 0.2  # wsd: share of the steps over which the rate falls
+    final: float = 0.1  # the rate ends at this share of its peak
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # on matrices only
+    clip: float = 1.0  # global gradient norm; 0 does not clip
+    micro: int = 1  # micro-batches whose gradients are added up for one update
+    train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
+    freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
+    compute: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward and backward pass
+
+    def __post_init__(self) -> None:
+        _rule("optim.steps", self.steps, self.steps > 0, "must be positive")
+        _rule("optim.micro", self.micro, self.micro > 0, "must be positive")
+        _rule("optim.warmup", self.warmup, self.warmup >= 0, "must be 0 or more")
+        _rule("optim.decay", self.decay, 0 < self.decay <= 1, "must lie in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; `layout` says what each axis splits."""
+
+    replica: int = 1  # copies of everything, over the slow network between slices
+    fsdp: int = 0  # splits weights and rows; 0 takes what the other axes leave
+    seq: int = 1  # splits time
+    tp: int = 1  # splits heads, MLP width and vocabulary
+
+    def __post_init__(self) -> None:
+        for name in ("replica", "seq", "tp"):
+            _rule(f"mesh.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
+        _rule("mesh.fsdp", self.fsdp, self.fsdp >= 0, "must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """What a run writes down, and how often, in updates."""
+
+    every: int = 500  # a checkpoint each so many updates, and at the end
+    last: int = 2  # newest checkpoints that stay
+    milestone: int = 0  # checkpoints at multiples of this stay for good; 0 is none
+    log: int = 1  # a line of metrics each so many updates
+
+    def __post_init__(self) -> None:
+        for name in ("every", "last", "log"):
+            _rule(f"keep.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that decides a run."""
+
+    name: str  # the preset it came from
+    model: Model
+    data: Data
+    optim: Optim
+    mel: Mel = Mel()
+    text: Text = Text()
+    lora: Lora = Lora()
+    seed: int = 0  # of weights, order of data, dropout and augmentation
+    mesh: Mesh = dataclasses.field(default=Mesh(), metadata=WHERE)
+    keep: Keep = dataclasses.field(default=Keep(), metadata=WHERE)
+
+    def __post_init__(self) -> None:
+        if self.model.front == "conv":
+            _rule("mel.r", self.mel.r, self.mel.r == 8, "must be 8 for the conv front end")
+        if self.optim.train == "lora":
+            _rule("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
+        layers = self.optim.freeze
+        known = all(0 <= layer < self.model.l for layer in layers)
+        _rule("optim.freeze", layers, known, f"layers run from 0 to {self.model.l - 1}")
+        whole = self.data.b % self.optim.micro == 0
+        _rule("optim.micro", self.optim.micro, whole, f"does not divide data.b={self.data.b}")
+
+
+def override(run: Run, changes: Mapping[str, Any]) -> Run:
+    """`run` with the dotted fields of `changes` set: `override(run, {"model.d": 512})`.
+
+    Raises Mistake for a name that does not exist, with the nearest that does, and for a value
+    of another type than the field's.
+    """
+    names = dict(fields(run))
+    whole: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise Mistake(f"unknown field {name}={value!r}: did you mean {near[0]}?")
+        parts = name.split(".")
+        inner = whole
+        for part in parts[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[parts[-1]] = value
+    return _changed(run, whole, "")
+
+
+def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every settable field of a config as (dotted name, value)."""
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def to_json(run: Run) -> str:
+    """The run as indented JSON; `from_json` reads it back equal."""
+    return json.dumps(dataclasses.asdict(run), indent=1) + "\n"
+
+
+def from_json(text: str) -> Run:
+    """The run that `to_json` wrote. Raises Mistake for unknown, missing or ill-typed fields."""
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Mistake(f"run.json is no JSON: {error}") from error
+    return _built(Run, tree, "run")
+
+
+def identity(run: Run) -> str:
+    """Hash of what decides the run's result: 16 hexadecimal digits."""
+    text = json.dumps(_deciding(run), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _deciding(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        decides = (f for f in dataclasses.fields(value) if f.metadata.get("identity", True))
+        return {f.name: _deciding(getattr(value, f.name)) for f in decides}
+    return [_deciding(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _changed(cfg: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(type(cfg))
+    new = {}
+    for name, value in changes.items():
+        old = getattr(cfg, name)
+        if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
+            new[name] = _changed(old, value, f"{prefix}{name}.")
+        else:
+            new[name] = _built(hints[name], value, prefix + name)
+    return dataclasses.replace(cfg, **new)
+
+
+def _built(kind: Any, value: Any, name: str) -> Any:
+    """`value`, as JSON or Python has it, as an instance of the annotation `kind`."""
+    if dataclasses.is_dataclass(kind) and type(value) is not kind:
+        return _built_dataclass(kind, value, name)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        _rule(name, repr(value), value in options, f"must be one of {', '.join(map(str, options))}")
+        return value
+    if origin is tuple:
+        _rule(name, repr(value), isinstance(value, list | tuple), "must be a list")
+        return tuple(_built(options[0], item, name) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    _rule(name, repr(value), type(value) is kind, f"must be of type {kind.__name__}")
+    return value
+
+
+def _built_dataclass(kind: Any, value: Any, name: str) -> Any:
+    _rule(name, repr(value)[:40], isinstance(value, Mapping), "must be an object of fields")
+    hints = typing.get_type_hints(kind)
+    for key in value:
+        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+        _rule(f"{name}.{key}", "…", key in hints, f"is no field: did you mean {near[0]}?")
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.name not in value
+    ]
+    _rule(name, repr(value)[:40], not missing, f"lacks {', '.join(missing)}")
+    return kind(**{key: _built(hints[key], item, f"{name}.{key}") for key, item in value.items()})

@@ -1,0 +1,67 @@
+"""Packaging: one distribution of three packages, and what each extra brings."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'"(.+)"', (HERE / "melllm_jax/__init__.py").read_text().split("__version__")[1]
+)
+
+EVAL = ["jiwer>=4.0,<5", "whisper-normalizer>=0.1.12,<0.2"]
+DEMO = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9"]
+TEST = [
+    *DEMO,
+    "beartype>=0.20",
+    "mypy>=1.15",
+    "psutil>=6",
+    "pytest>=8.3",
+    "ruff==0.17.5",
+]
+
+setup(
+    name="melllm_jax",
+    version=VERSION[1],
+    description="Encoder-free speech language models in JAX: mel patches straight into an LLM",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["melllm_jax*", "data_pipelines*", "launch*"]),
+    install_requires=[
+        # Python 3.11 stops at jax 0.10.2 and flax 0.12.8; 3.12 takes jax 0.12 and flax 0.12.12.
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "array_record>=0.8.1",
+        "einops>=0.8",
+        "etils[epath]>=1.12",
+        "jaxtyping>=0.3.2,<0.4",
+        "librosa>=0.11,<0.12",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "sentencepiece>=0.2",
+        "soundfile>=0.13",
+        "soxr>=0.5",
+        "tensorboard>=2.19",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+        "tyro>=0.9.20,<2",
+    ],
+    extras_require={
+        "demo": DEMO,  # melllm quickstart: voices, pictures, scores
+        "test": TEST,
+        "parity": ["torch==2.13.0", "transformers>=5.20,<6"],  # references for the tests only
+        "plan": ["libtpu>=0.0.40"],  # compile for TPU pods on a machine without one
+        "eval": EVAL,
+        "tfds": ["tensorflow-datasets>=4.9.9"],
+        "beam": ["apache-beam>=2.65"],
+        "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+    },
+    entry_points={"console_scripts": ["melllm = launch.cli:main"]},
+)

@@ -1,0 +1,12 @@
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def mesh():
+    """Eight CPU devices as replica 1, fsdp 4, seq 1, tp 2."""
+    with jax.set_mesh(jax.make_mesh((1, 4, 1, 2), ("replica", "fsdp", "seq", "tp"))):
+        yield
