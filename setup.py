@@ -15,6 +15,7 @@ DEMO = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9"]
 TEST = [
     *DEMO,
     "beartype>=0.20",
+    "librosa>=0.11,<0.12",  # the reference of mel
     "mypy>=1.15",
     "psutil>=6",
     "pytest>=8.3",
@@ -41,7 +42,7 @@ setup(
         "einops>=0.8",
         "etils[epath]>=1.12",
         "jaxtyping>=0.3.2,<0.4",
-        "librosa>=0.11,<0.12",
+        "ml_dtypes>=0.5",
         "numpy>=2.0",
         "scipy>=1.14",
         "sentencepiece>=0.2",
@@ -50,7 +51,7 @@ setup(
         "tensorboard>=2.19",
         "tokenizers>=0.21",
         "tqdm>=4.66",
-        "tyro>=0.9.20,<2",
+        "tyro>=1.0.17,<2",
     ],
     extras_require={
         "demo": DEMO,  # melllm quickstart: voices, pictures, scores

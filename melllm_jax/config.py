@@ -167,9 +167,8 @@ class Optim:
     """The optimiser, its schedule, and what it may change."""
 
     steps: int  # updates in all; the schedule ends there
-    lr: float = 1e-3  # peak learning rate
+    lr: float = 1e-3  # peak learning rate, of muon's matrices too
     kind: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; AdamW on the rest
-    muon_lr: float = 0.02  # peak learning rate of the matrices under muon
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     warmup: int = 100  # updates of linear rise from 0
     decay: float = 0.2  # wsd: share of the steps over which the rate falls
@@ -214,8 +213,11 @@ class Keep:
     last: int = 2  # newest checkpoints that stay
     milestone: int = 0  # checkpoints at multiples of this stay for good; 0 is none
     log: int = 1  # a line of metrics each so many updates
+    score: int = 0  # WER on the dev split each so many updates; 0 is never
 
     def __post_init__(self) -> None:
+        for name in ("milestone", "score"):
+            _rule(f"keep.{name}", getattr(self, name), getattr(self, name) >= 0, "is a count")
         for name in ("every", "last", "log"):
             _rule(f"keep.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
 

@@ -1,0 +1,177 @@
+"""Checkpoints: save without stopping the run, restore the latest good one.
+
+The only importer of Orbax. A checkpoint is a folder `DIRECTORY/STEP` of three parts: `weights`
+(all of them by name: what decoding reads), `state` (optimiser and counters) and `data` (the input
+pipeline's place). Orbax renames a folder into place when it is whole; when that is done, a file
+of sizes and CRC-32 sums seals it, because a flipped bit would load without a word.
+"""
+
+from collections.abc import Callable, Mapping
+import json
+import logging
+import pathlib
+import threading
+from typing import Any
+import zlib
+
+from etils import epath
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from melllm_jax import config
+from melllm_jax.errors import Fault, Mistake
+
+SEAL = "sums.json"
+policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
+
+    def __init__(self, directory: str, keep: config.Keep, say: Callable[[str], None] = print):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs a page a save
+        stay: list[Any] = [policies.LatestN(keep.last)]
+        if keep.milestone:
+            stay.append(policies.EveryNSteps(keep.milestone))
+        self._orbax = ocp.training.Checkpointer(
+            epath.Path(directory),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(stay),
+            cleanup_tmp_directories=jax.process_index() == 0,
+        )
+        self._say = say
+        self._sealing: threading.Thread | None = None
+        self._trouble: Exception | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        try:
+            self.wait()
+        except Fault:
+            if kind is None:  # else an earlier error is on its way and says more
+                raise
+        finally:
+            self._orbax.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints on disk, oldest first, good or not."""
+        return [found.step for found in self._orbax.checkpoints]
+
+    def save(self, step: int, weights: Mapping[str, jax.Array], state: Any, data: Any) -> None:
+        """Start saving; returns once the arrays are copied out. `data` keeps its own state.
+
+        Waits for a save still under way. Raises Fault if that one failed.
+        """
+        self.wait()
+        parts = {"weights": dict(weights), "state": state, "data": data}
+        try:
+            response = self._orbax.save_checkpointables_async(step, parts, force=True)
+        except Exception as error:
+            raise self._fault(step, error) from error
+        self._sealing = threading.Thread(target=self._finish, args=(step, response))
+        self._sealing.start()
+
+    def wait(self) -> None:
+        """Wait until the last save stands on disk. Raises Fault if it does not."""
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        if self._trouble is not None:
+            error, self._trouble = self._trouble, None
+            raise error
+
+    def restore(self, weights: Mapping[str, Any], state: Any, data: Any) -> tuple[int, Any] | None:
+        """Load the newest whole checkpoint: (step, {"weights", "state"}); None if there is none.
+
+        `weights` and `state` are trees of shapes, dtypes and layouts to load into; `data`, an
+        iterator of the input pipeline, is moved to its saved place. Damaged checkpoints are named
+        and passed over. Raises Fault where there are checkpoints and none is whole.
+        """
+        parts = {"weights": dict(weights), "state": state, "data": data}
+        return self._newest(parts)
+
+    def restore_weights(self, weights: Mapping[str, Any]) -> tuple[int, dict[str, jax.Array]]:
+        """The newest whole checkpoint's weights alone, as (step, weights by name).
+
+        Raises Mistake where there is no checkpoint, Fault where none is whole.
+        """
+        found = self._newest({"weights": dict(weights)})
+        if found is None:
+            raise Mistake(f"checkpoints={self._orbax.directory}: holds no checkpoint")
+        return found[0], found[1]["weights"]
+
+    def _newest(self, parts: Mapping[str, Any]) -> tuple[int, Any] | None:
+        steps = self.steps
+        for step in reversed(steps):
+            damage = _damage(pathlib.Path(self._orbax.directory / str(step)))
+            if damage is None:
+                return step, self._orbax.load_checkpointables(step, dict(parts))
+            self._say(f"checkpoint {step} is damaged ({damage}): passing it over")
+        if steps:
+            raise Fault(f"{self._orbax.directory}: none of the checkpoints {steps} is whole")
+        return None
+
+    def _finish(self, step: int, response: Any) -> None:
+        try:
+            response.result()
+            _seal(pathlib.Path(self._orbax.directory / str(step)))
+        except Exception as error:
+            self._trouble = self._fault(step, error)
+
+    def _fault(self, step: int, error: Exception) -> Fault:
+        older = [s for s in self.steps if s != step]
+        cause = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        return Fault(
+            f"checkpoint {step} could not be written to {self._orbax.directory}: {cause}; "
+            f"older checkpoints are intact: {older}"
+        )
+
+
+def _seal(folder: pathlib.Path) -> None:
+    """Write down size and CRC-32 of every file, under a temporary name first."""
+    sums = {str(path.relative_to(folder)): _sum(path) for path in _files(folder)}
+    scratch = folder.with_name(f"{folder.name}.{SEAL}.tmp")
+    scratch.write_text(json.dumps(sums))
+    scratch.rename(folder / SEAL)
+
+
+def _damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where they are as they were written."""
+    seal = folder / SEAL
+    if not seal.exists():
+        # Killed between Orbax's last rename and the seal, or never whole.
+        return None if (folder / "commit_success.txt").exists() else "it was never completed"
+    try:
+        sums = json.loads(seal.read_text())
+    except json.JSONDecodeError:
+        return f"{SEAL} is no JSON"
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().st_size != expected[0]:
+            return f"{name} has {path.stat().st_size} bytes, not {expected[0]}"
+        if _sum(path) != expected:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+
+
+def _sum(path: pathlib.Path) -> list[int]:
+    """Size in bytes and CRC-32 of a file."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]
+
+
+def dump(folder: pathlib.Path, tree: Any) -> None:
+    """Write a tree of arrays once, outside a run's checkpoints; replaces what is there."""
+    ocp.save(epath.Path(folder.absolute()), tree, overwrite=True)

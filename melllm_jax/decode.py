@@ -1,0 +1,218 @@
+"""Prefill and cached generation: prompts in, tokens out, compiled once a shape.
+
+Prompts of a batch end at the same position (they are padded on the left), so that every row writes
+the same slot of the cache. Layers are unstacked once: slicing them out of the stack inside the
+loop would copy every weight for every token.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from melllm_jax import attention, layout
+from melllm_jax.attention import Place
+from melllm_jax.batch import Batch
+from melllm_jax.errors import Mistake
+from melllm_jax.layers import rotary
+from melllm_jax.model import Block, SpeechLM
+
+PERIODS = 8  # the repetition guard knows loops of 1 to 8 tokens
+REPEATS, STRETCH = 4, 12  # a loop is said so many times, over so many tokens at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How to read tokens off the model."""
+
+    temperature: float = 0.0  # 0 takes the likeliest token
+    top_p: float = 1.0  # sampling keeps the likeliest tokens that make up this share
+    per_second: float = 25.0  # tokens allowed a second of audio
+    extra: int = 16  # tokens allowed beyond that
+    guard: bool = True  # stop a row that repeats itself
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise Mistake(f"temperature={self.temperature}: must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise Mistake(f"top_p={self.top_p}: must lie in (0, 1]")
+
+    def limit(self, seconds: float) -> int:
+        """Most tokens for so many seconds of audio, the end token included."""
+        return int(np.ceil(seconds * self.per_second)) + self.extra
+
+
+class Generated(NamedTuple):
+    """What was generated; a row's tokens after its length are 0."""
+
+    tokens: Int[Array, "b t"]
+    lengths: Int[Array, "b"]  # tokens before the end token
+    ended: Array  # bool [b]: the end token came
+    looped: Array  # bool [b]: the repetition guard stopped the row
+
+
+class Decoder:
+    """A model ready to generate: its layers apart, its functions compiled as shapes come."""
+
+    def __init__(self, model: SpeechLM, end: int, how: Decoding = Decoding()):  # noqa: B008
+        self.model, self.end, self.how = model, end, how
+        self.layers = [model.stack.layer(i) for i in range(model.cfg.l)]
+        self._run = jax.jit(
+            functools.partial(_generate, end=end, how=how), static_argnames=("steps",)
+        )
+
+    def __call__(self, prompt: Batch, limits: np.ndarray, key: Array | None = None) -> Generated:
+        """Generate after each row of `prompt` (see `prompts`), at most limits [b] tokens.
+
+        Rows with limit 0 are padding. `key` is for sampling.
+        """
+        steps = _bucket(int(limits.max()))
+        key = jax.random.key(0) if key is None else key
+        limits = jax.device_put(np.asarray(limits, np.int32), layout.a("b"))
+        prompt = layout.place(prompt)
+        return self._run(self.model, self.layers, prompt, limits, key, steps=steps)
+
+
+def prompts(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
+    """One prompt a row (columns of `interleave`), padded on the left, as a batch of `size` rows.
+
+    The length is the next of 32, 48, 64, 96, 128, …: each length compiles once.
+    """
+    t = _bucket(max(len(row["tokens"]) for row in rows))
+    p = rows[0]["patches"].shape[1]
+    shapes = {"patches": ((size, t, p), np.float32), "loss_weight": ((size, t), np.float32)}
+    columns = {name: np.zeros(*shapes.get(name, ((size, t), np.int32))) for name in Batch._fields}
+    for i, row in enumerate(rows):
+        start = t - len(row["tokens"])
+        for name in ("tokens", "patches", "frames", "clips"):
+            columns[name][i, start:] = row[name]
+        columns["segments"][i, start:] = 1
+        columns["positions"][i, start:] = np.arange(t - start)
+    return Batch(**columns)
+
+
+def _bucket(length: int) -> int:
+    """The next of 32, 48, 64, 96, 128, 192, …: at most half is padding, a third on average."""
+    size = 32
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def _generate(
+    model: SpeechLM,
+    layers: list[Block],
+    prompt: Batch,
+    limits: Int[Array, "b"],
+    key: Array,
+    *,
+    end: int,
+    how: Decoding,
+    steps: int,
+) -> Generated:
+    b, t = prompt.tokens.shape
+    lengths = jnp.sum(prompt.segments, axis=1)  # of the prompts: their segment is 1
+    rows = lambda width, value: jnp.full((b, width), value, jnp.int32, out_sharding=layout.a("b x"))
+    later = lengths[:, None] + jnp.arange(steps, dtype=jnp.int32)[None]
+    grown = lambda x, more: jnp.concatenate([attention.whole_time(x), more], axis=1)
+    kv = Place(
+        grown(prompt.segments, rows(steps, 1)),
+        grown(prompt.positions, later),
+        grown(prompt.clips, rows(steps, 0)),
+    )
+    whole = (lengths + limits)[:, None]  # one length for the row: LongRoPE must not change midway
+    angles_of = lambda at: rotary(
+        model.cfg.rope, model.cfg.rotated, at, jnp.broadcast_to(whole, at.shape)
+    )
+
+    def through(x: Array, q: Place, slot: Array, cache: list) -> tuple[Array, list]:
+        """The layers over positions `q`, their keys and values kept from `slot` on."""
+        seen, angles = model.visible(q, kv), angles_of(q.positions)
+        kept = []
+        for layer, old in zip(layers, cache, strict=True):
+
+            def see(q: Array, k: Array, v: Array, old: tuple = old) -> Array:
+                new = [_written(held, more, slot) for held, more in zip(old, (k, v), strict=True)]
+                kept.append(tuple(new))
+                return attention.attend(q, *new, seen)
+
+            x = layer(x, angles, see)
+        return model.logits(model.norm(x[:, -1:]))[:, 0], kept
+
+    x = model.inputs(prompt)
+    shape = (b, t + steps, model.cfg.k, model.cfg.h)
+    empty = jnp.zeros(shape, x.dtype, out_sharding=layout.a("b s k h"))
+    scores, cache = through(
+        x, attention.places(prompt), jnp.int32(0), [(empty, empty)] * len(layers)
+    )
+
+    class Loop(NamedTuple):
+        step: Array
+        scores: Float[Array, "b v"]
+        cache: list
+        tokens: Int[Array, "b t"]
+        recent: Int[Array, "b x"]  # the last tokens, newest first
+        runs: Int[Array, "b x"]  # for each period: how long the row has been repeating itself
+        done: Array
+        ended: Array
+        looped: Array
+
+    def going(loop: Loop) -> Array:
+        return (loop.step < steps) & ~jnp.all(loop.done)
+
+    def one(loop: Loop) -> Loop:
+        i = loop.step
+        token = _chosen(loop.scores, how, jax.random.fold_in(key, i))
+        ended = loop.ended | (~loop.done & (token == end))
+        token = jnp.where(loop.done | ended, 0, token)
+        runs = jnp.where(loop.recent == token[:, None], loop.runs + 1, 0)
+        periods = jnp.arange(1, PERIODS + 1)
+        long = jnp.maximum(REPEATS * periods, STRETCH) - periods
+        looped = loop.looped | (~loop.done & ~ended & jnp.any(runs >= long[None], axis=1))
+        looped = looped & how.guard
+        recent = jnp.concatenate([token[:, None], loop.recent[:, :-1]], axis=1)
+        tokens = jax.lax.dynamic_update_slice(loop.tokens, token[:, None], (0, i))
+        done = loop.done | ended | looped | (i + 1 >= limits)
+        x = model.words(token[:, None])
+        q = Place(rows(1, 1), (lengths + i)[:, None], rows(1, 0))
+        scores, cache = through(x, q, t + i, loop.cache)
+        return Loop(i + 1, scores, cache, tokens, recent, runs, done, ended, looped)
+
+    nothing = lengths < 0
+    first = Loop(
+        jnp.int32(0),
+        scores,
+        cache,
+        rows(steps, 0),
+        rows(PERIODS, -1),
+        rows(PERIODS, 0),
+        limits <= 0,
+        nothing,
+        nothing,
+    )
+    last = jax.lax.while_loop(going, one, first)
+    lengths = jnp.sum(jnp.cumsum(last.tokens[:, ::-1] > 0, axis=1) > 0, axis=1)
+    return Generated(last.tokens, lengths, last.ended, last.looped)
+
+
+def _written(held: Array, more: Array, slot: Array) -> Array:
+    more = attention.whole_time(more).astype(held.dtype)
+    return jax.lax.dynamic_update_slice(held, more, (0, slot, 0, 0))
+
+
+def _chosen(scores_bv: Float[Array, "b v"], how: Decoding, key: Array) -> Int[Array, "b"]:
+    """The likeliest tokens, or a draw among the nucleus (Holtzman et al. 2019, 1904.09751)."""
+    if how.temperature == 0:
+        return jnp.argmax(scores_bv, axis=-1).astype(jnp.int32)
+    scores = scores_bv / how.temperature
+    if how.top_p < 1:
+        falling = jnp.sort(scores, axis=-1)[:, ::-1]
+        before = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1) - jax.nn.softmax(falling, -1)
+        floor = jnp.min(jnp.where(before < how.top_p, falling, jnp.inf), axis=-1, keepdims=True)
+        scores = jnp.where(scores >= floor, scores, -jnp.inf)
+    return jax.random.categorical(key, scores, axis=-1).astype(jnp.int32)

@@ -1,0 +1,103 @@
+"""Parameters and FLOPs counted from a config, and what each chip can do: arithmetic only."""
+
+import dataclasses
+
+from melllm_jax import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator as its maker states it."""
+
+    flops: float  # dense bfloat16 FLOP/s
+    hbm: float  # bytes of memory
+    bandwidth: float  # bytes a second from memory
+
+
+# Google Cloud's TPU pages and NVIDIA's data sheets; matched against JAX's device_kind.
+CHIPS = {
+    "TPU v4": Chip(275e12, 32 * 2**30, 1.23e12),
+    "TPU v5 lite": Chip(197e12, 16 * 2**30, 0.82e12),
+    "TPU v5p": Chip(459e12, 95 * 2**30, 2.77e12),
+    "TPU v5": Chip(459e12, 95 * 2**30, 2.77e12),
+    "TPU v6 lite": Chip(918e12, 32 * 2**30, 1.64e12),
+    "TPU7x": Chip(2307e12, 192 * 2**30, 7.37e12),
+    "A100": Chip(312e12, 80 * 2**30, 2.04e12),
+    "H100": Chip(989e12, 80 * 2**30, 3.35e12),
+    "H200": Chip(989e12, 141 * 10**9, 4.8e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """Numbers of weights by what they are for."""
+
+    embed: int  # input embedding
+    head: int  # output head; 0 where it is tied to the embedding
+    layers: int  # the stack with its norms and the last norm
+    front: int  # patch or conv front end, fixed statistics left out
+    lora: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.embed + self.head + self.layers + self.front + self.lora
+
+
+def chip(kind: str) -> Chip | None:
+    """The chip whose name stands in a device kind such as "NVIDIA H100 80GB HBM3"."""
+    return next((CHIPS[name] for name in CHIPS if name in kind), None)
+
+
+def parameters(run: config.Run) -> Parameters:
+    """How many weights the run's model has."""
+    m, r = run.model, run.lora.r
+    heads, shared = m.n * m.h, m.k * m.h
+    layer = m.d * (heads + 2 * shared) + heads * m.d + 3 * m.d * m.f + 2 * m.d
+    lora = r * ((m.d + heads + 2 * shared) + (heads + m.d) + (m.d + 2 * m.f) + (m.f + m.d))
+    return Parameters(
+        embed=m.v * m.d,
+        head=0 if m.tied else m.v * m.d,
+        layers=m.l * layer + m.d,
+        front=_front(run),
+        lora=m.l * lora,
+    )
+
+
+def forward(run: config.Run) -> float:
+    """FLOPs of one position's forward pass in a full row: 2 a weight and multiply, and attention.
+
+    Attention counts the pairs that a causal mask leaves (half the square, or the window). The
+    embedding is a look-up and costs none; the head reads every position. The front end costs at
+    speech positions only; it is counted as if every position were speech, an upper bound.
+    """
+    p, m, t = parameters(run), run.model, run.data.t
+    seen = min(m.window, t) if m.window else (t + 1) / 2
+    attention = m.l * 4 * m.n * m.h * seen
+    return 2 * (p.layers + p.lora + m.v * m.d + p.front) + attention
+
+
+def step(run: config.Run) -> float:
+    """FLOPs of one update: forward, and twice that backward for what must be differentiated.
+
+    Weights that are frozen still pass gradients to the activations before them, so they cost 2
+    and not 3 times the forward pass. What remat computes again does not count.
+    """
+    whole = forward(run) * run.data.b * run.data.t
+    if run.optim.train == "all":
+        return 3 * whole
+    p = parameters(run)
+    frozen = 2 * (p.layers + run.model.v * run.model.d) * run.data.b * run.data.t
+    return 3 * whole - frozen
+
+
+def _front(run: config.Run) -> int:
+    m, mel = run.model, run.mel
+    if m.front == "linear":
+        return mel.p * m.d + m.d
+    bands = mel.m
+    for _ in range(3):
+        bands = (bands + 1) // 2
+    c = m.c
+    stem = 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c
+    return stem + c * m.d + m.d + m.d * m.d + m.d

@@ -1,0 +1,178 @@
+"""The speech language model: a front end, a stack of Phi-3/4 blocks, a head.
+
+Shapes: [b t d] inside. A block is x + attention(norm x), then x + MLP(norm x) (Abdin et al. 2024,
+arXiv 2404.14219). Weights of all layers are stacked on a leading axis l, so that one compiled
+layer serves all.
+"""
+
+from collections.abc import Callable
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from melllm_jax import attention, config, frontend, layout
+from melllm_jax.batch import Batch
+from melllm_jax.layers import LowRank, RMSNorm, Sizes, einsum, rotary, rotate, sizes, weight
+
+See = Callable[..., Float[Array, "b t n h"]]  # (q, k, v) → what is attended to
+Angles = tuple[Float[Array, "b t x"], Float[Array, "b t x"]]
+
+
+class Attention(nnx.Module):
+    """Self-attention in which n query heads share k key/value heads."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: config.Lora):
+        self.q = weight(rngs, size, "d n h", fan_in="d")
+        self.k = weight(rngs, size, "d k h", fan_in="d")
+        self.v = weight(rngs, size, "d k h", fan_in="d")
+        self.o = weight(rngs, size, "n h d", fan_in="n h")
+        if cfg.r:
+            self.qkv_lora = LowRank(rngs, size, cfg, "d", ["n h", "k h", "k h"])
+            self.o_lora = LowRank(rngs, size, cfg, "n h", ["d"])
+        self.lora = cfg.r > 0
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], angles: Angles, see: See, key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        """`see` attends: it is given q, k and v, and may keep k and v."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        q = einsum("btd,dnh->btnh", x_btd, self.q[...])
+        k = einsum("btd,dkh->btkh", x_btd, self.k[...])
+        v = einsum("btd,dkh->btkh", x_btd, self.v[...])
+        if self.lora:
+            dq, dk, dv = self.qkv_lora(x_btd, keys[0])
+            q, k, v = q + dq, k + dk, v + dv
+        y_btnh = see(rotate(q, angles), rotate(k, angles), v)
+        y_btd = einsum("btnh,nhd->btd", y_btnh, self.o[...])
+        return y_btd + self.o_lora(y_btnh, keys[1])[0] if self.lora else y_btd
+
+
+class Mlp(nnx.Module):
+    """down(silu(gate x) · up x) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: config.Lora):
+        self.gate = weight(rngs, size, "d f", fan_in="d")
+        self.up = weight(rngs, size, "d f", fan_in="d")
+        self.down = weight(rngs, size, "f d", fan_in="f")
+        if cfg.r:
+            self.gate_up_lora = LowRank(rngs, size, cfg, "d", ["f", "f"])
+            self.down_lora = LowRank(rngs, size, cfg, "f", ["d"])
+        self.lora = cfg.r > 0
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        gate = einsum("btd,df->btf", x_btd, self.gate[...])
+        up = einsum("btd,df->btf", x_btd, self.up[...])
+        if self.lora:
+            d_gate, d_up = self.gate_up_lora(x_btd, keys[0])
+            gate, up = gate + d_gate, up + d_up
+        y_btf = jax.nn.silu(gate) * up
+        y_btd = einsum("btf,fd->btd", y_btf, self.down[...])
+        return y_btd + self.down_lora(y_btf, keys[1])[0] if self.lora else y_btd
+
+
+class Block(nnx.Module):
+    """One layer."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: config.Model, lora: config.Lora):
+        self.attn_norm = RMSNorm(size, cfg.eps)
+        self.attn = Attention(rngs, size, lora)
+        self.mlp_norm = RMSNorm(size, cfg.eps)
+        self.mlp = Mlp(rngs, size, lora)
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], angles: Angles, see: See, key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        x_btd = x_btd + self.attn(self.attn_norm(x_btd), angles, see, keys[0])
+        return x_btd + self.mlp(self.mlp_norm(x_btd), keys[1])
+
+
+class Stack(nnx.Module):
+    """`cfg.l` blocks, their weights stacked."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: config.Model, lora: config.Lora):
+        self.cfg = cfg
+        self.blocks = jax.vmap(lambda layer: Block(layer, size, cfg, lora))(rngs.split(cfg.l))
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], angles: Angles, see: See, key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        keys = None if key is None else jax.random.split(key, self.cfg.l)
+        apply = lambda x, layer: (layer[0](x, angles, see, layer[1]), None)
+        if self.cfg.remat != "none":
+            apply = jax.checkpoint(apply, policy=POLICIES[self.cfg.remat], prevent_cse=False)
+        layers = (self.blocks, keys)
+        unroll = 1 if self.cfg.scan else self.cfg.l
+        return jax.lax.scan(apply, x_btd, layers, unroll=unroll)[0]
+
+    def layer(self, i: int) -> Block:
+        """Layer `i` alone."""
+        return jax.tree.map(lambda x: x[i], self.blocks)
+
+
+POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+FRONTS = {"linear": frontend.Linear, "conv": frontend.Conv}
+
+
+class SpeechLM(nnx.Module):
+    """Tokens and mel patches in, hidden states out; `logits` reads them."""
+
+    def __init__(
+        self,
+        cfg: config.Model,
+        mel: config.Mel,
+        lora: config.Lora,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        size = sizes(cfg, mel, lora)
+        self.cfg = cfg
+        self.embed = weight(rngs, size, "v d", fan_in="d")
+        self.front = FRONTS[cfg.front](rngs, size)
+        self.stack = Stack(rngs, size, cfg, lora)
+        self.norm = RMSNorm(size, cfg.eps)
+        if not cfg.tied:
+            self.head = weight(rngs, size, "d v", fan_in="d")
+
+    def __call__(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
+        """Hidden states after the last norm, [b t d]; `key` turns dropout on."""
+        seen = self.visible(attention.places(batch), attention.places(batch))
+        see = lambda q, k, v: attention.attend(q, k, v, seen)
+        return self.norm(self.stack(self.inputs(batch), self.angles(batch), see, key))
+
+    def inputs(self, batch: Batch) -> Float[Array, "b t d"]:
+        """What enters the first layer: the front end's output at speech, embeddings at text."""
+        words = self.words(batch.tokens)
+        return jnp.where(batch.is_speech[..., None], self.front(batch), words)
+
+    def words(self, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Embeddings of tokens."""
+        table = jax.reshard(self.embed[...], layout.w("v e"))  # rows take the axis that splits d
+        return table.at[tokens_bt].get(out_sharding=layout.a("b t d"))
+
+    def angles(self, batch: Batch) -> Angles:
+        """Rotary cosine and sine of a batch's positions."""
+        return rotary(self.cfg.rope, self.cfg.rotated, batch.positions, self.lengths(batch))
+
+    def lengths(self, batch: Batch) -> Array:
+        """Length of each position's segment, int32 [b t]; counted only where rotary asks for it."""
+        if batch.positions.shape[1] <= self.cfg.rope.original:
+            return batch.positions + 1  # none can be longer than `original`
+        whole = attention.whole_time(batch.segments)
+        return jnp.sum(batch.segments[..., None] == whole[:, None], axis=-1, dtype=jnp.int32)
+
+    def visible(self, q: attention.Place, kv: attention.Place) -> Array:
+        """Bool [b t s]: who sees whom under this model's rules."""
+        both_ways = self.cfg.speech == "bidirectional"
+        return attention.visible(q, kv, window=self.cfg.window, both_ways=both_ways)
+
+    def logits(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Scores of the next token, float32 [b t v]."""
+        if self.cfg.tied:
+            return einsum("btd,vd->btv", x_btd, self.embed[...]).astype(jnp.float32)
+        return einsum("btd,dv->btv", x_btd, self.head[...]).astype(jnp.float32)

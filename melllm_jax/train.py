@@ -1,0 +1,201 @@
+"""The training loop.
+
+The order inside the loop matters, and why is said there. On a CPU the loss curve is a pure
+function of the run: stopping anywhere and going on gives the same numbers, bit for bit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import pathlib
+import signal
+import threading
+import types
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+import numpy as np
+
+from melllm_jax import config, layout
+from melllm_jax.batch import Batch
+from melllm_jax.checkpoint import Checkpoints, dump
+from melllm_jax.errors import Fault
+from melllm_jax.meter import Meter
+from melllm_jax.model import SpeechLM
+from melllm_jax.record import Record
+from melllm_jax.update import State, Update
+from melllm_jax.weights import Weights
+
+
+class Progress(Protocol):
+    """What the loop tells whoever watches."""
+
+    def say(self, text: str) -> None:
+        """Something happened that a line should be left of."""
+
+    def doing(self, text: str) -> None:
+        """What takes long just now, such as compiling."""
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """An update is done."""
+
+
+class Silent:
+    """A `Progress` that tells nobody."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def doing(self, text: str) -> None:
+        """Nothing."""
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+SILENT = Silent()
+
+
+def train(
+    run: config.Run,
+    batches: Iterator[Batch],
+    workdir: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    sizes: Sequence[int] = (),
+    progress: Progress = SILENT,
+    score: Callable[[SpeechLM], Mapping[str, Any]] | None = None,
+    rejected: Callable[[], Mapping[str, int]] = dict,
+    start: Callable[[Update], State] = Update.initial,
+) -> State:
+    """Train `run` in its folder, from its newest good checkpoint or from `start`.
+
+    `batches` yields NumPy batches of this host's rows and saves its own place (a Grain iterator).
+    `sizes` gives the examples of each source, for the epoch; `score` turns the model into metrics
+    each `keep.score` updates; `rejected` counts bad examples by reason. Returns the last state;
+    after SIGTERM that is the state saved then. Raises Fault where the loss is not finite or a
+    checkpoint cannot be written.
+    """
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(str(workdir / "checkpoints"), run.keep, progress.say) as checkpoints,
+        Stop() as stop,
+    ):
+        update = Update(run)
+        state, seen = _resumed(update, checkpoints, batches, mesh, start, progress)
+        first = int(state.step)
+        meter = Meter(run, mesh, sizes, seen)
+        compiled: Any = None
+        late: tuple[int, dict[str, Array], Batch] | None = None
+        with Record(workdir, first) as record, jax.transfer_guard("disallow"):
+
+            def settle() -> None:
+                """Read the last update's metrics: the next one is already under way."""
+                nonlocal late
+                if late is None:
+                    return
+                (step, numbers, batch), late = late, None
+                metrics = meter.read(jax.device_get(numbers)) | {"rejected": dict(rejected())}
+                if not metrics.pop("finite"):
+                    raise _halt(workdir, step, batch, state, metrics["loss"])
+                if step % run.keep.log == 0 or step == run.optim.steps:
+                    record.write(step, metrics)
+                progress.step(step, metrics)
+
+            for step in range(first + 1, run.optim.steps + 1):
+                # Data first: its wait is measured, and its place is saved with this update.
+                with meter.waiting():
+                    batch = next(batches)
+                here = layout.place(batch)
+                if compiled is None:
+                    progress.doing("compiling…")
+                    compiled = jax.jit(update, donate_argnums=0).lower(state, here).compile()
+                    meter.start()
+                # Dispatch, then read the update before: the device never waits for the host.
+                state, numbers = compiled(state, here)
+                settle()
+                late = step, numbers, batch
+                last = step == run.optim.steps or stop.asked
+                if last or step % run.keep.every == 0:
+                    # Saving needs this update's numbers, and a bad one must not be kept.
+                    settle()
+                    checkpoints.save(step, *_saved(state, meter), batches)
+                if score is not None and run.keep.score and step % run.keep.score == 0:
+                    settle()
+                    with jax.transfer_guard("allow"):
+                        model = update.skeleton.model(state.trained | state.frozen, update.dtype)
+                        record.write(step, dict(score(model)))
+                    meter.start()
+                if last:
+                    break
+            settle()
+        if stop.asked:
+            progress.say(f"stopped by a signal after update {int(state.step)}: saved")
+    return state
+
+
+class Stop:
+    """SIGTERM as a wish: `asked` turns true, and the loop ends where it can be resumed."""
+
+    asked = False
+
+    def __enter__(self) -> "Stop":
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: types.FrameType | None) -> None:
+        self.asked = True
+
+
+def _saved(state: State, meter: Meter) -> tuple[Weights, dict[str, Any]]:
+    """A state in the two parts that a checkpoint has."""
+    rest = {"opt": state.opt, "step": state.step, "seen": meter.seen.copy()}
+    return state.trained | state.frozen, rest
+
+
+def _resumed(
+    update: Update,
+    checkpoints: Checkpoints,
+    batches: Iterator[Batch],
+    mesh: jax.sharding.Mesh,
+    start: Callable[[Update], State],
+    progress: Progress,
+) -> tuple[State, np.ndarray]:
+    """The state to go on from, and the examples seen of each source; moves `batches` on."""
+    shapes, sources = update.shapes(mesh), max(len(update.run.data.sources), 1)
+    seen = np.zeros(sources, np.int64)
+    rest = {"opt": shapes.opt, "step": shapes.step, "seen": seen}
+    found = checkpoints.restore(shapes.trained | shapes.frozen, rest, batches)
+    if found is None:
+        progress.doing("making weights…")
+        return start(update), seen
+    step, parts = found
+    progress.say(f"resuming after update {step}")
+    weights, rest = parts["weights"], parts["state"]
+    trained = {name: weights[name] for name in shapes.trained}
+    frozen = {name: weights[name] for name in shapes.frozen}
+    state = State(trained, frozen, rest["opt"], rest["step"], jnp.bool(False))
+    return state, np.asarray(rest["seen"])
+
+
+def _halt(workdir: pathlib.Path, step: int, batch: Batch, state: State, loss: float) -> Fault:
+    """Put what is needed to find the cause on disk, and name it."""
+    folder = workdir / "halted" / f"{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    # bfloat16 has no npz form that reads back without ml_dtypes.
+    arrays: dict[str, Any] = {
+        name: np.asarray(x, np.float32) if x.dtype.kind not in "if" else x
+        for name, x in batch._asdict().items()
+    }
+    np.savez(folder / "batch.npz", **arrays)
+    dump(folder / "state", {"weights": state.trained | state.frozen, "opt": state.opt})
+    return Fault(
+        f"update {step}: loss={loss} or its gradient is not finite; the batch and the state "
+        f"before it are in {folder}"
+    )

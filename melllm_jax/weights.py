@@ -1,0 +1,60 @@
+"""A model as weights by name, and back.
+
+Training, checkpoints and conversion all speak of "stack.blocks.attn.q": a flat dict of arrays is
+what is differentiated, saved, frozen and mapped.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from melllm_jax.layers import Fixed
+from melllm_jax.model import SpeechLM
+
+Weights = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """All of a model but its numbers."""
+
+    graph: nnx.GraphDef
+    kinds: Mapping[str, nnx.Param]  # by name: what each weight is (type, `dims`, `fan_in`)
+
+    def model(self, weights: Mapping[str, jax.Array], dtype: jnp.dtype | None = None) -> SpeechLM:
+        """The model with these weights, those that are learnt cast to `dtype`.
+
+        Raises KeyError where one is missing.
+        """
+        flat = []
+        for name, kind in self.kinds.items():
+            stays = dtype is None or isinstance(kind, Fixed)
+            value = weights[name] if stays else weights[name].astype(dtype)
+            flat.append((tuple(map(_key, name.split("."))), kind.replace(value)))
+        return nnx.merge(self.graph, nnx.from_flat_state(flat))
+
+
+def split(model: SpeechLM) -> tuple[Skeleton, Weights]:
+    """The model's skeleton and its weights by name, in a fixed order."""
+    graph, state = nnx.split(model)
+    flat = {".".join(map(str, path)): kind for path, kind in nnx.to_flat_state(state)}
+    return Skeleton(graph, flat), {name: kind.get_value() for name, kind in flat.items()}
+
+
+def initial(build: Callable[[nnx.Rngs], SpeechLM], seed: int) -> tuple[Skeleton, Weights]:
+    """Random weights, each made where the mesh in force keeps it, in one compiled call."""
+    rngs = nnx.Rngs(jax.random.key(seed))
+    skeleton, _ = abstract(build)
+    return skeleton, jax.jit(lambda r: split(build(r))[1])(rngs)
+
+
+def abstract(build: Callable[[nnx.Rngs], SpeechLM]) -> tuple[Skeleton, Weights]:
+    """The skeleton and the weights' shapes, dtypes and layouts: nothing is computed."""
+    return split(jax.eval_shape(build, nnx.Rngs(jax.random.key(0))))
+
+
+def _key(part: str) -> str | int:
+    return int(part) if part.isdigit() else part
