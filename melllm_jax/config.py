@@ -71,9 +71,9 @@ class Rope:
     longest: int = 4096  # max_position_embeddings
 
     def __post_init__(self) -> None:
-        _rule("rope.partial", self.partial, 0 < self.partial <= 1, "must lie in (0, 1]")
+        _rule("model.rope.partial", self.partial, 0 < self.partial <= 1, "must lie in (0, 1]")
         same = len(self.short) == len(self.long)
-        _rule("rope.long", f"{len(self.long)} factors", same, f"short has {len(self.short)}")
+        _rule("model.rope.long", f"{len(self.long)} factors", same, f"short has {len(self.short)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Keep:
 class Run:
     """All that decides a run."""
 
-    name: str  # the preset it came from
+    name: str = dataclasses.field(metadata=WHERE)  # the preset it came from
     model: Model
     data: Data
     optim: Optim

@@ -8,7 +8,8 @@ loop would copy every weight for every token.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import NamedTuple
+import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +62,11 @@ class Decoder:
 
     def __init__(self, model: SpeechLM, end: int, how: Decoding = Decoding()):  # noqa: B008
         self.model, self.end, self.how = model, end, how
-        self.layers = [model.stack.layer(i) for i in range(model.cfg.l)]
-        self._run = jax.jit(
-            functools.partial(_generate, end=end, how=how), static_argnames=("steps",)
+        self.layers = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])(
+            model.stack
         )
+        self.compiling = 0.0  # seconds spent on it so far
+        self._compiled: dict[tuple, Any] = {}
 
     def __call__(self, prompt: Batch, limits: np.ndarray, key: Array | None = None) -> Generated:
         """Generate after each row of `prompt` (see `prompts`), at most limits [b] tokens.
@@ -75,7 +77,14 @@ class Decoder:
         key = jax.random.key(0) if key is None else key
         limits = jax.device_put(np.asarray(limits, np.int32), layout.a("b"))
         prompt = layout.place(prompt)
-        return self._run(self.model, self.layers, prompt, limits, key, steps=steps)
+        arguments = self.model, self.layers, prompt, limits, key
+        shape = prompt.tokens.shape, steps
+        if shape not in self._compiled:
+            began = time.perf_counter()
+            run = jax.jit(functools.partial(_generate, end=self.end, how=self.how, steps=steps))
+            self._compiled[shape] = run.lower(*arguments).compile()
+            self.compiling += time.perf_counter() - began
+        return self._compiled[shape](*arguments)
 
 
 def prompts(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
@@ -137,9 +146,9 @@ def _generate(
         for layer, old in zip(layers, cache, strict=True):
 
             def see(q: Array, k: Array, v: Array, old: tuple = old) -> Array:
-                new = [_written(held, more, slot) for held, more in zip(old, (k, v), strict=True)]
-                kept.append(tuple(new))
-                return attention.attend(q, *new, seen)
+                new_k, new_v = _written(old[0], k, slot), _written(old[1], v, slot)
+                kept.append((new_k, new_v))
+                return attention.attend(q, new_k, new_v, seen)
 
             x = layer(x, angles, see)
         return model.logits(model.norm(x[:, -1:]))[:, 0], kept
@@ -183,7 +192,7 @@ def _generate(
         scores, cache = through(x, q, t + i, loop.cache)
         return Loop(i + 1, scores, cache, tokens, recent, runs, done, ended, looped)
 
-    nothing = lengths < 0
+    none = lengths < 0
     first = Loop(
         jnp.int32(0),
         scores,
@@ -192,8 +201,8 @@ def _generate(
         rows(PERIODS, -1),
         rows(PERIODS, 0),
         limits <= 0,
-        nothing,
-        nothing,
+        none,
+        none,
     )
     last = jax.lax.while_loop(going, one, first)
     lengths = jnp.sum(jnp.cumsum(last.tokens[:, ::-1] > 0, axis=1) > 0, axis=1)

@@ -63,7 +63,7 @@ def optimizer(cfg: config.Optim, kinds: Kinds) -> optax.GradientTransformation:
         schedule(cfg),
         weight_decay=cfg.weight_decay,
         consistent_rms=0.2,
-        muon_weight_dimension_numbers={name: axes[name] for name in kinds if axes[name]},
+        muon_weight_dimension_numbers=axes,
     )
     labels = {name: "muon" if axes[name] else "adamw" for name in kinds}
     both = optax.transforms.partition({"muon": matrices, "adamw": adamw}, labels)

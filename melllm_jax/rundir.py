@@ -27,7 +27,7 @@ def claim(workdir: str, run: config.Run) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name("run.json.tmp")
     scratch.write_text(config.to_json(run))
-    scratch.rename(path)
+    scratch.replace(path)
 
 
 def read(workdir: str) -> config.Run:

@@ -1,0 +1,161 @@
+"""Sound files to 16 kHz mono float32 and back: the only importer of soundfile and soxr.
+
+What cannot be read in full is refused with a reason, never shortened: `BadAudio.reason` is what
+the pipeline counts.
+"""
+
+import functools
+import io
+import os
+import pathlib
+import re
+from typing import Literal
+
+from jaxtyping import Float32
+import numpy as np
+import soundfile
+import soxr
+
+from melllm_jax.errors import Fault, Mistake
+from melllm_jax.mel_tables import RATE
+
+SLOWEST, FASTEST = 8_000, 48_000  # Hz: below telephone speech nothing is left to recognise
+UNKNOWN = 0x7FFF_0000  # a WAV written into a pipe claims this many bytes or more
+CUT = re.compile(  # what libsndfile's log says of a WAV, and of an Ogg file in three places
+    r"data : (\d+) \(should be (\d+)\)|File ended unexpectedly|lacks an end-of-stream|Junk after"
+)
+
+Reason = Literal["missing", "undecodable", "empty", "not finite", "rate"]
+
+
+class BadAudio(Mistake):
+    """Sound that cannot be used. The message names the file, `reason` the kind of trouble."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["BadAudio"], tuple[str, str]]:
+        """Crosses processes with its reason: by default only the message would."""
+        return type(self), (self.reason, str(self))
+
+
+def decode(
+    source: bytes | str | os.PathLike[str], name: str | None = None
+) -> Float32[np.ndarray, "w"]:
+    """Samples in [-1, 1] at 16 kHz of a wav, flac, mp3 or ogg (Vorbis, Opus) file or its bytes.
+
+    Channels are averaged; rates from 8 to 48 kHz are resampled. Errors name the file, or
+    bytes by `name`. Raises BadAudio: "missing"; "undecodable", also where a file was cut off
+    (which an MP3 without a length header does not show); "rate"; "empty"; "not finite".
+    """
+    name = name or _name(source)
+    try:
+        with _opened(source, name) as stream, soundfile.SoundFile(stream) as file:
+            _check_header(file, name)
+            sound = file.read(dtype="float32", always_2d=True)
+            _check_whole(file, len(sound), stream, name)
+            rate = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise BadAudio("undecodable", f"{name}: is no sound: {error.error_string}") from error
+    wave = sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1)
+    if not np.isfinite(wave).all():
+        raise BadAudio("not finite", f"{name}: holds samples that are NaN or infinite")
+    wave = resample(wave, rate)
+    if not wave.size:
+        raise BadAudio("empty", f"{name}: holds no sample at {RATE} Hz")
+    return wave
+
+
+def resample(wave: Float32[np.ndarray, "w"], rate: int) -> Float32[np.ndarray, "resampled"]:
+    """The sound at 16 kHz instead of `rate` Hz, by soxr's HQ filter (20 bits)."""
+    if rate != RATE:
+        wave = soxr.resample(wave, rate, RATE, quality="HQ")
+    return np.ascontiguousarray(wave)
+
+
+def duration(source: bytes | str | os.PathLike[str], name: str | None = None) -> float:
+    """Seconds of sound as the header has them; nothing is decoded. Raises BadAudio as `decode`."""
+    name = name or _name(source)
+    try:
+        with _opened(source, name) as stream, soundfile.SoundFile(stream) as file:
+            _check_header(file, name)
+            return file.frames / file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise BadAudio("undecodable", f"{name}: is no sound: {error.error_string}") from error
+
+
+def to_flac(wave: Float32[np.ndarray, "w"], rate: int = RATE) -> bytes:
+    """FLAC of 16 bits; samples outside [-1, 1) are clipped. 16-bit sound comes back equal."""
+    samples = np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
+    stream = io.BytesIO()
+    soundfile.write(stream, samples, rate, format="FLAC", subtype="PCM_16")
+    return stream.getvalue()
+
+
+def _name(source: bytes | str | os.PathLike[str]) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
+
+
+def _opened(source: bytes | str | os.PathLike[str], name: str) -> io.BufferedIOBase:
+    """The bytes of `source`, at least one, to read from."""
+    if not isinstance(source, bytes) and not pathlib.Path(source).is_file():
+        raise BadAudio("missing", f"{name}: no such file")
+    stream: io.BufferedIOBase
+    if isinstance(source, bytes):
+        stream = io.BytesIO(source)
+    else:
+        try:
+            stream = open(source, "rb")  # noqa: SIM115  the caller closes it
+        except OSError as error:
+            raise Fault(f"{name}: cannot be read: {error.strerror}") from error
+    if not stream.seek(0, io.SEEK_END):
+        stream.close()
+        raise BadAudio("empty", f"{name}: holds no byte")
+    stream.seek(0)
+    return stream
+
+
+def _check_header(file: soundfile.SoundFile, name: str) -> None:
+    if not SLOWEST <= file.samplerate <= FASTEST:
+        rule = f"must be from {SLOWEST} to {FASTEST} Hz"
+        raise BadAudio("rate", f"{name}: sample rate {file.samplerate}: {rule}")
+    cut = CUT.search(file.extra_info)
+    if cut and (cut[1] is None or int(cut[2]) < int(cut[1]) < UNKNOWN):
+        raise BadAudio("undecodable", f"{name}: was cut off: {cut[0]}")
+    if not file.frames:
+        raise BadAudio("empty", f"{name}: holds no sample")
+
+
+def _check_whole(
+    file: soundfile.SoundFile, decoded: int, stream: io.BufferedIOBase, name: str
+) -> None:
+    """Raises BadAudio where less was decoded than the file holds.
+
+    An MP3 without a length header has its length guessed from its first bit rate. A guess too
+    high is no fault of the sound; one too low leaves sound unread, and shows as bytes left over,
+    of which a tenth and 512 may be tags. With a header, an MP3 frame is granted: some count it in.
+    """
+    granted = 0
+    if file.format == "MP3":
+        read = stream.tell()
+        left = stream.seek(0, io.SEEK_END) - read
+        if left > read // 10 + 512:
+            advice = "write it anew with a length (Xing) header"
+            raise BadAudio("undecodable", f"{name}: {left} bytes lie past its length: {advice}")
+        granted = 1152 if _states_length(stream) else file.frames
+    if decoded < file.frames - granted:
+        raise BadAudio("undecodable", f"{name}: was cut off: {decoded} of {file.frames} samples")
+
+
+def _states_length(stream: io.BufferedIOBase) -> bool:
+    """Whether an MP3 has a Xing, Info or VBRI header in its first frame, after any ID3v2 tag."""
+    stream.seek(0)
+    head = stream.read(10)
+    if head[:3] == b"ID3":  # its size is four groups of 7 bits
+        size = functools.reduce(lambda size, group: size << 7 | group, head[6:10], 0)
+        stream.seek(10 + size)
+    else:
+        stream.seek(0)
+    frame = stream.read(200)
+    return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))

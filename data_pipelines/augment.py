@@ -1,0 +1,42 @@
+"""SpecAugment: bars of time and of frequency covered at random, from training mel only.
+
+Park et al. 2019, "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition",
+section 2, without its time warping, which its table 5 finds to matter least.
+"""
+
+from jaxtyping import Float32
+import numpy as np
+
+from melllm_jax.config import Data
+
+SHARE = 0.2  # of an utterance that one time mask may cover: p of the paper's Switchboard policies
+
+
+def spec_augment(
+    mel: Float32[np.ndarray, "frames m"], cfg: Data, rng: np.random.Generator
+) -> Float32[np.ndarray, "frames m"]:
+    """A copy of `mel` with cfg's masks on it; `mel` itself where cfg has none.
+
+    A width is drawn evenly from 0 to cfg's widest (a time mask's also to SHARE of the frames, so
+    that a short word is not lost whole), then a start from those where it fits. Masked cells take
+    their band's mean over the utterance: about 0 after normalisation. The same state of `rng`
+    gives the same masks.
+    """
+    if not (cfg.time_masks or cfg.band_masks):
+        return mel
+    frames, m = mel.shape
+    mean = mel.mean(axis=0)
+    masked = mel.copy()
+    for _ in range(cfg.time_masks):
+        bar = _bar(frames, min(cfg.time_width, int(SHARE * frames)), rng)
+        masked[bar] = mean
+    for _ in range(cfg.band_masks):
+        bar = _bar(m, min(cfg.band_width, m), rng)
+        masked[:, bar] = mean[bar]
+    return masked
+
+
+def _bar(size: int, widest: int, rng: np.random.Generator) -> slice:
+    width = int(rng.integers(0, widest, endpoint=True))
+    start = int(rng.integers(0, size - width, endpoint=True))
+    return slice(start, start + width)

@@ -1,0 +1,128 @@
+"""`melllm train`: train a preset on prepared data, or go on where it stopped."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines import mel, pipeline, sources, text
+from data_pipelines.audio import BadAudio
+from data_pipelines.examples import Trial, Unfit, heard
+from data_pipelines.screen import progress as tally
+from data_pipelines.text import Tokenizer
+from launch.arguments import RunArguments, run_arguments
+from launch.progress import Bar
+from launch.transcriber import Transcriber
+from melllm_jax import config, layout, presets, rundir, score
+from melllm_jax.config import Run
+from melllm_jax.decode import Decoding
+from melllm_jax.errors import Mistake
+from melllm_jax.model import SpeechLM
+from melllm_jax.train import train
+
+Score = Callable[[SpeechLM], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(RunArguments):
+    """Train PRESET, or go on where it stopped: the same command resumes by itself."""
+
+    workdir: str  # folder of the run: run.json, checkpoints, metrics
+
+
+def main(argv: Sequence[str]) -> int:
+    """`melllm train PRESET --data DIR --workdir DIR [--model.d 512 …]`."""
+    arguments = run_arguments(
+        Arguments, argv, presets.preset, prog="melllm train", presets=presets.PRESETS
+    )
+    fit(arguments.run, arguments.workdir)
+    return 0
+
+
+def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
+    """Train `run` in `workdir` on all devices here, its corpora read and its mistakes told first.
+
+    Raises Mistake for whatever of the run, its data or its folder does not fit together; nothing
+    is written then.
+    """
+    run, tokenizer = completed(run)
+    mesh = layout.make_mesh(run.mesh)
+    layout.check(run, mesh)
+    host, hosts = jax.process_index(), jax.process_count()
+    corpora = [sources.open_source(source.path, "train") for source in run.data.sources]
+    scoring = dev_score(run, tokenizer) if run.keep.score else None
+    batches = iter(pipeline.train_batches(run, tokenizer, host=host, hosts=hosts))
+    rundir.claim(workdir, run)
+    if run.text.tokenizer != "bytes":
+        tokenizer.save(f"{workdir}/tokenizer")
+    bar = bar or Bar(run.optim.steps)
+    try:
+        train(
+            run,
+            batches,
+            pathlib.Path(workdir),
+            mesh,
+            sizes=[len(corpus) for corpus in corpora],
+            progress=bar,
+            score=scoring,
+            rejected=lambda: tally(batches)["bad"],
+        )
+    finally:
+        bar.close()
+        batches.close()
+
+
+def completed(run: Run) -> tuple[Run, Tokenizer]:
+    """`run` with what it takes from its data and tokenizer filled in, and the tokenizer.
+
+    That is the digests of both, and the mean and variance that "global" normalisation needs.
+    """
+    if not run.data.sources:
+        raise Mistake("data: give at least one corpus with --data DIR")
+    tokenizer = text.load(run.text.tokenizer)
+    if tokenizer.size > run.model.v:
+        raise Mistake(f"model.v={run.model.v}: the tokenizer has {tokenizer.size} ids")
+    known = [
+        dataclasses.replace(source, digest=sources.digest(source.path, "train"))
+        for source in run.data.sources
+    ]
+    changes: dict[str, Any] = {"data.sources": known, "text.digest": tokenizer.digest()}
+    if run.mel.normalize == "global" and not run.mel.mean:
+        changes |= dict(zip(("mel.mean", "mel.invstd"), statistics(run), strict=True))
+    return config.override(run, changes), tokenizer
+
+
+def statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and inverse deviation of each band, over `most` utterances spread over each corpus."""
+    plain = dataclasses.replace(run.mel, normalize="none")
+
+    def mels() -> Iterator[np.ndarray]:
+        for source in run.data.sources:
+            corpus = sources.open_source(source.path, "train")
+            for index in range(0, len(corpus), -(-len(corpus) // most)):
+                with contextlib.suppress(BadAudio, Unfit):  # counted when they come up in training
+                    yield heard(corpus[index], plain, longest=run.data.longest)
+
+    return mel.statistics(mels())
+
+
+def dev_score(run: Run, tokenizer: Tokenizer, most: int = 200) -> Score:
+    """WER on the first `most` utterances of the first corpus's dev split, as a function."""
+    corpus = sources.open_source(run.data.sources[0].path, "dev")
+    order = sources.by_length(corpus)[:most]
+    trials = [
+        trial
+        for trial in pipeline.eval_examples(corpus, run, tokenizer, order=order)
+        if isinstance(trial, Trial)
+    ]
+
+    def wer(model: SpeechLM) -> Mapping[str, Any]:
+        transcriber = Transcriber(model, tokenizer, run, Decoding())
+        found = [transcript.text for transcript in transcriber(trials, 50)]
+        return {"wer": score.score([t.reference for t in trials], found, "none").wer}
+
+    return wer

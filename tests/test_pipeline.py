@@ -1,0 +1,269 @@
+import dataclasses
+import math
+import pathlib
+import subprocess
+import sys
+
+from corpora import MEL, run_over, spelled, write_corpus
+from grain import experimental
+import numpy as np
+import pytest
+
+from data_pipelines.examples import Examples, Reject
+from data_pipelines.pipeline import eval_examples, train_batches
+from data_pipelines.prepare import prepare
+from data_pipelines.screen import progress
+from data_pipelines.sources import by_length, digest, open_source
+from data_pipelines.text import load
+from melllm_jax.batch import Batch
+from melllm_jax.errors import Mistake
+
+BYTES = load("bytes")
+GONE = {"audio_filepath": "none.flac"}
+ORDERED = {"bins": 1, "t": 64}  # one bin: rows hold the examples in the order of the stream
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory):
+    """Forty utterances, each with a text of its own."""
+    return write_corpus(tmp_path_factory.mktemp("forty"), 40, seconds=0.15)
+
+
+def pieces(batch):
+    """The examples in a batch, row after row, as (text, columns)."""
+    for row in range(len(batch.tokens)):
+        for segment in range(1, batch.segments[row].max() + 1):
+            inside = batch.segments[row] == segment
+            columns = {name: getattr(batch, name)[row][inside] for name in Batch._fields}
+            yield BYTES.decode(columns["tokens"].tolist()), columns
+
+
+def stream(run, count, **hosts):
+    """The first `count` examples of a host as (text, columns)."""
+    found = []
+    for batch in train_batches(run, BYTES, **hosts):
+        found.extend(pieces(batch))
+        if len(found) >= count:
+            return found[:count]
+    raise AssertionError("the stream ended")
+
+
+def texts(run, count, **hosts):
+    return [text for text, _ in stream(run, count, **hosts)]
+
+
+def test_batch_has_the_shapes_and_types_of_the_contract(forty):
+    batch = next(iter(train_batches(run_over(forty), BYTES)))
+    shapes = {name: (array.shape, array.dtype.name) for name, array in batch._asdict().items()}
+    plain = ((4, 96), "int32")
+    assert shapes == dict.fromkeys(Batch._fields, plain) | {
+        "patches": ((4, 96, 64), "bfloat16"),
+        "loss_weight": ((4, 96), "float32"),
+    }
+
+
+def test_batch_of_two_hosts_has_half_the_rows(forty):
+    batch = next(iter(train_batches(run_over(forty), BYTES, host=1, hosts=2)))
+    assert batch.tokens.shape == (2, 96)
+
+
+def test_batch_numbers_its_segments_and_places_from_left_to_right(forty):
+    batch = next(iter(train_batches(run_over(forty), BYTES)))
+    for segments, positions in zip(batch.segments, batch.positions, strict=True):
+        used = np.count_nonzero(segments)
+        starts = np.flatnonzero(positions[:used] == 0)
+        assert segments[starts].tolist() == list(range(1, len(starts) + 1))
+        assert len(starts) > 1
+        assert set(np.diff(segments[:used]).tolist()) == {0, 1}
+        assert (np.diff(positions[:used])[np.diff(segments[:used]) == 0] == 1).all()
+        assert not segments[used:].any()
+
+
+def test_batch_is_zero_where_it_is_padding(forty):
+    batch = next(iter(train_batches(run_over(forty), BYTES)))
+    padding = batch.segments == 0
+    assert padding.any()
+    assert not any(array[padding].astype(bool).any() for array in batch)
+
+
+def test_batch_holds_every_example_as_it_is_alone(forty):
+    run = run_over(forty)
+    alone = Examples(run, BYTES)
+    corpus = open_source(forty, "train")
+    wanted = {
+        utterance.text: alone.train((0, utterance), np.random.default_rng(0))
+        for utterance in corpus
+    }
+    found = stream(run, 60)
+    assert len({text for text, _ in found}) > 30
+    for text, columns in found:
+        for name, array in wanted[text].items():
+            assert np.array_equal(columns[name], array)
+
+
+def test_stream_of_one_host_sees_every_example_once_an_epoch_and_anew(forty):
+    found = texts(run_over(forty, **ORDERED), 120)
+    epochs = [found[:40], found[40:80], found[80:]]
+    assert [sorted(epoch) for epoch in epochs] == [sorted(map(spelled, range(40)))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_stream_of_several_hosts_sees_every_example_once_an_epoch(forty, hosts):
+    run = run_over(forty, **ORDERED)
+    shares = [texts(run, 80 // hosts, host=host, hosts=hosts) for host in range(hosts)]
+    for start in (0, 40 // hosts):
+        epoch = [text for share in shares for text in share[start : start + 40 // hosts]]
+        assert sorted(epoch) == sorted(map(spelled, range(40)))
+
+
+def test_stream_of_two_corpora_gives_each_host_some_of_both(forty, tmp_path):
+    other = write_corpus(tmp_path, 40, seconds=0.15, first=100)
+    run = run_over(forty, other, **ORDERED)
+    shares = [texts(run, 40, host=host, hosts=2) for host in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == sorted(texts(run, 80))
+    first = set(map(spelled, range(40)))
+    assert all(10 <= sum(text in first for text in share) <= 30 for share in shares)
+
+
+def test_stream_of_two_corpora_keeps_to_their_weights(forty, tmp_path):
+    other = write_corpus(tmp_path, 7, seconds=0.15, first=100)
+    found = stream(run_over(forty, other, weights=[3.0, 1.0], **ORDERED), 100)
+    sources = [int(columns["sources"][0]) for _, columns in found]
+    assert sources.count(1) == 25
+    last = {text for text, columns in found if columns["sources"][0] == 1}
+    assert last == set(map(spelled, range(100, 107)))
+
+
+def test_stream_follows_the_seed_alone(forty):
+    runs = [run_over(forty, seed=seed, **ORDERED) for seed in (5, 5, 6)]
+    first, again, other = (texts(run, 40) for run in runs)
+    threaded = texts(run_over(forty, seed=5, threads=3, ahead=3, **ORDERED), 40)
+    assert first == again == threaded
+    assert first != other
+
+
+def test_augmentation_is_the_same_for_any_number_of_hosts(forty):
+    fields = {"time_masks": 1, "band_masks": 1, **ORDERED}
+    alone = dict(stream(run_over(forty, **fields), 40))
+    shared = dict(stream(run_over(forty, **fields), 20, host=0, hosts=2))
+    plain = dict(stream(run_over(forty, **ORDERED), 40))
+    assert all(np.array_equal(c["patches"], alone[t]["patches"]) for t, c in shared.items())
+    assert sum(np.array_equal(c["patches"], alone[t]["patches"]) for t, c in plain.items()) < 10
+
+
+def test_augmentation_changes_with_the_seed_and_the_epoch(tmp_path):
+    folder = write_corpus(tmp_path, 1)  # one utterance: no seed changes its order
+
+    def patches(seed):
+        run = run_over(folder, seed=seed, band_masks=2, **ORDERED)
+        return [columns["patches"].tobytes() for _, columns in stream(run, 4)]
+
+    assert patches(0) == patches(0)
+    assert patches(0) != patches(1)
+    assert len(set(patches(0))) > 1
+
+
+@pytest.mark.parametrize("fields", [{"ahead": 0, "threads": 0}, {"ahead": 2, "threads": 2}])
+def test_chain_restored_at_any_batch_goes_on_alike(forty, tmp_path, fields):
+    other = write_corpus(tmp_path, 9, seconds=0.15, first=100, changes={104: GONE})
+    run = run_over(forty, other, bad=0.5, time_masks=1, **fields)
+    batches = experimental.LimitIterDataset(train_batches(run, BYTES), 5)
+    experimental.assert_equal_output_after_checkpoint(batches)
+
+
+def test_chain_stopped_at_a_random_step_goes_on_as_if_not(forty):
+    run = run_over(forty, ahead=2)
+    straight = iter(train_batches(run, BYTES, host=1, hosts=2))
+    step = int(np.random.default_rng().integers(1, 12))
+    for _ in range(step):
+        next(straight)
+    resumed = iter(train_batches(run, BYTES, host=1, hosts=2))
+    resumed.set_state(straight.get_state())
+    for _ in range(4):
+        for left, right in zip(next(resumed), next(straight), strict=True):
+            assert np.array_equal(left, right), f"stopped at step {step}"
+        assert progress(resumed) == progress(straight)
+
+
+def test_chain_over_prepared_flac_equals_the_one_over_its_manifest(forty, tmp_path):
+    prepare(forty, tmp_path / "out", per_shard=16)
+    batches = [next(iter(train_batches(run_over(f), BYTES))) for f in (forty, tmp_path / "out")]
+    assert all(np.array_equal(*arrays) for arrays in zip(*batches, strict=True))
+
+
+def test_chain_over_ready_mel_differs_by_its_rounding_alone(forty, tmp_path):
+    prepare(forty, tmp_path / "out", mel=dataclasses.replace(MEL, r=1))
+    raw, ready = (next(iter(train_batches(run_over(f), BYTES))) for f in (forty, tmp_path / "out"))
+    assert np.array_equal(raw.patches, ready.patches)  # both rounded once, to bfloat16
+    assert np.array_equal(raw.tokens, ready.tokens)
+
+
+def test_chain_over_mel_made_otherwise_is_refused(forty, tmp_path):
+    prepare(forty, tmp_path / "out", mel=dataclasses.replace(MEL, normalize="none"))
+    with pytest.raises(Mistake, match=r"mel.normalize=utterance: .*out holds mel made with none"):
+        train_batches(run_over(tmp_path / "out"), BYTES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "hosts", "rule"),
+    [
+        ({"sources": ()}, 1, "data.sources=\\(\\): needs one corpus at least"),
+        ({}, 3, "data.b=4: 3 hosts cannot share the rows evenly"),
+    ],
+)
+def test_chain_that_cannot_be_made_says_why(forty, changes, hosts, rule):
+    run = run_over(forty)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, **changes))
+    with pytest.raises(Mistake, match=rule):
+        train_batches(run, BYTES, hosts=hosts)
+
+
+def test_chain_with_a_negative_seed_is_refused(forty):
+    with pytest.raises(Mistake, match="seed=-1: must be 0 or more"):
+        train_batches(run_over(forty, seed=-1), BYTES)
+
+
+def test_chain_over_changed_data_is_refused(tmp_path):
+    folder = write_corpus(tmp_path, 3)
+    run = run_over(folder)
+    (source,) = run.data.sources
+    source = dataclasses.replace(source, digest=digest(folder, "train"))
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=(source,)))
+    next(iter(train_batches(run, BYTES)))
+    write_corpus(tmp_path, 4)
+    with pytest.raises(Mistake, match=rf"data.sources.digest={source.digest}: .* has "):
+        train_batches(run, BYTES)
+
+
+def test_eval_examples_come_once_in_order_and_bad_ones_as_rejects(tmp_path):
+    folder = write_corpus(tmp_path, 6, split="test", changes={2: GONE, 4: {"text": ""}})
+    corpus = open_source(folder, "test")
+    run = run_over(folder, t=4, longest=0.1)
+    found = list(eval_examples(corpus, run, BYTES))
+    assert [trial.id for trial in found] == [f"id{number}" for number in range(6)]
+    assert [isinstance(trial, Reject) for trial in found] == [n == 2 for n in range(6)]
+    assert found[4].reference == ""
+    assert len(found[0].columns["tokens"]) == math.ceil(found[0].columns["frames"].sum() / 8) + 1
+    longest_first = list(eval_examples(corpus, run, BYTES, order=by_length(corpus)))
+    durations = [trial.duration for trial in longest_first if not isinstance(trial, Reject)]
+    assert len(durations) == 5
+    assert durations == sorted(durations, reverse=True)
+
+
+def test_process_that_leaves_an_iterator_open_ends_in_silence(forty):
+    script = f"""
+from corpora import MEL, run_over
+from data_pipelines import pipeline, text
+iterator = iter(pipeline.train_batches(run_over({str(forty)!r}), text.load("bytes")))
+next(iterator)
+"""
+    tests = pathlib.Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={"PYTHONPATH": f"{tests}:{tests.parent}", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,119 @@
+import dataclasses
+import json
+
+from etils import epath
+import pytest
+
+from data_pipelines import shards
+from data_pipelines.utterance import Utterance, encode
+from melllm_jax.config import Mel
+from melllm_jax.errors import Fault, Mistake
+
+
+def spoken(number):
+    sound = bytes(number % 251 for _ in range(30_000))  # a file under 64 KiB is padded to that
+    return Utterance(f"id{number}", f"text {number}", 0.5, "x", audio=sound)
+
+
+def write(folder, count=7, per_shard=3, mel=None):
+    folder.mkdir(exist_ok=True)
+    writer = shards.Writer(epath.Path(folder), "train", per_shard=per_shard)
+    for number in range(count):
+        writer.add(encode(spoken(number)), 0.5)
+    index = shards.Index(mel, {"train": writer.close()})
+    shards.write_index(epath.Path(folder), index)
+    return index
+
+
+def opened(folder):
+    return shards.Shards(epath.Path(folder), shards.read_index(epath.Path(folder)), "train")
+
+
+def test_shards_of_seven_records_hold_them_in_order(tmp_path):
+    index = write(tmp_path)
+    assert [shard.count for shard in index.splits["train"]] == [3, 3, 1]
+    source = opened(tmp_path)
+    assert len(source) == 7
+    assert [source[i] for i in (6, 0, 3, 2)] == [spoken(i) for i in (6, 0, 3, 2)]
+
+
+def test_index_read_back_equals_the_one_written(tmp_path):
+    mel = Mel(kind="plain", m=8, normalize="global", mean=(0.5,) * 8, invstd=(2.0,) * 8)
+    assert write(tmp_path, mel=mel) == shards.read_index(epath.Path(tmp_path))
+
+
+def test_index_says_counts_hours_and_what_is_stored(tmp_path):
+    write(tmp_path)
+    tree = json.loads((tmp_path / "index.json").read_text())
+    assert tree["stores"] == "flac"
+    assert tree["splits"]["train"]["count"] == 7
+    assert tree["splits"]["train"]["hours"] == 3.5 / 3600
+
+
+def test_writer_stopped_midway_leaves_no_index_and_no_whole_shard(tmp_path):
+    writer = shards.Writer(epath.Path(tmp_path), "train", per_shard=3)
+    for number in range(4):
+        writer.add(encode(spoken(number)), 0.5)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"train-00000.array_record", "train-00001.array_record.part"}
+
+
+def test_writer_on_a_folder_that_is_not_there_is_a_fault_that_names_the_file(tmp_path):
+    writer = shards.Writer(epath.Path(tmp_path / "none"), "train", per_shard=3)
+    with pytest.raises(Fault, match=r"train-00000.array_record.part: cannot be written"):
+        writer.add(encode(spoken(0)), 0.5)
+
+
+def test_shard_with_one_byte_changed_is_a_fault_that_names_it(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "train-00001.array_record"
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes([4] * 50))] ^= 1  # in the sound of record 4, its second
+    path.write_bytes(content)
+    source = opened(tmp_path)
+    assert source[3] == spoken(3)
+    with pytest.raises(Fault, match=r"train-00001.array_record: record 1 cannot be read"):
+        source[4]
+
+
+def test_shard_cut_short_is_a_fault_that_names_it(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "train-00002.array_record"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Fault, match=rf"train-00002.array_record: has {size - 1} bytes"):
+        opened(tmp_path)
+
+
+def test_shard_missing_is_a_fault_that_names_it(tmp_path):
+    write(tmp_path)
+    (tmp_path / "train-00000.array_record").unlink()
+    with pytest.raises(Fault, match=r"train-00000.array_record: is missing"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}'])
+def test_index_damaged_is_a_fault_that_names_it(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(Fault, match=r"index.json: cannot be read"):
+        shards.read_index(epath.Path(tmp_path))
+
+
+def test_index_of_another_version_is_refused(tmp_path):
+    (tmp_path / "index.json").write_text('{"version": 2}')
+    with pytest.raises(Mistake, match="version=2: this release reads 1"):
+        shards.read_index(epath.Path(tmp_path))
+
+
+def test_index_holds_the_hash_of_every_shard(tmp_path):
+    before = write(tmp_path / "a")
+    again = write(tmp_path / "b")
+    other = write(tmp_path / "c", count=6)
+    hashes = [[shard.sha256 for shard in i.splits["train"]] for i in (before, again, other)]
+    assert hashes[0] == hashes[1]
+    assert hashes[0][:2] == hashes[2]
+    assert dataclasses.astuple(before.splits["train"][0])[:3] == (
+        "train-00000.array_record",
+        3,
+        1.5,
+    )

@@ -1,0 +1,30 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_pipelines.utterance import Utterance, decode, encode
+
+SPOKEN = Utterance("a/1", "grüß dich", 1.25, "Zoë", audio=b"fLaC\x00\xff")
+
+
+def test_record_of_encoded_audio_comes_back_equal():
+    assert decode(encode(SPOKEN)) == SPOKEN
+
+
+def test_record_of_mel_comes_back_as_its_nearest_bfloat16():
+    mel = np.array([[1.0, 257.0], [-0.5, 3.14159]], np.float32)
+    back = decode(encode(dataclasses.replace(SPOKEN, audio=None, mel=mel)))
+    assert back.audio is None
+    assert back.mel.tolist() == [[1.0, 256.0], [-0.5, 3.140625]]  # 8 bits of mantissa
+
+
+def test_record_of_a_path_is_refused():
+    with pytest.raises(TypeError, match="a/1: a record needs mel or encoded audio"):
+        encode(dataclasses.replace(SPOKEN, audio=None))
+
+
+@pytest.mark.parametrize("size", [0, 3, 20])
+def test_record_cut_short_is_refused(size):
+    with pytest.raises(ValueError):
+        decode(encode(SPOKEN)[:size])
