@@ -15,6 +15,7 @@ from launch import transcriber
 from launch.arguments import parse
 from melllm_jax import score
 from melllm_jax.decode import Decoding
+from melllm_jax.errors import Fault
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     """Transcribe the split, write RUN/eval/NAME.json and NAME.jsonl, and return the former.
 
     Utterances whose audio cannot be read are counted by reason and listed in the JSON lines; they
-    are no part of the WER. Raises Mistake for a run, data or split that is missing.
+    are no part of the WER. Raises Mistake for a run, data or split that is missing, Fault where the
+    files cannot be written.
     """
     rows = transcriber.rows_here(arguments.batch)
     corpus = sources.open_source(arguments.data, arguments.split)
@@ -84,14 +86,17 @@ def evaluate(arguments: Arguments) -> dict[str, Any]:
     }
     name = arguments.name or f"{pathlib.Path(arguments.data).name}-{arguments.split}"
     folder = pathlib.Path(arguments.run) / "eval"
-    folder.mkdir(exist_ok=True)
     lines = [
         {"id": t.id, "text": t.text, "reference": trial.reference, "looped": t.looped, "cut": t.cut}
         for trial, t in zip(trials, heard, strict=True)
     ] + [{"id": reject.id, "rejected": reject.reason, "why": reject.detail} for reject in rejects]
     kept = folder / f"{name}.jsonl"
-    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    try:
+        folder.mkdir(exist_ok=True)
+        kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    except OSError as error:
+        raise Fault(f"{kept}: cannot be written: {error.strerror}") from error
     if not arguments.json:
         print(f"hypotheses: {kept}", file=sys.stderr)
     return summary

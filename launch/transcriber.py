@@ -104,7 +104,7 @@ def load(workdir: str, how: Decoding) -> tuple[config.Run, Tokenizer, Transcribe
 
 
 def rows_here(rows: int) -> int:
-    """`rows` if the devices here can share them. Raises Mistake where they cannot."""
-    if rows < 1 or rows % jax.device_count():
-        raise Mistake(f"batch={rows}: must be a multiple of the {jax.device_count()} devices here")
-    return rows
+    """`rows`, or the next number that the devices here share evenly. Raises Mistake below 1."""
+    if rows < 1:
+        raise Mistake(f"batch={rows}: must be positive")
+    return rows + -rows % jax.device_count()

@@ -57,8 +57,9 @@ def attend(
     k_bskh, v_bskh = (whole_time(x) for x in (k_bskh, v_bskh))
     q_btkgh = q_btnh.reshape(b, t, k_bskh.shape[2], -1, h) * (1 / math.sqrt(h))
     split = layout.a("b k g t s")
-    logits = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k_bskh, out_sharding=split)
-    logits = logits.astype(jnp.float32)
+    logits = jnp.einsum(  # bfloat16 rounds a score of 128.5 to 128, so none is ever rounded
+        "btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32, out_sharding=split
+    )
     hidden = jnp.float32(-1e30)  # finite, so that a row that sees nothing is no NaN
     logits = jnp.where(visible_bts[:, None, None], logits, hidden)
     share = jax.nn.softmax(logits, axis=-1).astype(v_bskh.dtype)

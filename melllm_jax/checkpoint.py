@@ -3,13 +3,16 @@
 The only importer of Orbax. A checkpoint is a folder `DIRECTORY/STEP` of three parts: `weights`
 (all of them by name: what decoding reads), `state` (optimiser and counters) and `data` (the input
 pipeline's place). Orbax renames a folder into place when it is whole; when that is done, a file
-of sizes and CRC-32 sums seals it, because a flipped bit would load without a word.
+of sizes and CRC-32 sums seals it, because a flipped bit would load without a word. Reading leaves
+everything as it is, so that a run can be read while it trains.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import json
 import logging
 import pathlib
+import shutil
 import threading
 from typing import Any
 import zlib
@@ -29,16 +32,14 @@ class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
 
     def __init__(self, directory: str, keep: config.Keep, say: Callable[[str], None] = print):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs a page a save
+        # Orbax logs a page a save, and a traceback of every error that it also raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         stay: list[Any] = [policies.LatestN(keep.last)]
         if keep.milestone:
             stay.append(policies.EveryNSteps(keep.milestone))
-        self._orbax = ocp.training.Checkpointer(
-            epath.Path(directory),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(stay),
-            cleanup_tmp_directories=jax.process_index() == 0,
-        )
+        self._stay = policies.AnyPreservationPolicy(stay)
+        self._directory = pathlib.Path(directory).absolute()  # Orbax refuses a relative one
+        self._orbax: ocp.training.Checkpointer | None = None  # made by the first save
         self._say = say
         self._sealing: threading.Thread | None = None
         self._trouble: Exception | None = None
@@ -53,12 +54,16 @@ class Checkpoints:
             if kind is None:  # else an earlier error is on its way and says more
                 raise
         finally:
-            self._orbax.close()
+            if self._orbax is not None:
+                with contextlib.suppress(Exception):  # told by `wait` already: Orbax tells it twice
+                    self._orbax.close()
 
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first, good or not."""
-        return [found.step for found in self._orbax.checkpoints]
+        folder = self._directory
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        return sorted(int(name) for name in names if name.isdigit())
 
     def save(self, step: int, weights: Mapping[str, jax.Array], state: Any, data: Any) -> None:
         """Start saving; returns once the arrays are copied out. `data` keeps its own state.
@@ -68,6 +73,7 @@ class Checkpoints:
         self.wait()
         parts = {"weights": dict(weights), "state": state, "data": data}
         try:
+            self._orbax = self._orbax or self._opened()
             response = self._orbax.save_checkpointables_async(step, parts, force=True)
         except Exception as error:
             raise self._fault(step, error) from error
@@ -87,11 +93,17 @@ class Checkpoints:
         """Load the newest whole checkpoint: (step, {"weights", "state"}); None if there is none.
 
         `weights` and `state` are trees of shapes, dtypes and layouts to load into; `data`, an
-        iterator of the input pipeline, is moved to its saved place. Damaged checkpoints are named
-        and passed over. Raises Fault where there are checkpoints and none is whole.
+        iterator of the input pipeline, is moved to its saved place. Damaged checkpoints are named,
+        passed over and renamed STEP.damaged: the run will come to that step again, and only good
+        ones may count as the last to keep. Raises Fault where there are checkpoints and none is
+        whole; all stay as they are then.
         """
-        parts = {"weights": dict(weights), "state": state, "data": data}
-        return self._newest(parts)
+        found = self._newest({"weights": dict(weights), "state": state, "data": data})
+        if found is not None and jax.process_index() == 0:
+            for step in self.steps:
+                if step > found[0]:
+                    self._set_aside(step)
+        return found
 
     def restore_weights(self, weights: Mapping[str, Any]) -> tuple[int, dict[str, jax.Array]]:
         """The newest whole checkpoint's weights alone, as (step, weights by name).
@@ -100,24 +112,46 @@ class Checkpoints:
         """
         found = self._newest({"weights": dict(weights)})
         if found is None:
-            raise Mistake(f"checkpoints={self._orbax.directory}: holds no checkpoint")
+            raise Mistake(f"checkpoints={self._directory}: holds no checkpoint")
         return found[0], found[1]["weights"]
 
     def _newest(self, parts: Mapping[str, Any]) -> tuple[int, Any] | None:
         steps = self.steps
         for step in reversed(steps):
-            damage = _damage(pathlib.Path(self._orbax.directory / str(step)))
+            folder = self._directory / str(step)
+            damage = _damage(folder)
             if damage is None:
-                return step, self._orbax.load_checkpointables(step, dict(parts))
+                try:
+                    return step, ocp.load_checkpointables(folder, dict(parts))
+                except Exception as error:
+                    if isinstance(error, Mistake) or (folder / SEAL).exists():
+                        raise
+                    damage = f"it has no {SEAL} and does not load: {type(error).__name__}"
             self._say(f"checkpoint {step} is damaged ({damage}): passing it over")
         if steps:
-            raise Fault(f"{self._orbax.directory}: none of the checkpoints {steps} is whole")
+            raise Fault(f"{self._directory}: none of the checkpoints {steps} is whole")
         return None
+
+    def _set_aside(self, step: int) -> None:
+        folder = self._directory / f"{step}.damaged"
+        if folder.exists():
+            shutil.rmtree(folder)
+        (self._directory / str(step)).rename(folder)
+        self._say(f"checkpoint {step} is now {folder}")
+
+    def _opened(self) -> ocp.training.Checkpointer:
+        return ocp.training.Checkpointer(
+            epath.Path(self._directory),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=self._stay,
+            cleanup_tmp_directories=jax.process_index() == 0,
+        )
 
     def _finish(self, step: int, response: Any) -> None:
         try:
             response.result()
-            _seal(pathlib.Path(self._orbax.directory / str(step)))
+            if jax.process_index() == 0:
+                _seal(self._directory / str(step))
         except Exception as error:
             self._trouble = self._fault(step, error)
 
@@ -125,7 +159,7 @@ class Checkpoints:
         older = [s for s in self.steps if s != step]
         cause = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         return Fault(
-            f"checkpoint {step} could not be written to {self._orbax.directory}: {cause}; "
+            f"checkpoint {step} could not be written to {self._directory}: {cause}; "
             f"older checkpoints are intact: {older}"
         )
 
@@ -133,7 +167,7 @@ class Checkpoints:
 def _seal(folder: pathlib.Path) -> None:
     """Write down size and CRC-32 of every file, under a temporary name first."""
     sums = {str(path.relative_to(folder)): _sum(path) for path in _files(folder)}
-    scratch = folder.with_name(f"{folder.name}.{SEAL}.tmp")
+    scratch = folder / f"{SEAL}.tmp"
     scratch.write_text(json.dumps(sums))
     scratch.rename(folder / SEAL)
 

@@ -54,7 +54,7 @@ class Generated(NamedTuple):
     tokens: Int[Array, "b t"]
     lengths: Int[Array, "b"]  # tokens before the end token
     ended: Array  # bool [b]: the end token came
-    looped: Array  # bool [b]: the repetition guard stopped the row
+    looped: Array  # bool [b]: the repetition guard stopped the row; its repetitions are kept
 
 
 class Decoder:
@@ -165,6 +165,7 @@ def _generate(
         scores: Float[Array, "b v"]
         cache: list
         tokens: Int[Array, "b t"]
+        said: Int[Array, "b"]  # tokens so far
         recent: Int[Array, "b x"]  # the last tokens, newest first
         runs: Int[Array, "b x"]  # for each period: how long the row has been repeating itself
         done: Array
@@ -178,19 +179,20 @@ def _generate(
         i = loop.step
         token = _chosen(loop.scores, how, jax.random.fold_in(key, i))
         ended = loop.ended | (~loop.done & (token == end))
-        token = jnp.where(loop.done | ended, 0, token)
+        kept = ~(loop.done | ended)
+        token = jnp.where(kept, token, 0)
         runs = jnp.where(loop.recent == token[:, None], loop.runs + 1, 0)
         periods = jnp.arange(1, PERIODS + 1)
         long = jnp.maximum(REPEATS * periods, STRETCH) - periods
-        looped = loop.looped | (~loop.done & ~ended & jnp.any(runs >= long[None], axis=1))
-        looped = looped & how.guard
+        looped = loop.looped | (how.guard & kept & jnp.any(runs >= long[None], axis=1))
         recent = jnp.concatenate([token[:, None], loop.recent[:, :-1]], axis=1)
         tokens = jax.lax.dynamic_update_slice(loop.tokens, token[:, None], (0, i))
         done = loop.done | ended | looped | (i + 1 >= limits)
         x = model.words(token[:, None])
         q = Place(rows(1, 1), (lengths + i)[:, None], rows(1, 0))
         scores, cache = through(x, q, t + i, loop.cache)
-        return Loop(i + 1, scores, cache, tokens, recent, runs, done, ended, looped)
+        said = loop.said + kept.astype(jnp.int32)
+        return Loop(i + 1, scores, cache, tokens, said, recent, runs, done, ended, looped)
 
     none = lengths < 0
     first = Loop(
@@ -198,6 +200,7 @@ def _generate(
         scores,
         cache,
         rows(steps, 0),
+        jnp.zeros_like(lengths),
         rows(PERIODS, -1),
         rows(PERIODS, 0),
         limits <= 0,
@@ -205,8 +208,7 @@ def _generate(
         none,
     )
     last = jax.lax.while_loop(going, one, first)
-    lengths = jnp.sum(jnp.cumsum(last.tokens[:, ::-1] > 0, axis=1) > 0, axis=1)
-    return Generated(last.tokens, lengths, last.ended, last.looped)
+    return Generated(last.tokens, last.said, last.ended, last.looped)
 
 
 def _written(held: Array, more: Array, slot: Array) -> Array:
@@ -218,7 +220,7 @@ def _chosen(scores_bv: Float[Array, "b v"], how: Decoding, key: Array) -> Int[Ar
     """The likeliest tokens, or a draw among the nucleus (Holtzman et al. 2019, 1904.09751)."""
     if how.temperature == 0:
         return jnp.argmax(scores_bv, axis=-1).astype(jnp.int32)
-    scores = scores_bv / how.temperature
+    scores = jax.reshard(scores_bv, layout.a("b x")) / how.temperature  # sorting needs all of v
     if how.top_p < 1:
         falling = jnp.sort(scores, axis=-1)[:, ::-1]
         before = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1) - jax.nn.softmax(falling, -1)

@@ -10,7 +10,7 @@ class Chip:
     """One accelerator as its maker states it."""
 
     flops: float  # dense bfloat16 FLOP/s
-    hbm: float  # bytes of memory
+    hbm: int  # bytes of memory
     bandwidth: float  # bytes a second from memory
 
 
@@ -74,7 +74,7 @@ def forward(run: config.Run) -> float:
     p, m, t = parameters(run), run.model, run.data.t
     seen = min(m.window, t) if m.window else (t + 1) / 2
     attention = m.l * 4 * m.n * m.h * seen
-    return 2 * (p.layers + p.lora + m.v * m.d + p.front) + attention
+    return 2.0 * (p.layers + p.lora + m.v * m.d + p.front) + attention
 
 
 def step(run: config.Run) -> float:

@@ -51,7 +51,7 @@ class Conv(nnx.Module):
             [weight(rngs, size, "c u", fan_in="c", scale=2**0.5) for _ in range(2)]
         )
         self.point_bias = nnx.List([constant(size, "u", 0.0) for _ in range(2)])
-        self.out = weight(rngs, size, "c j u", fan_in="c j")
+        self.out = weight(rngs, size, "j c u", fan_in="j c")
         self.out_bias = constant(size, "u", 0.0)
         self.up = weight(rngs, size, "u d", fan_in="u")
         self.up_bias = constant(size, "d", 0.0)
@@ -76,7 +76,7 @@ class Conv(nnx.Module):
             x = einsum("btxyc,cu->btxyu", x, self.point[stage][...])
             x = jax.nn.relu(x + self.point_bias[stage][None, None, None, None])
             x = _zero_beyond(x, (frames_bt + halving - 1) // halving)
-        x = einsum("btjc,cju->btu", x[:, :, 0], self.out[...]) + self.out_bias[None, None]
+        x = einsum("btjc,jcu->btu", x[:, :, 0], self.out[...]) + self.out_bias[None, None]
         x = einsum("btu,ud->btd", x, self.up[...]) + self.up_bias[None, None]
         x = jax.nn.gelu(x, approximate=False)
         return einsum("bte,ed->btd", x, self.down[...]) + self.down_bias[None, None]

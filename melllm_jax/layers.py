@@ -10,6 +10,7 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from melllm_jax import config, layout
@@ -38,9 +39,40 @@ def sizes(model: config.Model, mel: config.Mel, lora: config.Lora) -> Sizes:
     }
 
 
-def einsum(equation: str, x: Float[Array, "..."], w: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`jnp.einsum`, its result laid out as the equation's letters say."""
-    return jnp.einsum(equation, x, w, out_sharding=layout.a(" ".join(equation.split("->")[1])))
+def einsum(
+    equation: str, x: Float[Array, "..."], w: Float[Array, "..."], dtype: DTypeLike | None = None
+) -> Float[Array, "..."]:
+    """`jnp.einsum`, its result laid out as the equation's letters say; `dtype` is the result's.
+
+    The letters that `x` and `w` share and the result lacks come last in x, and first or last in w.
+    """
+    out = layout.a(" ".join(equation.split("->")[1]))
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return jnp.einsum(equation, x, w, preferred_element_type=dtype, out_sharding=out)
+    return jax.reshard(_product(equation, x, w, dtype), out)
+
+
+def _product(equation: str, x: Array, w: Array, dtype: DTypeLike | None) -> Array:
+    """The einsum as a product of two matrices, for one device.
+
+    Its gradient by w is then a product of two matrices as well. Contracting [b t] at once, XLA on
+    a CPU first writes one side transposed: a third of a training step's time.
+    """
+    terms, result = equation.split("->")
+    _, held = terms.split(",")
+    inner = "".join(letter for letter in held if letter not in result)
+    kept = x.ndim - len(inner)
+    x, w = (jax.reshard(a, jax.P(*[None] * a.ndim)) for a in (x, w))
+    width = math.prod(x.shape[kept:])
+    x_rows = x.reshape(-1, width)
+    if held.startswith(inner):
+        outer, sides = w.shape[len(inner) :], ((1,), (0,))
+        w_matrix = w.reshape(width, -1)
+    else:
+        outer, sides = w.shape[: -len(inner)], ((1,), (1,))
+        w_matrix = w.reshape(-1, width)
+    y = jax.lax.dot_general(x_rows, w_matrix, (sides, ((), ())), preferred_element_type=dtype)
+    return y.reshape(*x.shape[:kept], *outer)
 
 
 def weight(

@@ -172,7 +172,7 @@ class SpeechLM(nnx.Module):
         return attention.visible(q, kv, window=self.cfg.window, both_ways=both_ways)
 
     def logits(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        """Scores of the next token, float32 [b t v]."""
+        """Scores of the next token, float32 [b t v]: bfloat16 would round 20.06 to 20."""
         if self.cfg.tied:
-            return einsum("btd,vd->btv", x_btd, self.embed[...]).astype(jnp.float32)
-        return einsum("btd,dv->btv", x_btd, self.head[...]).astype(jnp.float32)
+            return einsum("btd,vd->btv", x_btd, self.embed[...], jnp.float32)
+        return einsum("btd,dv->btv", x_btd, self.head[...], jnp.float32)

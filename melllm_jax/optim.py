@@ -25,7 +25,7 @@ def schedule(cfg: config.Optim) -> optax.Schedule:
     warmup, rest, end = cfg.warmup, max(cfg.steps - cfg.warmup, 1), cfg.lr * cfg.final
     rise = optax.linear_schedule(0.0, cfg.lr, warmup)
     if cfg.schedule == "wsd":
-        falling = max(int(cfg.steps * cfg.decay), 1)
+        falling = min(max(int(cfg.steps * cfg.decay), 1), rest)  # never before the rise is over
         parts = [optax.constant_schedule(cfg.lr), optax.linear_schedule(cfg.lr, end, falling)]
         return optax.join_schedules([rise, *parts], [warmup, cfg.steps - falling])
     if cfg.schedule == "cosine":

@@ -3,31 +3,40 @@
 run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/
 """
 
+from collections.abc import Iterator
+import dataclasses
+from typing import Any
+
 from etils import epath
 
 from melllm_jax import config
-from melllm_jax.errors import Mistake
+from melllm_jax.errors import Fault, Mistake
 
 
 def claim(workdir: str, run: config.Run) -> None:
     """Make `workdir` this run's folder, or find that it already is.
 
     Raises Mistake where it belongs to a run of another identity; nothing in it is touched then.
+    Raises Fault where it cannot be written.
     """
     path = epath.Path(workdir) / "run.json"
     if path.exists():
         other = config.from_json(path.read_text())
         if config.identity(other) != config.identity(run):
-            here, there = dict(config.fields(run)), dict(config.fields(other))
-            names = [name for name in here if here[name] != there.get(name)]
+            asked, there = dict(_deciding(run)), dict(_deciding(other))
+            names = [n for n in asked | there if asked.get(n) != there.get(n)]
+            differ = [f"{n}={asked.get(n)} (it has {there.get(n)})" for n in names]
             raise Mistake(
                 f"workdir={workdir}: belongs to run {config.identity(other)}, not "
-                f"{config.identity(run)}; they differ in {', '.join(names[:6])}"
+                f"{config.identity(run)}; they differ in {', '.join(differ)}"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name("run.json.tmp")
-    scratch.write_text(config.to_json(run))
-    scratch.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name("run.json.tmp")
+        scratch.write_text(config.to_json(run))
+        scratch.replace(path)
+    except OSError as error:
+        raise Fault(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def read(workdir: str) -> config.Run:
@@ -36,3 +45,16 @@ def read(workdir: str) -> config.Run:
     if not path.exists():
         raise Mistake(f"run={workdir}: holds no run.json")
     return config.from_json(path.read_text())
+
+
+def _deciding(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What is part of a run's identity, as (dotted name, value)."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            if field.metadata.get("identity", True):
+                yield from _deciding(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+        for i, item in enumerate(value):
+            yield from _deciding(item, f"{name}.{i}")
+    else:
+        yield name.removeprefix("."), value

@@ -9,7 +9,7 @@ import pathlib
 import signal
 import threading
 import types
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from melllm_jax.update import State, Update
 from melllm_jax.weights import Weights
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What the loop tells whoever watches."""
 
@@ -86,21 +87,34 @@ def train(
         first = int(state.step)
         meter = Meter(run, mesh, sizes, seen)
         compiled: Any = None
-        late: tuple[int, dict[str, Array], Batch] | None = None
+        late: tuple[int, dict[str, Array], Batch, dict[str, int]] | None = None
         with Record(workdir, first) as record, jax.transfer_guard("disallow"):
 
-            def settle() -> None:
-                """Read the last update's metrics: the next one is already under way."""
+            def settle(more: Callable[[], Mapping[str, Any]] = dict) -> None:
+                """Read the last update's metrics: the next one is already under way.
+
+                `more` gives metrics of the state after it, once it is known to be finite.
+                """
                 nonlocal late
                 if late is None:
                     return
-                (step, numbers, batch), late = late, None
-                metrics = meter.read(jax.device_get(numbers)) | {"rejected": dict(rejected())}
+                (step, numbers, batch, bad), late = late, None
+                metrics = meter.read(jax.device_get(numbers)) | {"rejected": bad}
                 if not metrics.pop("finite"):
                     raise _halt(workdir, step, batch, state, metrics["loss"])
-                if step % run.keep.log == 0 or step == run.optim.steps:
-                    record.write(step, metrics)
+                found = more()
+                if found or step % run.keep.log == 0 or step == run.optim.steps:
+                    record.write(step, {**metrics, **found})
                 progress.step(step, metrics)
+
+            def scored() -> Mapping[str, Any]:
+                if score is None or not run.keep.score or step % run.keep.score:
+                    return {}
+                with jax.transfer_guard("allow"):
+                    model = update.skeleton.model(state.trained | state.frozen, update.dtype)
+                    found = score(model)
+                meter.start()
+                return found
 
             for step in range(first + 1, run.optim.steps + 1):
                 # Data first: its wait is measured, and its place is saved with this update.
@@ -114,21 +128,16 @@ def train(
                 # Dispatch, then read the update before: the device never waits for the host.
                 state, numbers = compiled(state, here)
                 settle()
-                late = step, numbers, batch
+                late = step, numbers, batch, dict(rejected())
                 last = step == run.optim.steps or stop.asked
-                if last or step % run.keep.every == 0:
+                saves = last or step % run.keep.every == 0
+                if saves or (run.keep.score and step % run.keep.score == 0):
                     # Saving needs this update's numbers, and a bad one must not be kept.
-                    settle()
+                    settle(scored)
+                if saves:
                     checkpoints.save(step, *_saved(state, meter), batches)
-                if score is not None and run.keep.score and step % run.keep.score == 0:
-                    settle()
-                    with jax.transfer_guard("allow"):
-                        model = update.skeleton.model(state.trained | state.frozen, update.dtype)
-                        record.write(step, dict(score(model)))
-                    meter.start()
                 if last:
                     break
-            settle()
         if stop.asked:
             progress.say(f"stopped by a signal after update {int(state.step)}: saved")
     return state
@@ -187,15 +196,16 @@ def _resumed(
 def _halt(workdir: pathlib.Path, step: int, batch: Batch, state: State, loss: float) -> Fault:
     """Put what is needed to find the cause on disk, and name it."""
     folder = workdir / "halted" / f"{step}"
-    folder.mkdir(parents=True, exist_ok=True)
+    what = f"update {step}: loss={loss} or its gradient is not finite; the batch and the state"
     # bfloat16 has no npz form that reads back without ml_dtypes.
     arrays: dict[str, Any] = {
         name: np.asarray(x, np.float32) if x.dtype.kind not in "if" else x
         for name, x in batch._asdict().items()
     }
-    np.savez(folder / "batch.npz", **arrays)
-    dump(folder / "state", {"weights": state.trained | state.frozen, "opt": state.opt})
-    return Fault(
-        f"update {step}: loss={loss} or its gradient is not finite; the batch and the state "
-        f"before it are in {folder}"
-    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "batch.npz", **arrays)
+        dump(folder / "state", {"weights": state.trained | state.frozen, "opt": state.opt})
+    except (OSError, ValueError) as error:
+        return Fault(f"{what} before it could not be written to {folder}: {error}")
+    return Fault(f"{what} before it are in {folder}")

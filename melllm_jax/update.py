@@ -68,7 +68,7 @@ class Update:
         """
         key = jax.random.fold_in(jax.random.key(self.run.seed), state.step)
         sums, grads = self._gradients(state, batch, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & ~state.halted
         updates, opt = self.optimizer.update(grads, state.opt, state.trained)
         for name, changes in optim.frozen_layers(self.run.optim, self.kinds).items():
@@ -136,5 +136,7 @@ def contents(batch: Batch, sources: int) -> dict[str, Array]:
 
 def _split_rows(x: Array, parts: int) -> Array:
     """[b …] as [parts b/parts …], each part's rows spread over the mesh as the whole's were."""
-    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+    spec = jax.typeof(x).sharding.spec
+    shape = (x.shape[0] // parts, parts, *x.shape[1:])
+    x = jax.lax.reshape(x, shape, out_sharding=jax.P(spec[0], None, *spec[1:]))
     return jnp.moveaxis(x, 1, 0)

@@ -6,6 +6,7 @@ what is differentiated, saved, frozen and mapped.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from melllm_jax.layers import Fixed
 from melllm_jax.model import SpeechLM
 
-Weights = dict[str, jax.Array]
+Weights = dict[str, Any]  # arrays, or their shapes where nothing is computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,8 @@ def initial(build: Callable[[nnx.Rngs], SpeechLM], seed: int) -> tuple[Skeleton,
 
 def abstract(build: Callable[[nnx.Rngs], SpeechLM]) -> tuple[Skeleton, Weights]:
     """The skeleton and the weights' shapes, dtypes and layouts: nothing is computed."""
-    return split(jax.eval_shape(build, nnx.Rngs(jax.random.key(0))))
+    # The key is made while tracing: there may be no device to make one on.
+    return split(jax.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0)))))
 
 
 def _key(part: str) -> str | int:

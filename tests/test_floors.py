@@ -57,6 +57,7 @@ FLOORS = (
     {"data_pipelines.examples"},
     {"data_pipelines.screen"},
     {"data_pipelines.pipeline", "data_pipelines.prepare"},
+    {"data_pipelines.corpus"},
     # launch: the commands
     {"launch.arguments", "launch.pictures", "launch.progress"},
     {"launch.transcriber"},

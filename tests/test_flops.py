@@ -1,0 +1,143 @@
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from melllm_jax import config, flops, layout, objective, weights
+from melllm_jax.batch import Batch
+from melllm_jax.layers import Fixed, LoraParam
+from melllm_jax.model import SpeechLM
+from tests import models
+
+PHI = config.Run(
+    name="phi-4-mini",
+    model=config.Model(
+        d=3072,
+        n=24,
+        k=8,
+        h=128,
+        f=8192,
+        l=32,
+        v=200_064,
+        front="conv",
+        rope=config.Rope(
+            partial=0.75, short=(1.0,) * 48, long=(4.0,) * 48, original=4096, longest=131_072
+        ),
+    ),
+    data=config.Data(t=4096, b=256),
+    optim=config.Optim(steps=1),
+    lora=config.Lora(r=320),
+)
+
+
+def shapes_of(run):
+    return weights.abstract(lambda rngs: SpeechLM(run.model, run.mel, run.lora, rngs=rngs))
+
+
+@pytest.fixture
+def pod():
+    """256 chips that are not here, as fsdp 32 × tp 8."""
+    explicit = (jax.sharding.AxisType.Explicit,) * 4
+    mesh = jax.sharding.AbstractMesh((1, 32, 1, 8), layout.AXES, axis_types=explicit)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield mesh
+
+
+def test_phi_4_mini_counts_what_its_checkpoint_has():
+    """The paper's totals: 3.836 B, a stem of 12,616,704 and a projector of 12,589,056, LoRA."""
+    count = flops.parameters(PHI)
+    assert count.embed + count.head + count.layers == 3_836_021_760
+    assert count.front == 12_616_704 + 12_589_056
+    assert count.lora == 461_373_440
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        PHI,
+        models.run(),
+        models.run(dataclasses.replace(models.MODEL, tied=False), lora=config.Lora()),
+        models.run(dataclasses.replace(models.MODEL, front="conv", k=4), mel=config.Mel()),
+    ],
+    ids=["phi-4-mini", "linear", "untied", "conv"],
+)
+def test_parameters_equal_the_models_own_shapes(run):
+    with models.one_device():
+        skeleton, shapes = shapes_of(run)
+    sizes = {name: math.prod(x.shape) for name, x in shapes.items()}
+    kinds = skeleton.kinds
+    lora = sum(sizes[name] for name in sizes if isinstance(kinds[name], LoraParam))
+    fixed = sum(sizes[name] for name in sizes if isinstance(kinds[name], Fixed))
+    front = sum(sizes[name] for name in sizes if name.startswith("front."))
+    count = flops.parameters(run)
+    assert (count.lora, count.front) == (lora, front - fixed)
+    assert (count.embed, count.head) == (sizes["embed"], sizes.get("head", 0))
+    assert count.total == sum(sizes.values()) - fixed
+
+
+def test_gradients_of_phi_4_mini_keep_its_layout_on_256_chips(pod):
+    """Shapes alone are traced: nothing is computed, and no device is needed."""
+    layout.check(PHI, pod)
+    skeleton, shapes = shapes_of(PHI)
+    spec = {"patches": layout.a("b t p")}
+    size = {"patches": (256, 4096, 640)}
+    floats = ("patches", "loss_weight")
+    batch = Batch(
+        *(
+            jax.ShapeDtypeStruct(
+                size.get(name, (256, 4096)),
+                "float32" if name in floats else "int32",
+                sharding=jax.NamedSharding(pod, spec.get(name, layout.a("b t"))),
+            )
+            for name in Batch._fields
+        )
+    )
+    dtype = jax.numpy.dtype("bfloat16")
+    loss = lambda w, b: objective.next_token(skeleton.model(w, dtype), b).loss
+    grads = jax.eval_shape(jax.grad(loss), shapes, batch)
+    assert grads.keys() == shapes.keys()
+    for name, grad in grads.items():
+        assert (grad.shape, grad.dtype) == (shapes[name].shape, shapes[name].dtype), name
+        assert grad.sharding.spec == shapes[name].sharding.spec, name
+    q = shapes["stack.blocks.attn.q"]
+    assert q.sharding.spec == jax.P(None, "fsdp", "tp", None)
+    assert q.sharding.shard_shape(q.shape) == (32, 96, 3, 128)
+
+
+def test_forward_counts_two_a_weight_and_the_pairs_that_see_each_other():
+    model = config.Model(d=8, n=2, k=1, h=4, f=16, l=3, v=32)
+    run = models.run(model, lora=config.Lora(), b=2, t=7)
+    layer = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16 + 2 * 8
+    weights_read = 3 * layer + 8 + 32 * 8 + (64 * 8 + 8)
+    scores = 3 * 2 * (2 * 2 * 4) * 4  # layers · heads · (q·k and share·v) · mean positions seen
+    assert flops.forward(run) == 2 * weights_read + scores
+    near = dataclasses.replace(run, model=dataclasses.replace(model, window=2))
+    assert flops.forward(near) == 2 * weights_read + scores / 2
+    assert flops.step(run) == 3 * 14 * flops.forward(run)
+
+
+def test_a_step_that_trains_lora_alone_spares_the_frozen_weights_gradients():
+    run = models.run(train="lora")
+    count, positions = flops.parameters(run), run.data.b * run.data.t
+    spared = 2 * (count.layers + run.model.v * run.model.d) * positions
+    everything = dataclasses.replace(run, optim=dataclasses.replace(run.optim, train="all"))
+    assert flops.step(run) == flops.step(everything) - spared
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+    ],
+)
+def test_a_chip_is_known_by_its_device_kind(kind, peak):
+    assert flops.chip(kind).flops == peak
+
+
+def test_an_unknown_device_has_no_peak():
+    assert flops.chip("cpu") is None

@@ -1,0 +1,80 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from runs import tiny
+
+from melllm_jax import flops, layout, meter
+from melllm_jax.config import Source
+from melllm_jax.meter import Meter
+
+
+class Clock:
+    """Seconds that pass as they are told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(meter.time, "perf_counter", lambda: self.now)
+
+
+def numbers(examples, tokens=64.0, audio=3.0):
+    floats = {"loss": 2.0, "tokens": tokens, "audio": audio}
+    arrays = {name: np.float32(value) for name, value in floats.items()}
+    return arrays | {"examples": np.array(examples), "finite": np.bool_(True)}
+
+
+@pytest.fixture
+def run():
+    run = tiny("a")
+    sources = (Source("a"), Source("b"))
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
+
+
+def made(run, seen=(0, 0)):
+    mesh = layout.make_mesh(run.mesh, jax.devices()[:1])
+    return Meter(run, mesh, [10, 4], np.array(seen))
+
+
+def test_meter_divides_by_the_seconds_between_two_readings(run, monkeypatch):
+    clock = Clock(monkeypatch)
+    counted = made(run)
+    with counted.waiting():
+        clock.now += 0.5
+    clock.now += 1.5
+    read = counted.read(numbers([3, 2]))
+    assert read["seconds"] == 2.0
+    assert (read["tokens_per_second"], read["audio_seconds_per_second"]) == (32.0, 1.5)
+    assert read["data_wait"] == 0.25
+    assert (read["loss"], read["finite"], read["mfu"]) == (2.0, True, None)
+    clock.now += 4.0
+    read = counted.read(numbers([3, 2]))
+    assert (read["seconds"], read["data_wait"]) == (4.0, 0.0)
+
+
+def test_meter_counts_examples_and_epochs_of_each_source_on(run):
+    counted = made(run, seen=(7, 6))
+    counted.read(numbers([3, 2]))
+    read = counted.read(numbers([5, 0]))
+    assert read["examples"] == 23
+    assert (read["examples/a"], read["examples/b"]) == (15, 8)
+    assert (read["epoch/a"], read["epoch/b"]) == (1.5, 2.0)
+    assert counted.seen.tolist() == [15, 8]
+
+
+def test_meter_starts_its_time_again_after_what_is_no_update(run, monkeypatch):
+    clock = Clock(monkeypatch)
+    counted = made(run)
+    clock.now += 60.0
+    counted.start()
+    clock.now += 1.0
+    assert counted.read(numbers([1, 1]))["seconds"] == 1.0
+
+
+def test_meter_gives_the_share_of_a_known_chip(run, monkeypatch):
+    clock = Clock(monkeypatch)
+    chip = flops.Chip(1e9, 1, 1.0)
+    monkeypatch.setitem(flops.CHIPS, "cpu", chip)
+    counted = made(run)
+    clock.now += 2.0
+    assert counted.read(numbers([1, 1]))["mfu"] == flops.step(run) / 2.0 / 1e9

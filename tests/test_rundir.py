@@ -1,0 +1,77 @@
+import dataclasses
+
+import pytest
+from runs import everything, small_disk, tiny
+
+from melllm_jax import config, rundir
+from melllm_jax.config import Source
+from melllm_jax.errors import Fault, Mistake
+
+
+def test_claim_of_a_new_folder_leaves_the_run_to_read(tmp_path):
+    run = tiny("corpus")
+    rundir.claim(str(tmp_path / "a/b"), run)
+    assert rundir.read(str(tmp_path / "a/b")) == run
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["run.json"]
+
+
+def test_claim_by_another_run_names_what_differs_and_touches_nothing(tmp_path):
+    run = tiny("corpus")
+    rundir.claim(str(tmp_path), run)
+    before = everything(tmp_path)
+    other = config.override(
+        run, {"model.d": 16, "optim.lr": 0.5, "keep.every": 9, "data.threads": 7}
+    )
+    with pytest.raises(Mistake) as mistake:
+        rundir.claim(str(tmp_path), other)
+    assert str(mistake.value) == (
+        f"workdir={tmp_path}: belongs to run {config.identity(run)}, not {config.identity(other)}; "
+        "they differ in model.d=16 (it has 8), optim.lr=0.5 (it has 0.001)"
+    )
+    assert everything(tmp_path) == before
+
+
+def test_claim_by_a_run_on_other_data_names_the_source(tmp_path):
+    one, two = Source("a", digest="x"), Source("b", weight=2.0)
+    run = tiny("corpus")
+    run, other = (
+        dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
+        for sources in ((one,), (dataclasses.replace(one, path="moved", digest="y"), two))
+    )
+    rundir.claim(str(tmp_path), run)
+    with pytest.raises(Mistake) as mistake:
+        rundir.claim(str(tmp_path), other)
+    assert str(mistake.value).partition("they differ in ")[2] == (
+        "data.sources.0.digest=y (it has x), data.sources.1.weight=2.0 (it has None), "
+        "data.sources.1.digest= (it has None)"
+    )
+
+
+def test_claim_changed_only_in_where_it_runs_is_granted_and_written_down(tmp_path):
+    run = tiny("corpus")
+    rundir.claim(str(tmp_path), run)
+    other = config.override(run, {"keep.every": 9, "mesh.tp": 2, "data.threads": 7})
+    rundir.claim(str(tmp_path), other)
+    assert rundir.read(str(tmp_path)) == other
+
+
+def test_read_of_a_folder_without_a_run_is_a_mistake(tmp_path):
+    with pytest.raises(Mistake, match=r"run=.*: holds no run.json"):
+        rundir.read(str(tmp_path))
+
+
+def test_claim_of_a_file_is_a_fault(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Fault, match=r"file/run.json: cannot be written: "):
+        rundir.claim(str(tmp_path / "file"), tiny("corpus"))
+
+
+def test_claim_on_a_full_disk_is_a_fault_and_keeps_the_run_that_was_there(tmp_path):
+    run = tiny("corpus")
+    with small_disk(tmp_path / "disk", 16) as disk:
+        rundir.claim(str(disk), run)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "filler").write_bytes(bytes(100_000))
+        with pytest.raises(Fault, match=r"run.json: cannot be written: No space left"):
+            rundir.claim(str(disk), config.override(run, {"keep.every": 9}))
+        assert rundir.read(str(disk)) == run
