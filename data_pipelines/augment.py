@@ -1,4 +1,4 @@
-"""SpecAugment: bars of time and of frequency covered at random, from training mel only.
+"""What is done to training mel alone: shifts against the patch grid, and SpecAugment's masks.
 
 Park et al. 2019, "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition",
 section 2, without its time warping, which its table 5 finds to matter least.
@@ -10,6 +10,20 @@ import numpy as np
 from melllm_jax.config import Data
 
 SHARE = 0.2  # of an utterance that one time mask may cover: p of the paper's Switchboard policies
+
+
+def shifted(
+    mel: Float32[np.ndarray, "frames m"], cfg: Data, rng: np.random.Generator
+) -> Float32[np.ndarray, "longer m"]:
+    """`mel` after 0 to cfg.shift copies of its first frame, drawn evenly; itself where that is 0.
+
+    Patches are cut every r frames from the start: without this, a model sees each recording cut
+    at the same places in every epoch.
+    """
+    if not cfg.shift:
+        return mel
+    count = int(rng.integers(0, cfg.shift, endpoint=True))
+    return np.concatenate([np.repeat(mel[:1], count, axis=0), mel])
 
 
 def spec_augment(

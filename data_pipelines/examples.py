@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from data_pipelines.audio import BadAudio
-from data_pipelines.augment import spec_augment
+from data_pipelines.augment import shifted, spec_augment
 from data_pipelines.interleave import asr_example, asr_prompt_example
 from data_pipelines.mel import frame_count, log_mel
 from data_pipelines.prompt import asr_prompt
@@ -87,7 +87,7 @@ class Examples:
         try:
             mel = heard(utterance, self._run.mel, longest=data.longest)
             ids = self._tokenizer.encode(utterance.text)
-            mel = spec_augment(mel, data, rng)
+            mel = shifted(spec_augment(mel, data, rng), data, rng)
             columns = asr_example(mel, ids, self._prompt, r=self._run.mel.r)
             t = len(columns["tokens"])
             if t > data.t:

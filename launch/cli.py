@@ -23,7 +23,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("launch.evaluate", "word error rate and speed of a run on a split"),
     "transcribe": ("launch.transcribe", "text of wav, flac, mp3 and ogg files"),
     "wer": ("launch.wer", "word error rate between two files of transcripts"),
-    "bench": ("launch.bench", "figures of this machine, against its own limit"),
 }
 
 

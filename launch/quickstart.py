@@ -20,7 +20,7 @@ from launch.train import fit
 from melllm_jax import config, presets
 from melllm_jax.errors import Mistake
 
-COUNTS: dict[Split, int] = {"train": 4000, "dev": 100, "test": 300}
+COUNTS: dict[Split, int] = {"train": 5000, "dev": 100, "test": 300}
 HOP = 0.01  # seconds a mel frame
 
 

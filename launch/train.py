@@ -20,7 +20,7 @@ from launch.transcriber import Transcriber
 from melllm_jax import config, layout, presets, rundir, score
 from melllm_jax.config import Run
 from melllm_jax.decode import Decoding
-from melllm_jax.errors import Mistake
+from melllm_jax.errors import Fault, Mistake
 from melllm_jax.model import SpeechLM
 from melllm_jax.train import train
 
@@ -58,7 +58,10 @@ def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
     batches = iter(pipeline.train_batches(run, tokenizer, host=host, hosts=hosts))
     rundir.claim(workdir, run)
     if run.text.tokenizer != "bytes":
-        tokenizer.save(f"{workdir}/tokenizer")
+        try:
+            tokenizer.save(f"{workdir}/tokenizer")
+        except OSError as error:
+            raise Fault(f"{workdir}/tokenizer: cannot be written: {error.strerror}") from error
     bar = bar or Bar(run.optim.steps)
     try:
         train(
@@ -120,8 +123,13 @@ def dev_score(run: Run, tokenizer: Tokenizer, most: int = 200) -> Score:
         if isinstance(trial, Trial)
     ]
 
+    transcriber: Transcriber | None = None
+
     def wer(model: SpeechLM) -> Mapping[str, Any]:
-        transcriber = Transcriber(model, tokenizer, run, Decoding())
+        nonlocal transcriber
+        if transcriber is None:
+            transcriber = Transcriber(model, tokenizer, run, Decoding())
+        transcriber.decoder.take(model)
         found = [transcript.text for transcript in transcriber(trials, 50)]
         return {"wer": score.score([t.reference for t in trials], found, "none").wer}
 

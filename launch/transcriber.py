@@ -35,14 +35,14 @@ class Transcriber:
     """Reads trials in batches with a model; counts seconds of work and of compiling apart."""
 
     def __init__(self, model: SpeechLM, tokenizer: Tokenizer, run: config.Run, how: Decoding):
-        self._decoder = Decoder(model, asr_prompt(tokenizer, run.text).end, how)
+        self.decoder = Decoder(model, asr_prompt(tokenizer, run.text).end, how)
         self._tokenizer = tokenizer
         self.seconds = 0.0  # of work: features, prefill, generation; without compiling
 
     @property
     def compiling(self) -> float:
         """Seconds spent compiling so far."""
-        return self._decoder.compiling
+        return self.decoder.compiling
 
     def __call__(self, trials: Iterable[Trial], rows: int) -> Iterator[Transcript]:
         """Transcripts in the order of `trials`, decoded `rows` at a time."""
@@ -58,9 +58,9 @@ class Transcriber:
 
     def _read(self, part: Sequence[Trial], rows: int) -> list[Transcript]:
         limits = np.zeros(rows, np.int32)
-        limits[: len(part)] = [self._decoder.how.limit(trial.duration) for trial in part]
+        limits[: len(part)] = [self.decoder.how.limit(trial.duration) for trial in part]
         batch = prompts([trial.columns for trial in part], rows)
-        out = jax.device_get(self._decoder(batch, limits))
+        out = jax.device_get(self.decoder(batch, limits))
         return [
             Transcript(
                 trial.id,

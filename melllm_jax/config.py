@@ -149,6 +149,7 @@ class Data:
     bad: float = 0.01  # share of unusable examples that stops the run
     longest: float = 30.0  # seconds: longer audio is an unusable example
     wire: Literal["float32", "bfloat16"] = "bfloat16"  # dtype of the patches sent to the device
+    shift: int = 0  # most frames put before an utterance, so that patches cut it elsewhere
     time_masks: int = 0  # SpecAugment: time masks an utterance
     time_width: int = 40  # SpecAugment: widest time mask, in frames of 10 ms
     band_masks: int = 0  # SpecAugment: frequency masks an utterance
@@ -159,6 +160,7 @@ class Data:
     def __post_init__(self) -> None:
         for name in ("t", "b", "bins"):
             _rule(f"data.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
+        _rule("data.shift", self.shift, self.shift >= 0, "must be 0 or more frames")
         _rule("data.bad", self.bad, 0 <= self.bad <= 1, "must lie in [0, 1]")
 
 

@@ -61,12 +61,16 @@ class Decoder:
     """A model ready to generate: its layers apart, its functions compiled as shapes come."""
 
     def __init__(self, model: SpeechLM, end: int, how: Decoding = Decoding()):  # noqa: B008
-        self.model, self.end, self.how = model, end, how
-        self.layers = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])(
-            model.stack
-        )
+        self.end, self.how = end, how
         self.compiling = 0.0  # seconds spent on it so far
         self._compiled: dict[tuple, Any] = {}
+        self.take(model)
+
+    def take(self, model: SpeechLM) -> None:
+        """Go on with another model of the same shape: what is compiled serves it too."""
+        self.model = model
+        apart = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])
+        self.layers = apart(model.stack)
 
     def __call__(self, prompt: Batch, limits: np.ndarray, key: Array | None = None) -> Generated:
         """Generate after each row of `prompt` (see `prompts`), at most limits [b] tokens.

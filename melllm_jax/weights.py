@@ -49,7 +49,9 @@ def initial(build: Callable[[nnx.Rngs], SpeechLM], seed: int) -> tuple[Skeleton,
     """Random weights, each made where the mesh in force keeps it, in one compiled call."""
     rngs = nnx.Rngs(jax.random.key(seed))
     skeleton, _ = abstract(build)
-    return skeleton, jax.jit(lambda r: split(build(r))[1])(rngs)
+    # Run once: on a CPU XLA takes ten seconds to optimise what then takes milliseconds.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return skeleton, jax.jit(lambda r: split(build(r))[1], compiler_options=quick)(rngs)
 
 
 def abstract(build: Callable[[nnx.Rngs], SpeechLM]) -> tuple[Skeleton, Weights]:

@@ -57,6 +57,12 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def own_mesh():
+    """A fixture: the mesh that a command leaves in force is gone after the module's tests."""
+    with jax.set_mesh(layout.make_mesh(config.Mesh())):
+        yield
+
+
 def tiny(folder, steps=6, every=2, **keep):
     """A run over the corpus in `folder`, for one device."""
     changes = {f"keep.{name}": value for name, value in keep.items()}

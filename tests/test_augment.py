@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.augment import spec_augment
+from data_pipelines.augment import shifted, spec_augment
 from melllm_jax.config import Data
 
 MEL = np.random.default_rng(0).normal(size=(100, 20)).astype(np.float32)
@@ -63,3 +63,16 @@ def test_spec_augment_is_a_function_of_the_generator(fields):
     assert np.array_equal(masked(1, **fields), masked(1, **fields))
     assert not np.array_equal(masked(1, **fields), masked(2, **fields))
     assert np.array_equal(MEL, before)
+
+
+def test_shifted_puts_up_to_that_many_copies_of_the_first_frame_before():
+    cfg = Data(t=1, b=1, shift=7)
+    lengths = set()
+    for seed in range(100):
+        out = shifted(MEL, cfg, np.random.default_rng(seed))
+        count = len(out) - len(MEL)
+        np.testing.assert_array_equal(out[:count], np.repeat(MEL[:1], count, axis=0))
+        np.testing.assert_array_equal(out[count:], MEL)
+        lengths.add(count)
+    assert lengths == set(range(8))
+    assert shifted(MEL, Data(t=1, b=1), np.random.default_rng(0)) is MEL

@@ -110,7 +110,7 @@ def stop_half_way(folder):
 
 def lose_seal_and_file(folder):
     (folder / SEAL).unlink()
-    lose_a_file(folder)
+    (folder / "weights/manifest.ocdbt").unlink()
 
 
 DAMAGES = {
@@ -320,7 +320,7 @@ def test_save_that_fails_in_the_background_is_a_fault_at_the_exit(tmp_path):
     assert restored(tmp_path) == (2, 2)
 
 
-def test_save_on_a_full_disk_is_a_fault_and_goes_on_when_there_is_space(tmp_path, capfd):
+def test_save_on_a_full_disk_is_a_fault_and_goes_on_when_there_is_space(tmp_path, capfd, caplog):
     with small_disk(tmp_path / "disk", 2000) as disk:
         with Checkpoints(str(disk / "c"), Keep()) as checkpoints:
             save(checkpoints, 2)
@@ -339,6 +339,7 @@ def test_save_on_a_full_disk_is_a_fault_and_goes_on_when_there_is_space(tmp_path
             save(checkpoints, 4)
         assert restored(disk / "c") == (4, 4)
     assert capfd.readouterr().err == ""
+    assert not caplog.records  # the Fault says it all
 
 
 def test_dump_is_read_back_and_replaces_what_is_there(tmp_path):

@@ -65,6 +65,7 @@ DECIDES = {
     "data.bad": 0.5,
     "data.longest": 20.0,
     "data.wire": "float32",
+    "data.shift": 7,
     "data.time_masks": 2,
     "data.time_width": 20,
     "data.band_masks": 2,

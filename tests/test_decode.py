@@ -27,11 +27,19 @@ def rows():
     return [models.segment(*pieces, seed=i) for i, pieces in enumerate(PROMPTS)]
 
 
+def attentive():
+    """A small model that listens to attention most, so that a wrong mask or angle is heard."""
+    skeleton, values = models.made(RUN)
+    return skeleton, values | {
+        name: 8 * values[name] for name in ("stack.blocks.attn.o", "stack.blocks.attn.q")
+    }
+
+
 class Tiny:
     """A small model on one device with its decoders, each compiled once."""
 
     def __init__(self):
-        self.skeleton, self.values = models.made(RUN)
+        self.skeleton, self.values = attentive()
         self.model = self.skeleton.model(self.values)
         self.logits = models.jitted(lambda w, b: (lambda m: m.logits(m(b)))(self.skeleton.model(w)))
 
@@ -99,7 +107,7 @@ def test_decoding_on_eight_devices_equals_one(greedy):
     found, _ = greedy
     limits = np.concatenate([LIMITS, np.zeros(4, int)])
     with models.split_as("fsdp4-tp2"):
-        skeleton, values = models.made(RUN)
+        skeleton, values = attentive()
         decoder = Decoder(skeleton.model(values), END, Decoding(guard=False))
         split = jax.device_get(decoder(prompts(rows(), 8), limits))
     jax.tree.map(np.testing.assert_array_equal, split, found)

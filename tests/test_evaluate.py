@@ -3,7 +3,7 @@ import json
 import types
 
 import pytest
-from runs import compiled_once, corpus, done, everything, refused, tiny, trained
+from runs import compiled_once, corpus, done, everything, own_mesh, refused, tiny, trained
 
 from launch import cli
 from launch.train import completed
@@ -11,6 +11,7 @@ from melllm_jax import config, rundir
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+mesh_apart = pytest.fixture(scope="module", autouse=True)(own_mesh)
 GONE = {"audio_filepath": "audio/none.flac"}
 
 

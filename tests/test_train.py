@@ -221,6 +221,21 @@ def test_train_that_is_no_longer_finite_leaves_the_batch_and_the_state_before(st
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
 
 
+def test_train_halted_by_one_batch_does_not_learn_from_the_next(straight, tmp_path):
+    run = tiny(straight.run.data.sources[0].path, every=100)
+    mesh = layout.make_mesh(run.mesh, jax.devices()[:1])
+    with contextlib.closing(batches_of(run)) as batches:
+        first, second, third = (next(batches) for _ in range(3))
+    bad = second._replace(patches=np.full_like(second.patches, np.nan))
+    with pytest.raises(Fault, match=r"update 2: loss=nan"):
+        train(run, iter([first, bad, third]), tmp_path, mesh)
+    with jax.set_mesh(mesh):
+        update = Update(run)
+        state, _ = jax.jit(update)(update.initial(), layout.place(first))
+    before = {"weights": state.trained | state.frozen, "opt": state.opt}
+    assert same(ocp.load(tmp_path / "halted/2/state", before), before)
+
+
 def test_train_that_is_no_longer_finite_saves_no_checkpoint_of_it(straight, tmp_path):
     with pytest.raises(Fault, match="update 2: loss="):
         trained(broken(straight, every=2), tmp_path)

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from runs import compiled_once, corpus, refused, tiny, trained
+from runs import compiled_once, corpus, own_mesh, refused, tiny, trained
 import soundfile
 
 from launch import cli
@@ -10,6 +10,7 @@ from launch.train import completed
 from melllm_jax import rundir
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+mesh_apart = pytest.fixture(scope="module", autouse=True)(own_mesh)
 
 
 @pytest.fixture(scope="module")
