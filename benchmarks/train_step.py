@@ -11,9 +11,11 @@ from phi_small import BATCH, TIME, VOCABULARY, ours, paired, report, serve, text
 def work_ours() -> None:
     import jax
 
+    from launch import heap
     from melllm_jax import layout
     from melllm_jax.update import Update
 
+    heap.keep()  # as `melllm train` does
     with jax.set_mesh(layout.make_mesh(ours().mesh, jax.devices()[:1])):
         update = Update(ours())
         state, batch = update.initial(), layout.place(text_batch(BATCH, TIME))

@@ -14,6 +14,7 @@ from data_pipelines.audio import BadAudio
 from data_pipelines.examples import Trial, Unfit, heard
 from data_pipelines.screen import progress as tally
 from data_pipelines.text import Tokenizer
+from launch import heap
 from launch.arguments import RunArguments, run_arguments
 from launch.progress import Bar
 from launch.transcriber import Transcriber
@@ -49,6 +50,7 @@ def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
     Raises Mistake for whatever of the run, its data or its folder does not fit together; nothing
     is written then.
     """
+    heap.keep()
     run, tokenizer = completed(run)
     mesh = layout.make_mesh(run.mesh)
     layout.check(run, mesh)

@@ -60,7 +60,7 @@ def _small(v: int) -> Model:
         f=512,
         l=4,
         v=v,
-        c=24,
+        c=32,
         speech="bidirectional",
         remat="none",
         scan=False,

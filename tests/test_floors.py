@@ -59,7 +59,7 @@ FLOORS = (
     {"data_pipelines.pipeline", "data_pipelines.prepare"},
     {"data_pipelines.corpus"},
     # launch: the commands
-    {"launch.arguments", "launch.pictures", "launch.progress"},
+    {"launch.arguments", "launch.heap", "launch.pictures", "launch.progress"},
     {"launch.transcriber"},
     {
         "launch.prepare",
@@ -67,7 +67,6 @@ FLOORS = (
         "launch.evaluate",
         "launch.transcribe",
         "launch.wer",
-        "launch.bench",
     },
     {"launch.quickstart"},
     {"launch.cli"},
