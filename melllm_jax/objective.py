@@ -63,4 +63,5 @@ def _sums(logits_btv: Array, targets_bt: Array, weights_bt: Array) -> Sums:
         top_bt + jnp.log(jnp.sum(jnp.exp(logits_btv - top_bt[..., None]), axis=-1)) - picked_bt
     )
     total = lambda x: jnp.sum(x * weights_bt)
-    return Sums(total(loss_bt), total(picked_bt >= top_bt), jnp.sum(weights_bt))
+    hit_bt = (picked_bt >= top_bt).astype(jnp.float32)
+    return Sums(total(loss_bt), total(hit_bt), jnp.sum(weights_bt))

@@ -45,7 +45,7 @@ def digits() -> Run:
             band_masks=2,
             band_width=15,
         ),
-        optim=Optim(steps=800, lr=2e-3, kind="muon", warmup=50, compute="float32"),
+        optim=Optim(steps=1000, lr=2e-3, kind="muon", warmup=50, compute="float32"),
         keep=Keep(every=200),
     )
 
