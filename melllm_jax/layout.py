@@ -68,6 +68,8 @@ def check(run: config.Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) 
     for axis, name, value in splits:
         if value % size[axis]:
             raise Mistake(f"mesh.{axis}={size[axis]}: does not divide {name}={value}")
+    if run.keep.score and size["seq"] > 1:
+        raise Mistake(f"keep.score={run.keep.score}: decoding needs mesh.seq=1, not {size['seq']}")
     if rows % (size["replica"] * size["fsdp"]):
         raise Mistake(
             f"mesh replica={size['replica']} × fsdp={size['fsdp']}: "

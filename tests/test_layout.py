@@ -76,3 +76,9 @@ def test_a_placed_batch_is_split_by_rows_and_time():
     for name, x in placed._asdict().items():
         np.testing.assert_array_equal(x, getattr(batch, name))
         assert x.sharding.shard_shape(x.shape)[:2] == (4, 16), name
+
+
+def test_scoring_on_a_mesh_that_splits_time_is_refused():
+    run = dataclasses.replace(models.run(), keep=config.Keep(score=10))
+    with pytest.raises(Mistake, match=r"keep.score=10: decoding needs mesh.seq=1, not 2"):
+        layout.check(run, layout.make_mesh(SEQ2))
