@@ -1,3 +1,4 @@
+import gc
 import os
 import pathlib
 import re
@@ -135,6 +136,10 @@ def test_restore_of_an_empty_folder_gives_nothing_and_makes_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.filterwarnings(  # Orbax drops its own reads, not awaited, where one of them fails
+    "ignore:coroutine .* was never awaited:RuntimeWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
 @pytest.mark.parametrize(
     ("damage", "why"), DAMAGES.items(), ids=lambda x: getattr(x, "__name__", "")
 )
@@ -142,6 +147,7 @@ def test_damaged_newest_is_named_and_set_aside_for_the_one_before(folder, damage
     damage(folder / "6")
     said = []
     assert restored(folder, said.append) == (4, 4)
+    gc.collect()  # what Orbax dropped is reported here, not in a later test
     assert len(said) == 2
     assert said[0].startswith("checkpoint 6 is damaged (")
     assert re.search(why, said[0])
