@@ -53,19 +53,44 @@ def attend(
 
     Where time is split over the mesh, keys and values are gathered and queries stay split.
     """
+    return attend_kept(q_btnh, heads_first(k_bskh), heads_first(v_bskh), visible_bts)
+
+
+def attend_kept(
+    q_btnh: Float[Array, "b t n h"],
+    k_bksh: Float[Array, "b k s h"],
+    v_bksh: Float[Array, "b k s h"],
+    visible_bts: Bool[Array, "b t s"],
+) -> Float[Array, "b t n h"]:
+    """`attend` for keys and values whose heads come first, as a cache keeps them.
+
+    Products of matrices want them so: a cache kept as [b s k h] would be transposed every token.
+    """
     b, t, n, h = q_btnh.shape
-    k_bskh, v_bskh = (whole_time(x) for x in (k_bskh, v_bskh))
-    q_btkgh = q_btnh.reshape(b, t, k_bskh.shape[2], -1, h) * (1 / math.sqrt(h))
+    q_btkgh = q_btnh.reshape(b, t, k_bksh.shape[1], -1, h) * (1 / math.sqrt(h))
     split = layout.a("b k g t s")
     logits = jnp.einsum(  # bfloat16 rounds a score of 128.5 to 128, so none is ever rounded
-        "btkgh,bskh->bkgts", q_btkgh, k_bskh, preferred_element_type=jnp.float32, out_sharding=split
+        "btkgh,bksh->bkgts", q_btkgh, k_bksh, preferred_element_type=jnp.float32, out_sharding=split
     )
-    hidden = jnp.float32(-1e30)  # finite, so that a row that sees nothing is no NaN
-    logits = jnp.where(visible_bts[:, None, None], logits, hidden)
-    share = jax.nn.softmax(logits, axis=-1).astype(v_bskh.dtype)
-    split = layout.a("b t k g h")
-    y_btkgh = jnp.einsum("bkgts,bskh->btkgh", share, v_bskh, out_sharding=split)
-    return y_btkgh.reshape(b, t, n, h)
+    # Finite, so that a row that sees nothing is no NaN; added, so that no gradient is masked again.
+    logits += jnp.where(visible_bts, 0.0, -1e30)[:, None, None]
+    share = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    whole = jnp.sum(share, axis=-1, keepdims=True)
+    y_bkgth = jnp.einsum(
+        "bkgts,bksh->bkgth",
+        share.astype(v_bksh.dtype),
+        v_bksh,
+        preferred_element_type=jnp.float32,
+        out_sharding=layout.a("b k g t h"),
+    )
+    # Divided here and not in [t, s]: a third of what softmax alone would move through memory.
+    y_bkgth = (y_bkgth / whole).astype(v_bksh.dtype)
+    return jnp.transpose(y_bkgth, (0, 3, 1, 2, 4)).reshape(b, t, n, h)
+
+
+def heads_first(x_bskh: Float[Array, "b s k h"]) -> Float[Array, "b k s h"]:
+    """Keys or values with their time gathered, in the order that `attend_kept` reads."""
+    return jnp.swapaxes(whole_time(x_bskh), 1, 2)
 
 
 def whole_time(x: Array) -> Array:

@@ -143,23 +143,34 @@ def _generate(
         model.cfg.rope, model.cfg.rotated, at, jnp.broadcast_to(whole, at.shape)
     )
 
+    # On one device every KV head is a row of its own, and the cache is [b k, s, h]: exactly what the
+    # product with it reads. From any other shape XLA on a CPU copies the cache for every token.
+    heads = model.cfg.k if jax.sharding.get_abstract_mesh().size == 1 else 1
+
     def through(x: Array, q: Place, slot: Array, cache: list) -> tuple[Array, list]:
         """The layers over positions `q`, their keys and values kept from `slot` on."""
         seen, angles = model.visible(q, kv), angles_of(q.positions)
+        seen = jnp.repeat(seen, heads, axis=0, out_sharding=layout.a("b t s"))
         kept = []
         for layer, old in zip(layers, cache, strict=True):
 
             def see(q: Array, k: Array, v: Array, old: tuple = old) -> Array:
+                q, k, v = (_as_rows(x, heads) for x in (q, k, v))
                 new_k, new_v = _written(old[0], k, slot), _written(old[1], v, slot)
                 kept.append((new_k, new_v))
-                return attention.attend(q, new_k, new_v, seen)
+                whole = (b * heads, model.cfg.k // heads, t + steps, model.cfg.h)
+                y = attention.attend_kept(q, new_k.reshape(whole), new_v.reshape(whole), seen)
+                return _as_heads(y, heads)
 
             x = layer(x, angles, see)
         return model.logits(model.norm(x[:, -1:]))[:, 0], kept
 
     x = model.inputs(prompt)
-    shape = (b, t + steps, model.cfg.k, model.cfg.h)
-    empty = jnp.zeros(shape, x.dtype, out_sharding=layout.a("b s k h"))
+    if heads > 1:
+        empty = jnp.zeros((b * heads, t + steps, model.cfg.h), x.dtype)
+    else:
+        shape = (b, model.cfg.k, t + steps, model.cfg.h)
+        empty = jnp.zeros(shape, x.dtype, out_sharding=layout.a("b k s h"))
     scores, cache = through(
         x, attention.places(prompt), jnp.int32(0), [(empty, empty)] * len(layers)
     )
@@ -215,9 +226,30 @@ def _generate(
     return Generated(last.tokens, last.said, last.ended, last.looped)
 
 
-def _written(held: Array, more: Array, slot: Array) -> Array:
-    more = attention.whole_time(more).astype(held.dtype)
-    return jax.lax.dynamic_update_slice(held, more, (0, slot, 0, 0))
+def _as_rows(x_btnh: Array, heads: int) -> Array:
+    """[b t n h] as [b·heads t n/heads h]: heads that share keys and values become rows."""
+    if heads == 1:
+        return x_btnh
+    b, t, n, h = x_btnh.shape
+    x = jax.reshard(x_btnh, jax.P(None, None, None, None)).reshape(b, t, heads, n // heads, h)
+    return jnp.moveaxis(x, 2, 1).reshape(b * heads, t, n // heads, h)
+
+
+def _as_heads(x_btnh: Array, heads: int) -> Array:
+    """The inverse of `_as_rows`."""
+    if heads == 1:
+        return x_btnh
+    b, t, n, h = x_btnh.shape
+    x = jax.reshard(x_btnh, jax.P(None, None, None, None)).reshape(b // heads, heads, t, n, h)
+    x = jnp.moveaxis(x, 1, 2).reshape(b // heads, t, heads * n, h)
+    return jax.reshard(x, layout.a("b t n h"))
+
+
+def _written(held: Array, more_btkh: Array, slot: Array) -> Array:
+    more = attention.heads_first(more_btkh).astype(held.dtype)
+    more = more.reshape(*held.shape[:-2], -1, held.shape[-1])
+    at = (*[0] * (held.ndim - 2), slot, 0)
+    return jax.lax.dynamic_update_slice(held, more, at)
 
 
 def _chosen(scores_bv: Float[Array, "b v"], how: Decoding, key: Array) -> Int[Array, "b"]:
