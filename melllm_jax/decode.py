@@ -143,7 +143,7 @@ def _generate(
         model.cfg.rope, model.cfg.rotated, at, jnp.broadcast_to(whole, at.shape)
     )
 
-    # On one device every KV head is a row of its own, and the cache is [b k, s, h]: exactly what the
+    # On one device every KV head is a row of its own, and the cache is [b k, s, h]: just what the
     # product with it reads. From any other shape XLA on a CPU copies the cache for every token.
     heads = model.cfg.k if jax.sharding.get_abstract_mesh().size == 1 else 1
 
@@ -248,8 +248,7 @@ def _as_heads(x_btnh: Array, heads: int) -> Array:
 def _written(held: Array, more_btkh: Array, slot: Array) -> Array:
     more = attention.heads_first(more_btkh).astype(held.dtype)
     more = more.reshape(*held.shape[:-2], -1, held.shape[-1])
-    at = (*[0] * (held.ndim - 2), slot, 0)
-    return jax.lax.dynamic_update_slice(held, more, at)
+    return jax.lax.dynamic_update_slice_in_dim(held, more, slot, axis=held.ndim - 2)
 
 
 def _chosen(scores_bv: Float[Array, "b v"], how: Decoding, key: Array) -> Int[Array, "b"]:

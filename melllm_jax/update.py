@@ -11,7 +11,7 @@ import optax
 from melllm_jax import config, optim
 from melllm_jax.batch import Batch
 from melllm_jax.model import SpeechLM
-from melllm_jax.objective import Sums, next_token
+from melllm_jax.objective import Sums, next_token, targets_of
 from melllm_jax.weights import Skeleton, Weights, abstract, initial
 
 HOP = 0.01  # seconds a mel frame
@@ -89,35 +89,35 @@ class Update:
     def _gradients(self, state: State, batch: Batch, key: Array) -> tuple[Sums, Weights]:
         """Sums over the whole batch, and the gradient of their mean loss.
 
-        Micro-batches are added up before the division by the summed weight, so the split does not
-        change the result.
+        Every micro-batch's loss is divided by the weight of the whole batch, so the split does not
+        change the result, and the gradients themselves are never passed over for a division.
         """
         micro = self.run.optim.micro
+        weight = jnp.maximum(jnp.sum(targets_of(batch)[1]), 1e-9)
         differentiate = jax.value_and_grad(self._loss, has_aux=True)
         if micro == 1:
-            (_, sums), grads = differentiate(state.trained, state.frozen, batch, key)
-        else:
-            add = functools.partial(jax.tree.map, jnp.add)
+            (_, sums), grads = differentiate(state.trained, state.frozen, batch, key, weight)
+            return sums, grads
+        add = functools.partial(jax.tree.map, jnp.add)
 
-            def one(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-                (_, sums), grads = differentiate(state.trained, state.frozen, *part)
-                return add(total, (sums, grads)), None
+        def one(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+            (_, sums), grads = differentiate(state.trained, state.frozen, *part, weight)
+            return add(total, (sums, grads)), None
 
-            nothing = Sums(*[jnp.zeros(())] * 3), jax.tree.map(jnp.zeros_like, state.trained)
-            parts = (
-                jax.tree.map(lambda x: _split_rows(x, micro), batch),
-                jax.random.split(key, micro),
-            )
-            (sums, grads), _ = jax.lax.scan(one, nothing, parts)
-        return sums, jax.tree.map(lambda g: g / jnp.maximum(sums.weight, 1e-9), grads)
+        nothing = Sums(*[jnp.zeros(())] * 3), jax.tree.map(jnp.zeros_like, state.trained)
+        parts = (
+            jax.tree.map(lambda x: _split_rows(x, micro), batch),
+            jax.random.split(key, micro),
+        )
+        return jax.lax.scan(one, nothing, parts)[0]
 
     def _loss(
-        self, trained: Weights, frozen: Weights, batch: Batch, key: Array
+        self, trained: Weights, frozen: Weights, batch: Batch, key: Array, weight: Array
     ) -> tuple[Array, Sums]:
         # The one cast: masters to the compute dtype. Its gradient casts back to float32.
         model = self.skeleton.model(trained | frozen, self.dtype)
         sums = next_token(model, batch, key if self.run.lora.dropout else None)
-        return sums.loss, sums
+        return sums.loss / weight, sums
 
     def _frozen(self, name: str, x: Array) -> Array:
         return x if name.startswith("front.") else x.astype(jnp.bfloat16)
