@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,8 @@ import pytest
 
 from data_pipelines.mel import log_mel
 from melllm_jax import attention, config, layout
+from melllm_jax.convert import phi
+from melllm_jax.convert.rules import expand
 from melllm_jax.layers import rotary
 from tests import models
 
@@ -76,28 +77,13 @@ def numbers(theirs):
     return {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
 
 
-def decoder(m, state):
-    """Our names and shapes for the decoder's weights."""
-    stacked = lambda name: np.stack([state[f"model.layers.{i}.{name}.weight"] for i in range(m.l)])
-    heads = lambda x: einops.rearrange(x, "l (n h) d -> l d n h", h=m.h)
-    turned = lambda x: einops.rearrange(x, "l out d -> l d out")
-    q, k, v = np.split(stacked("self_attn.qkv_proj"), [m.n * m.h, (m.n + m.k) * m.h], axis=1)
-    gate, up = np.split(stacked("mlp.gate_up_proj"), 2, axis=1)
-    o = einops.rearrange(stacked("self_attn.o_proj"), "l d (n h) -> l n h d", h=m.h)
-    weights = {
-        "embed": state["model.embed_tokens.weight"],
-        "norm.scale": state["model.norm.weight"],
-        "stack.blocks.attn_norm.scale": stacked("input_layernorm"),
-        "stack.blocks.mlp_norm.scale": stacked("post_attention_layernorm"),
-        "stack.blocks.attn.q": heads(q),
-        "stack.blocks.attn.k": heads(k),
-        "stack.blocks.attn.v": heads(v),
-        "stack.blocks.attn.o": o,
-        "stack.blocks.mlp.gate": turned(gate),
-        "stack.blocks.mlp.up": turned(up),
-        "stack.blocks.mlp.down": turned(stacked("mlp.down_proj")),
-    }
-    return weights if m.tied else weights | {"head": state["lm_head.weight"].T}
+def converted(rules, state, shapes):
+    """Our weights of `shapes` that `rules` find in a state_dict."""
+    weights = {name: np.empty(shapes[name], np.float32) for rule in rules for name in rule.ours}
+    for name, tensor in expand(rules, shapes).items():
+        for part, value in zip(tensor.parts, tensor.read(state[name]), strict=True):
+            weights[part.name][() if part.layer is None else part.layer] = value
+    return weights
 
 
 def assert_equal(ours, theirs, most):
@@ -116,10 +102,11 @@ class Pair:
         self.theirs = randomised(transformers.Phi3ForCausalLM(their_config))
         with models.one_device():
             skeleton, values = models.made(self.run)
-            converted = decoder(m, numbers(self.theirs))
+            shapes = {name: x.shape for name, x in values.items()}
+            read = converted(phi.decoder(m.tied), numbers(self.theirs), shapes)
             front = {name: x for name, x in values.items() if name.startswith("front.")}
-            assert values.keys() == converted.keys() | front.keys()
-            self.ours = skeleton.model({k: jnp.asarray(x) for k, x in converted.items()} | front)
+            assert values.keys() == read.keys() | front.keys()
+            self.ours = skeleton.model({k: jnp.asarray(x) for k, x in read.items()} | front)
 
     def inputs(self, t):
         """Hidden states [1 t d], positions, our angles and theirs."""
@@ -193,38 +180,6 @@ ADAPTER = config.Lora(r=4, alpha=8.0)
 AUDIO = 63  # the placeholder's id
 
 
-def front(state):
-    """Our names and shapes for the conv front end."""
-    conv = lambda i: einops.rearrange(
-        state[f"model.embed_tokens_extend.audio_embed.encoder.embed.conv.{i}.weight"],
-        "c 1 x y -> x y c",
-    )
-    inside = lambda name: state[f"model.embed_tokens_extend.audio_embed.{name}"]
-    point = lambda i: inside(f"encoder.embed.conv.{i}.weight")[:, :, 0, 0].T
-    bias = lambda i: inside(f"encoder.embed.conv.{i}.bias")
-    out = inside("encoder.embed.out.weight")
-    return {
-        "front.mean": inside("encoder.encoder_embedding.global_mean"),
-        "front.invstd": inside("encoder.encoder_embedding.global_invstd"),
-        "front.first": conv(0),
-        "front.first_bias": bias(0),
-        "front.depth.0": conv(2),
-        "front.depth_bias.0": bias(2),
-        "front.point.0": point(3),
-        "front.point_bias.0": bias(3),
-        "front.depth.1": conv(5),
-        "front.depth_bias.1": bias(5),
-        "front.point.1": point(6),
-        "front.point_bias.1": bias(6),
-        "front.out": einops.rearrange(out, "u (c j) -> j c u", c=SPEECH.c),
-        "front.out_bias": inside("encoder.embed.out.bias"),
-        "front.up": inside("up_proj_for_speech.weight").T,
-        "front.up_bias": inside("up_proj_for_speech.bias"),
-        "front.down": inside("down_proj_for_speech.weight").T,
-        "front.down_bias": inside("down_proj_for_speech.bias"),
-    }
-
-
 def adapter(m, theirs):
     """Random LoRA in our names; added to the matrices of `theirs`, as merged adapters are."""
     rng = np.random.default_rng(1)
@@ -274,11 +229,12 @@ def speech():
     run = models.run(SPEECH, lora=ADAPTER, mel=config.Mel(normalize="none"))
     with models.one_device(), torch.no_grad():
         skeleton, values = models.made(run)
-        state = numbers(theirs)
-        converted = decoder(SPEECH, {k: x.copy() for k, x in state.items()}) | front(state)
-        converted |= adapter(SPEECH, theirs)
-        assert values.keys() == converted.keys()
-        ours = skeleton.model({name: jnp.asarray(x) for name, x in converted.items()})
+        rules = [*phi.decoder(SPEECH.tied), *phi.front()]
+        shapes = {name: x.shape for name, x in values.items()}
+        read = converted(rules, numbers(theirs), shapes)
+        read |= adapter(SPEECH, theirs)  # which adds to their matrices, so read those first
+        assert values.keys() == read.keys()
+        ours = skeleton.model({name: jnp.asarray(x) for name, x in read.items()})
     return theirs, ours, run.mel
 
 

@@ -1,0 +1,97 @@
+"""The tensors of Phi-3, Phi-3.5, Phi-4, Phi-4-mini and Phi-4-multimodal, in our names.
+
+The only file that knows foreign names. Phi-4-multimodal comes in two layouts: Microsoft's own,
+with LoRA in the main files, and transformers', whose LoRA is a PEFT adapter of its own. Sources:
+transformers' `modeling_phi3.py` and `modeling_phi4_multimodal.py`, and the tensors' names in the
+checkpoints of microsoft/Phi-4-multimodal-instruct.
+"""
+
+from melllm_jax.convert.rules import LAYER, LeftOut, Rule
+
+AUDIO = "model.embed_tokens_extend.audio_embed."
+BLOCK = f"model.layers.{LAYER}."
+HEADS, MATRIX = "(n h) d -> d n h", "f d -> d f"
+
+# Our weights inside each fused projection of theirs, and the patterns between.
+PROJECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "self_attn.qkv_proj": ("attn", ("q", "k", "v"), (HEADS,) * 3),
+    "self_attn.o_proj": ("attn", ("o",), ("d (n h) -> n h d",)),
+    "mlp.gate_up_proj": ("mlp", ("gate", "up"), (MATRIX,) * 2),
+    "mlp.down_proj": ("mlp", ("down",), ("d f -> f d",)),
+}
+# Our low-rank addition to each of them: its name, the pattern of A and one of B for each output.
+ADDITIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "self_attn.qkv_proj": ("attn.qkv_lora", "r d -> d r", ("(n h) r -> r n h",) * 3),
+    "self_attn.o_proj": ("attn.o_lora", "r (n h) -> n h r", ("d r -> r d",)),
+    "mlp.gate_up_proj": ("mlp.gate_up_lora", "r d -> d r", ("f r -> r f",) * 2),
+    "mlp.down_proj": ("mlp.down_lora", "r f -> f r", ("d r -> r d",)),
+}
+
+LEFT_OUT = (
+    LeftOut("model.embed_tokens_extend.image_embed.*", "vision tower"),
+    LeftOut("model.layers.*.lora_[AB].vision.*", "vision LoRA"),
+    LeftOut(f"{AUDIO}audio_projection.vision.*", "projector of speech beside images"),
+    LeftOut(f"{AUDIO}*_proj_for_vision_speech.*", "projector of speech beside images"),
+    LeftOut(f"{AUDIO}encoder.encoders.*", "Conformer blocks"),
+    LeftOut(f"{AUDIO}encoder.relative_attention_bias_layer.*", "Conformer blocks"),
+)
+
+
+def decoder(tied: bool, base: str = "") -> list[Rule]:
+    """Embedding, blocks and head; `base` is ".base_layer" where LoRA stands beside the matrices."""
+    rules = [
+        Rule("model.embed_tokens.weight", ("embed",), ("v d -> v d",)),
+        Rule("model.norm.weight", ("norm.scale",), ("d -> d",)),
+        _norm("input_layernorm", "attn_norm"),
+        _norm("post_attention_layernorm", "mlp_norm"),
+    ]
+    for theirs, (module, names, patterns) in PROJECTIONS.items():
+        ours = tuple(f"stack.blocks.{module}.{name}" for name in names)
+        rules.append(Rule(f"{BLOCK}{theirs}{base}.weight", ours, patterns))
+    return rules if tied else [*rules, Rule("lm_head.weight", ("head",), ("v d -> d v",))]
+
+
+def lora(prefix: str = "", adapter: str = ".speech") -> list[Rule]:
+    """The low-rank additions: Microsoft's names, or, with other arguments, those of PEFT's files.
+
+    PEFT writes an adapter on its own as prefix "base_model.model." and adapter "".
+    """
+    rules = []
+    for theirs, (module, a, bs) in ADDITIONS.items():
+        whole = f"{prefix}{BLOCK}{theirs}"
+        ours = f"stack.blocks.{module}"
+        rules.append(Rule(f"{whole}.lora_A{adapter}.weight", (f"{ours}.a",), (a,)))
+        outs = tuple(f"{ours}.b.{number}" for number in range(len(bs)))
+        rules.append(Rule(f"{whole}.lora_B{adapter}.weight", outs, bs))
+    return rules
+
+
+def front(up: str = "up_proj_for_speech", down: str = "down_proj_for_speech") -> list[Rule]:
+    """The conv front end: mean and deviation, stem, projector.
+
+    transformers' names; Microsoft calls the projector's matrices audio_projection.speech.0 and .2.
+    """
+    stem = "encoder.embed.conv"
+    depth, point = "c 1 x y -> x y c", "u c 1 1 -> c u"
+    rows = [
+        ("encoder.encoder_embedding.global_mean", "mean", "m -> m"),
+        ("encoder.encoder_embedding.global_invstd", "invstd", "m -> m"),
+    ]
+    matrices = [
+        (f"{stem}.0", "first", depth, ""),
+        (f"{stem}.2", "depth", depth, ".0"),
+        (f"{stem}.3", "point", point, ".0"),
+        (f"{stem}.5", "depth", depth, ".1"),
+        (f"{stem}.6", "point", point, ".1"),
+        ("encoder.embed.out", "out", "u (c j) -> j c u", ""),
+        (up, "up", "d u -> u d", ""),
+        (down, "down", "d e -> e d", ""),
+    ]
+    for theirs, ours, pattern, number in matrices:
+        rows.append((f"{theirs}.weight", f"{ours}{number}", pattern))
+        rows.append((f"{theirs}.bias", f"{ours}_bias{number}", "d -> d"))
+    return [Rule(AUDIO + theirs, (f"front.{ours}",), (pattern,)) for theirs, ours, pattern in rows]
+
+
+def _norm(theirs: str, ours: str) -> Rule:
+    return Rule(f"{BLOCK}{theirs}.weight", (f"stack.blocks.{ours}.scale",), ("d -> d",))

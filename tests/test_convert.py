@@ -1,0 +1,155 @@
+"""The tables of foreign tensors: read both ways bit by bit, and nothing left over unseen."""
+
+import numpy as np
+import pytest
+
+from melllm_jax import config, weights
+from melllm_jax.convert import phi
+from melllm_jax.convert.rules import LeftOut, Rule, expand, settle
+from melllm_jax.errors import Mistake
+from melllm_jax.model import SpeechLM
+from tests import models
+
+M = config.Model(d=24, n=4, k=2, h=8, f=40, l=3, v=32, c=6, front="conv", tied=False)
+MEL = config.Mel()
+
+
+def shapes(model=M, lora=models.LORA):
+    """Shapes of a model's weights by our names."""
+    build = lambda rngs: SpeechLM(model, MEL, lora, rngs=rngs)
+    with models.one_device():
+        return {name: x.shape for name, x in weights.abstract(build)[1].items()}
+
+
+TABLES = {
+    "decoder, untied": lambda: phi.decoder(tied=False),
+    "decoder with LoRA beside it": lambda: phi.decoder(tied=False, base=".base_layer"),
+    "LoRA, Microsoft's": phi.lora,
+    "LoRA, PEFT's": lambda: phi.lora("base_model.model.", ""),
+    "front, transformers'": phi.front,
+    "front, Microsoft's": lambda: phi.front(
+        "audio_projection.speech.0", "audio_projection.speech.2"
+    ),
+}
+
+
+def random(tensors):
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(t.shape, np.float32) for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_what_is_read_is_written_back_bit_by_bit(table):
+    tensors = expand(TABLES[table](), shapes())
+    theirs = random(tensors)
+    for name, tensor in tensors.items():
+        parts = tensor.read(theirs[name])
+        assert [x.shape for x in parts] == [part.shape for part in tensor.parts]
+        np.testing.assert_array_equal(tensor.write(parts), theirs[name], strict=True)
+
+
+@pytest.mark.parametrize("base", ["", ".base_layer"])
+def test_every_weight_has_one_place(base):
+    rules = [*phi.decoder(M.tied, base), *phi.lora(), *phi.front()]
+    tensors = expand(rules, shapes())
+    places = [(part.name, part.layer) for tensor in tensors.values() for part in tensor.parts]
+    assert len(set(places)) == len(places)
+    assert {name for name, _ in places} == set(shapes())
+    filled = sum(np.prod(part.shape) for tensor in tensors.values() for part in tensor.parts)
+    assert filled == sum(np.prod(shape) for shape in shapes().values())
+
+
+def test_the_shapes_are_those_of_phi_4_multimodal():
+    """Sizes: config.json of microsoft/Phi-4-multimodal-instruct and its technical report."""
+    real = config.Model(d=3072, n=24, k=8, h=128, f=8192, l=1, v=200_064, front="conv")
+    rules = [*phi.decoder(True, ".base_layer"), *phi.lora(), *phi.front()]
+    found = expand(rules, shapes(real, config.Lora(r=320)))
+    block = "model.layers.0."
+    shape = lambda name: found[name].shape
+    assert shape(f"{block}self_attn.qkv_proj.base_layer.weight") == (5120, 3072)
+    assert shape(f"{block}self_attn.qkv_proj.lora_A.speech.weight") == (320, 3072)
+    assert shape(f"{block}self_attn.qkv_proj.lora_B.speech.weight") == (5120, 320)
+    assert shape(f"{block}mlp.gate_up_proj.base_layer.weight") == (16384, 3072)
+    assert shape(f"{block}mlp.down_proj.lora_A.speech.weight") == (320, 8192)
+    assert shape(f"{phi.AUDIO}encoder.embed.conv.0.weight") == (1024, 1, 3, 3)
+    assert shape(f"{phi.AUDIO}encoder.embed.conv.3.weight") == (1024, 1024, 1, 1)
+    assert shape(f"{phi.AUDIO}encoder.embed.out.weight") == (1024, 10240)
+    assert shape(f"{phi.AUDIO}up_proj_for_speech.weight") == (3072, 1024)
+
+
+def test_fused_projections_hold_query_key_and_value_in_that_order():
+    tensors = expand(phi.decoder(tied=False), shapes())
+    tensor = tensors["model.layers.2.self_attn.qkv_proj.weight"]
+    rows = np.broadcast_to(np.arange(64.0)[:, None], (64, 24))  # each row says its number
+    q, k, v = tensor.read(rows)
+    assert [part.layer for part in tensor.parts] == [2, 2, 2]
+    np.testing.assert_array_equal(q[0], np.arange(32).reshape(4, 8))
+    np.testing.assert_array_equal(k[5], np.arange(32, 48).reshape(2, 8))
+    np.testing.assert_array_equal(v[23], np.arange(48, 64).reshape(2, 8))
+
+
+def settled(change):
+    tensors = expand(phi.decoder(tied=False), shapes())
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    change(found)
+    return settle(tensors, found, phi.LEFT_OUT, where="HF_DIR")
+
+
+def test_what_is_left_out_is_listed_by_reason():
+    extra = {
+        "model.layers.0.mlp.down_proj.lora_A.vision.weight": (4, 40),
+        f"{phi.AUDIO}encoder.encoders.1.layer_norm.weight": (6,),
+        f"{phi.AUDIO}encoder.encoders.0.layer_norm.weight": (6,),
+    }
+    assert settled(lambda found: found.update(extra)) == {
+        "Conformer blocks": [
+            f"{phi.AUDIO}encoder.encoders.0.layer_norm.weight",
+            f"{phi.AUDIO}encoder.encoders.1.layer_norm.weight",
+        ],
+        "vision LoRA": ["model.layers.0.mlp.down_proj.lora_A.vision.weight"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f.pop("model.norm.weight"), "HF_DIR: has no tensor model.norm.weight"),
+        (
+            lambda f: f.update({"lm_head.weight": (32, 25)}),
+            r"lm_head.weight is \[32, 25\]: its config asks for \[32, 24\]",
+        ),
+        (
+            lambda f: f.update({"model.extra.bias": (3,)}),
+            "no rule knows the tensor model.extra.bias",
+        ),
+        (
+            lambda f: f.update({"model.layers.3.input_layernorm.weight": (24,)}),
+            "no rule knows the tensor model.layers.3",
+        ),
+    ],
+)
+def test_missing_misshapen_and_unknown_tensors_are_refused_by_name(change, says):
+    with pytest.raises(Mistake, match=says):
+        settled(change)
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ([Rule("a", ("w",), ("x -> x",)), Rule("b", ("w",), ("x -> x",))], "mapped twice"),
+        ([Rule("a", ("u",), ("x -> x",))], "no weight"),
+        ([Rule("a", ("w",), ("x -> x",)), Rule("a", ("v",), ("x y -> x y",))], "two rules"),
+        ([Rule("a", ("w", "v"), ("x -> x", "x y -> x y"))], "disagree"),
+        ([Rule("a.{i}", ("w", "v"), ("-> ", "x -> x"))], "layers"),
+    ],
+)
+def test_a_table_at_fault_is_a_fault_of_ours(rules, says):
+    with pytest.raises(ValueError, match=says):
+        expand(rules, {"w": (3,), "v": (4, 2)})
+
+
+def test_a_pattern_leaves_out_by_name():
+    out = [LeftOut("b.*", "why")]
+    assert settle({}, {"b.c": (1,)}, out) == {"why": ["b.c"]}
+    with pytest.raises(Mistake, match=r"no rule knows the tensor bc"):
+        settle({}, {"bc": (1,)}, out)
