@@ -326,6 +326,9 @@ def test_save_that_fails_in_the_background_is_a_fault_at_the_exit(tmp_path):
     assert restored(tmp_path) == (2, 2)
 
 
+@pytest.mark.filterwarnings(  # Orbax's writes that outlive the failed one report to its closed loop
+    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+)
 def test_save_on_a_full_disk_is_a_fault_and_goes_on_when_there_is_space(tmp_path, capfd, caplog):
     with small_disk(tmp_path / "disk", 2000) as disk:
         with Checkpoints(str(disk / "c"), Keep()) as checkpoints:
