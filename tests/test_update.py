@@ -120,3 +120,18 @@ def test_a_batch_is_counted_by_what_is_in_it(batch):
     assert counts["tokens"] == (batch.segments > 0).sum()
     assert counts["audio"] == pytest.approx(batch.frames.sum() / 100)
     np.testing.assert_array_equal(counts["examples"], [2, 14])
+
+
+def test_dropout_draws_anew_at_every_step_and_the_same_at_the_same_step(batch):
+    """The key is folded from the seed and the step alone, so a resumed run draws as one whole."""
+    run = models.run(MODEL, lora=dataclasses.replace(models.LORA, dropout=0.5))
+    with models.one_device():
+        update = Update(run)
+        state = update.start(models.made(run)[1])
+        step = models.jitted(update)
+        loss = lambda at: float(
+            step(state._replace(step=jnp.int32(at)), layout.place(batch))[1]["loss"]
+        )
+        first, again, later = loss(3), loss(3), loss(4)
+    assert first == again
+    assert first != later
