@@ -83,7 +83,7 @@ def attend_kept(
         preferred_element_type=jnp.float32,
         out_sharding=layout.a("b k g t h"),
     )
-    # Divided here and not in [t, s]: a third of what softmax alone would move through memory.
+    # Divided here, where it is [t, h], and not in [t, s]: one pass less over the largest array.
     y_bkgth = (y_bkgth / whole).astype(v_bksh.dtype)
     return jnp.transpose(y_bkgth, (0, 3, 1, 2, 4)).reshape(b, t, n, h)
 

@@ -2,8 +2,8 @@
 
 The only file that knows foreign names. Phi-4-multimodal comes in two layouts: Microsoft's own,
 with LoRA in the main files, and transformers', whose LoRA is a PEFT adapter of its own. Sources:
-transformers' `modeling_phi3.py` and `modeling_phi4_multimodal.py`, and the tensors' names in the
-checkpoints of microsoft/Phi-4-multimodal-instruct.
+transformers' `modeling_phi3.py` and `modeling_phi4_multimodal.py`. Microsoft's names are the
+published ones of microsoft/Phi-4-multimodal-instruct, not yet held against its files.
 """
 
 from melllm_jax.convert.rules import LAYER, LeftOut, Rule

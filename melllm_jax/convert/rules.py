@@ -119,12 +119,12 @@ def settle(
                 f"{where}: {name} is {list(found[name])}: its config asks for {list(tensor.shape)}"
             )
     omitted: dict[str, list[str]] = {}
-    for name in found.keys() - tensors.keys():
+    for name in sorted(found.keys() - tensors.keys()):
         reasons = [rule.why for rule in left_out if fnmatch.fnmatchcase(name, rule.names)]
         if not reasons:
             raise Mistake(f"{where}: no rule knows the tensor {name}: nothing is dropped unasked")
         omitted.setdefault(reasons[0], []).append(name)
-    return {why: sorted(names) for why, names in sorted(omitted.items())}
+    return dict(sorted(omitted.items()))
 
 
 def _tensor(rule: Rule, shapes: Mapping[str, Shape], layer: int | None) -> Tensor:
