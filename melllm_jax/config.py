@@ -12,7 +12,7 @@ import hashlib
 import json
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from melllm_jax.errors import Mistake
 
@@ -91,7 +91,7 @@ class Model:
     rope: Rope = Rope()
     tied: bool = True  # tie_word_embeddings
     window: int = 0  # sliding_window: positions seen back, itself included; 0 sees all
-    front: Literal["linear", "conv"] = "linear"  # patch → d, or Phi-4-MM's stem and projector
+    front: Literal["none", "linear", "conv"] = "linear"  # text alone, patch → d, Phi-4-MM's stem
     c: int = 1024  # channels of the conv stem
     speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip
     remat: Literal["none", "full", "dots"] = "full"  # what the backward pass computes again
@@ -225,6 +225,16 @@ class Keep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a model is without its weights: `model.json` beside a checkpoint that was imported."""
+
+    model: Model
+    mel: Mel = Mel()
+    text: Text = Text()
+    lora: Lora = Lora()
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """All that decides a run."""
 
@@ -281,18 +291,23 @@ def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def to_json(run: Run) -> str:
-    """The run as indented JSON; `from_json` reads it back equal."""
-    return json.dumps(dataclasses.asdict(run), indent=1) + "\n"
+def to_json(cfg: Run | Spec) -> str:
+    """A run or a spec as indented JSON; `from_json` reads it back equal."""
+    return json.dumps(dataclasses.asdict(cfg), indent=1) + "\n"
 
 
-def from_json(text: str) -> Run:
-    """The run that `to_json` wrote. Raises Mistake for unknown, missing or ill-typed fields."""
+Kind = TypeVar("Kind", Run, Spec)
+
+
+def from_json(text: str, kind: type[Kind]) -> Kind:
+    """What `to_json` wrote. Raises Mistake for unknown, missing or ill-typed fields."""
+    name = {Run: "run", Spec: "model"}[kind]
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
-        raise Mistake(f"run.json is no JSON: {error}") from error
-    return _built(Run, tree, "run")
+        raise Mistake(f"{name}.json is no JSON: {error}") from error
+    built: Kind = _built(kind, tree, name)
+    return built
 
 
 def identity(run: Run) -> str:

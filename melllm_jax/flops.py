@@ -93,6 +93,8 @@ def step(run: config.Run) -> float:
 
 def _front(run: config.Run) -> int:
     m, mel = run.model, run.mel
+    if m.front == "none":
+        return 0
     if m.front == "linear":
         return mel.p * m.d + m.d
     bands = mel.m

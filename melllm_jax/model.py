@@ -133,7 +133,8 @@ class SpeechLM(nnx.Module):
         size = sizes(cfg, mel, lora)
         self.cfg = cfg
         self.embed = weight(rngs, size, "v d", fan_in="d")
-        self.front = FRONTS[cfg.front](rngs, size)
+        if cfg.front != "none":
+            self.front = FRONTS[cfg.front](rngs, size)
         self.stack = Stack(rngs, size, cfg, lora)
         self.norm = RMSNorm(size, cfg.eps)
         if not cfg.tied:
@@ -146,8 +147,13 @@ class SpeechLM(nnx.Module):
         return self.norm(self.stack(self.inputs(batch), self.angles(batch), see, key))
 
     def inputs(self, batch: Batch) -> Float[Array, "b t d"]:
-        """What enters the first layer: the front end's output at speech, embeddings at text."""
+        """What enters the first layer: the front end's output at speech, embeddings at text.
+
+        Without a front end every position is text.
+        """
         words = self.words(batch.tokens)
+        if self.cfg.front == "none":
+            return words
         return jnp.where(batch.is_speech[..., None], self.front(batch), words)
 
     def words(self, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:

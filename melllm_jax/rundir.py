@@ -21,7 +21,7 @@ def claim(workdir: str, run: config.Run) -> None:
     """
     path = epath.Path(workdir) / "run.json"
     if path.exists():
-        other = config.from_json(path.read_text())
+        other = config.from_json(path.read_text(), config.Run)
         if config.identity(other) != config.identity(run):
             asked, there = dict(_deciding(run)), dict(_deciding(other))
             names = [n for n in asked | there if asked.get(n) != there.get(n)]
@@ -44,7 +44,7 @@ def read(workdir: str) -> config.Run:
     path = epath.Path(workdir) / "run.json"
     if not path.exists():
         raise Mistake(f"run={workdir}: holds no run.json")
-    return config.from_json(path.read_text())
+    return config.from_json(path.read_text(), config.Run)
 
 
 def _deciding(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -150,13 +150,13 @@ def test_override_sets_the_field_and_no_other(name):
 @pytest.mark.parametrize("name", DECIDES | WHERE)
 def test_run_with_any_value_reads_back_equal_from_json(name):
     run = override(RUN, {name: (DECIDES | WHERE)[name]})
-    assert from_json(to_json(run)) == run
+    assert from_json(to_json(run), Run) == run
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_reads_back_equal_from_json_with_its_identity(name):
     run = PRESETS[name]()
-    again = from_json(to_json(run))
+    again = from_json(to_json(run), Run)
     assert again == run
     assert identity(again) == identity(run)
 
@@ -244,7 +244,7 @@ def test_value_that_breaks_a_rule_is_refused_by_field_value_and_rule(changes, me
 
 def test_json_that_is_none_is_refused():
     with pytest.raises(Mistake, match="run.json is no JSON"):
-        from_json("{")
+        from_json("{", Run)
 
 
 def edited(edit):
@@ -266,12 +266,12 @@ def edited(edit):
 )
 def test_json_with_an_unknown_missing_or_ill_typed_field_is_refused(edit, message):
     with pytest.raises(Mistake) as caught:
-        from_json(edited(edit))
+        from_json(edited(edit), Run)
     assert message in str(caught.value)
 
 
 def test_json_without_a_field_that_has_a_default_takes_the_default():
-    run = from_json(edited(lambda run: run["optim"].pop("clip")))
+    run = from_json(edited(lambda run: run["optim"].pop("clip")), Run)
     assert run == RUN
 
 

@@ -130,4 +130,6 @@ def test_evaluate_in_another_process_has_nothing_but_json_on_standard_output(pla
     status, out, err = done(evaluate(place, "--json", "--name", "again"))
     assert (status, err) == (0, "")
     assert json.loads(out)["devices"] == 1
-    assert dataclasses.is_dataclass(config.from_json((place.run / "run.json").read_text()))
+    assert dataclasses.is_dataclass(
+        config.from_json((place.run / "run.json").read_text(), config.Run)
+    )

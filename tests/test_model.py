@@ -206,3 +206,17 @@ def test_a_layer_taken_apart_equals_its_share_of_the_stack():
             layer = stack.layer(i)
             np.testing.assert_array_equal(layer.attn.q[...], values["stack.blocks.attn.q"][i])
             np.testing.assert_array_equal(layer.mlp.down[...], values["stack.blocks.mlp.down"][i])
+
+
+def test_a_model_without_a_front_end_reads_text_alone():
+    """It has no weights for sound, and its logits are those of the same model with one."""
+    silent = models.run(dataclasses.replace(models.MODEL, front="none"))
+    with models.one_device():
+        skeleton, values = models.made(silent)
+        assert not any(name.startswith("front.") for name in values)
+        other, more = models.made(models.run())
+        batch = layout.place(models.pack([[models.segment(9, seed=1)]], 12))
+        run = models.jitted(lambda model, b: model.logits(model(b)))
+        mine = run(skeleton.model(values), batch)
+        theirs = run(other.model({**more, **values}), batch)
+    np.testing.assert_array_equal(mine, theirs)
