@@ -25,7 +25,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from melllm_jax.config import Data, Keep, Mel, Optim, Run, Source, Text
+from melllm_jax.config import Data, Init, Keep, Mel, Optim, Run, Source, Text
 from melllm_jax.errors import Mistake
 
 Kind = TypeVar("Kind")
@@ -58,6 +58,10 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
         "invstd": Annotated[tuple[float, ...], Suppress],
     },
     Text: {"digest": Annotated[str, Suppress]},
+    Init: {
+        "path": Annotated[str, arg(aliases=("--init",), metavar="DIR")],
+        "digest": Annotated[str, Suppress],
+    },
     Data: {
         "sources": Annotated[
             tuple[Annotated[Source, DATA], ...],

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("launch.train", "train a preset on prepared data, or go on where it stopped"),
     "evaluate": ("launch.evaluate", "word error rate and speed of a run on a split"),
     "transcribe": ("launch.transcribe", "text of wav, flac, mp3 and ogg files"),
+    "convert": ("launch.convert", "checkpoints from and to Hugging Face's layout"),
     "wer": ("launch.wer", "word error rate between two files of transcripts"),
 }
 

@@ -1,9 +1,11 @@
 """`melllm train`: train a preset on prepared data, or go on where it stopped."""
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -18,12 +20,13 @@ from launch import heap
 from launch.arguments import RunArguments, run_arguments
 from launch.progress import Bar
 from launch.transcriber import Transcriber
-from melllm_jax import config, layout, presets, rundir, score
+from melllm_jax import config, layout, presets, rundir, score, start
 from melllm_jax.config import Run
 from melllm_jax.decode import Decoding
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.model import SpeechLM
 from melllm_jax.train import train
+from melllm_jax.update import State, Update
 
 Score = Callable[[SpeechLM], Mapping[str, Any]]
 
@@ -38,10 +41,26 @@ class Arguments(RunArguments):
 def main(argv: Sequence[str]) -> int:
     """`melllm train PRESET --data DIR --workdir DIR [--model.d 512 …]`."""
     arguments = run_arguments(
-        Arguments, argv, presets.preset, prog="melllm train", presets=presets.PRESETS
+        Arguments, argv, _preset(argv), prog="melllm train", presets=presets.PRESETS
     )
     fit(arguments.run, arguments.workdir)
     return 0
+
+
+def _preset(argv: Sequence[str]) -> Callable[[str], Run]:
+    """Presets by name; where `argv` says --init DIR, with the sizes of the model in DIR.
+
+    They are the values that the other flags then change.
+    """
+    finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    finder.add_argument("--init", "--init.path", default="")
+    try:
+        folder = finder.parse_known_args(argv)[0].init
+    except argparse.ArgumentError:  # no value: told in full when all flags are read
+        folder = ""
+    if not folder:
+        return presets.preset
+    return lambda name: start.adopted(presets.preset(name), folder)
 
 
 def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
@@ -57,10 +76,18 @@ def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
     host, hosts = jax.process_index(), jax.process_count()
     corpora = [sources.open_source(source.path, "train") for source in run.data.sources]
     scoring = dev_score(run, tokenizer) if run.keep.score else None
+    begin: Callable[[Update], State] = Update.initial
+    if run.init.path:
+        begin = lambda update: start.state(update, run.init.path, mesh)
+        with jax.set_mesh(mesh):
+            start.check(Update(run), run.init.path)
     batches = iter(pipeline.train_batches(run, tokenizer, host=host, hosts=hosts))
     rundir.claim(workdir, run)
     if run.text.tokenizer != "bytes":
         try:
+            if run.init.path:  # templates and all travel on, to an export
+                beside = f"{run.init.path}/{rundir.TOKENIZER}"
+                shutil.copytree(beside, f"{workdir}/{rundir.TOKENIZER}", dirs_exist_ok=True)
             tokenizer.save(f"{workdir}/tokenizer")
         except OSError as error:
             raise Fault(f"{workdir}/tokenizer: cannot be written: {error.strerror}") from error
@@ -75,6 +102,7 @@ def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
             progress=bar,
             score=scoring,
             rejected=lambda: tally(batches)["bad"],
+            start=begin,
         )
     finally:
         bar.close()
@@ -96,6 +124,8 @@ def completed(run: Run) -> tuple[Run, Tokenizer]:
         for source in run.data.sources
     ]
     changes: dict[str, Any] = {"data.sources": known, "text.digest": tokenizer.digest()}
+    if run.init.path:
+        changes["init.digest"] = start.digest(run.init.path)
     if run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), statistics(run), strict=True))
     return config.override(run, changes), tokenizer

@@ -8,9 +8,12 @@ everything as it is, so that a run can be read while it trains.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import hashlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 import threading
@@ -19,6 +22,7 @@ import zlib
 
 from etils import epath
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from melllm_jax import config
@@ -32,8 +36,7 @@ class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
 
     def __init__(self, directory: str, keep: config.Keep, say: Callable[[str], None] = print):
-        # Orbax logs a page a save, and a traceback of every error that it also raises.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _hush()
         stay: list[Any] = [policies.LatestN(keep.last)]
         if keep.milestone:
             stay.append(policies.EveryNSteps(keep.milestone))
@@ -106,11 +109,14 @@ class Checkpoints:
         return found
 
     def restore_weights(self, weights: Mapping[str, Any]) -> tuple[int, dict[str, jax.Array]]:
-        """The newest whole checkpoint's weights alone, as (step, weights by name).
+        """The newest whole checkpoint's weights of these names alone, as (step, weights by name).
 
         Raises Mistake where there is no checkpoint, Fault where none is whole.
         """
-        found = self._newest({"weights": dict(weights)})
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            found = self._newest({"weights": dict(weights)})
         if found is None:
             raise Mistake(f"checkpoints={self._directory}: holds no checkpoint")
         return found[0], found[1]["weights"]
@@ -151,7 +157,7 @@ class Checkpoints:
         try:
             response.result()
             if jax.process_index() == 0:
-                _seal(self._directory / str(step))
+                seal(self._directory / str(step))
         except Exception as error:
             self._trouble = self._fault(step, error)
 
@@ -164,9 +170,41 @@ class Checkpoints:
         )
 
 
-def _seal(folder: pathlib.Path) -> None:
+def placeholder(folder: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> None:
+    """A checkpoint of weights of these names, each one number long, for others to fill.
+
+    Without OCDBT every weight has a folder of its own, which can be written without Orbax.
+    """
+    context = ocp.Context()
+    context.array.saving.use_ocdbt = False
+    weights = {name: np.zeros(1, dtype) for name, dtype in dtypes.items()}
+    _hush()
+    with context:
+        ocp.save_checkpointables(epath.Path(folder.absolute()), {"weights": weights})
+
+
+def newest(directory: pathlib.Path) -> pathlib.Path:
+    """The folder of the newest whole checkpoint in a run's `checkpoints`.
+
+    Raises Mistake where there is none.
+    """
+    names = [path.name for path in directory.iterdir()] if directory.exists() else []
+    for step in sorted((int(name) for name in names if name.isdigit()), reverse=True):
+        if _damage(directory / str(step)) is None:
+            return directory / str(step)
+    raise Mistake(f"checkpoints={directory}: holds no whole checkpoint")
+
+
+def digest(folder: pathlib.Path) -> str:
+    """Hash of a whole checkpoint's content: 16 hexadecimal digits."""
+    sealed = (folder / SEAL).exists()
+    sums = (folder / SEAL).read_text() if sealed else json.dumps(_sums(folder))
+    return hashlib.sha256(sums.encode()).hexdigest()[:16]
+
+
+def seal(folder: pathlib.Path) -> None:
     """Write down size and CRC-32 of every file, under a temporary name first."""
-    sums = {str(path.relative_to(folder)): _sum(path) for path in _files(folder)}
+    sums = _sums(folder)
     scratch = folder / f"{SEAL}.tmp"
     scratch.write_text(json.dumps(sums))
     scratch.rename(folder / SEAL)
@@ -193,6 +231,14 @@ def _damage(folder: pathlib.Path) -> str | None:
     return None
 
 
+def _sums(folder: pathlib.Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file by its path in the folder."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib lets go of the interpreter's lock
+        paths = _files(folder)
+        found = pool.map(_sum, paths)
+        return {str(path.relative_to(folder)): x for path, x in zip(paths, found, strict=True)}
+
+
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
 
@@ -204,6 +250,11 @@ def _sum(path: pathlib.Path) -> list[int]:
         while block := file.read(1 << 22):
             size, crc = size + len(block), zlib.crc32(block, crc)
     return [size, crc]
+
+
+def _hush() -> None:
+    """Orbax logs a page a save, and a traceback of every error that it also raises."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def dump(folder: pathlib.Path, tree: Any) -> None:

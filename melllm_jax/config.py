@@ -235,6 +235,14 @@ class Spec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+    """The weights that a run starts from; random ones where nothing is said."""
+
+    path: str = dataclasses.field(default="", metadata=WHERE)  # folder of an import or of a run
+    digest: str = ""  # content hash of its checkpoint, filled in when a run starts
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """All that decides a run."""
 
@@ -245,6 +253,7 @@ class Run:
     mel: Mel = Mel()
     text: Text = Text()
     lora: Lora = Lora()
+    init: Init = Init()
     seed: int = 0  # of weights, order of data, dropout and augmentation
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=WHERE)
     keep: Keep = dataclasses.field(default=Keep(), metadata=WHERE)

@@ -25,6 +25,8 @@ WEIGHTS: Mapping[str, MeshAxis] = dict(d="fsdp", n="tp", k="tp", f="tp", v="tp")
 ACTIVATIONS: Mapping[str, MeshAxis] = dict(
     b=("replica", "fsdp"), t="seq", n="tp", k="tp", f="tp", v="tp"
 )
+# A mesh of one device that does not exist: for shapes alone.
+NOWHERE = jax.sharding.AbstractMesh((1,) * 4, AXES, (jax.sharding.AxisType.Explicit,) * 4)
 
 
 def w(dims: str) -> jax.P:

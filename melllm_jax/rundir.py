@@ -1,6 +1,8 @@
 """A run's folder: `run.json` and what stands beside it, claimed by one run alone.
 
 run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/
+
+An imported checkpoint is such a folder with `model.json` in place of `run.json`, and no metrics.
 """
 
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from etils import epath
 from melllm_jax import config
 from melllm_jax.errors import Fault, Mistake
 
+RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "tokenizer"
+
 
 def claim(workdir: str, run: config.Run) -> None:
     """Make `workdir` this run's folder, or find that it already is.
@@ -19,7 +23,7 @@ def claim(workdir: str, run: config.Run) -> None:
     Raises Mistake where it belongs to a run of another identity; nothing in it is touched then.
     Raises Fault where it cannot be written.
     """
-    path = epath.Path(workdir) / "run.json"
+    path = epath.Path(workdir) / RUN
     if path.exists():
         other = config.from_json(path.read_text(), config.Run)
         if config.identity(other) != config.identity(run):
@@ -32,7 +36,7 @@ def claim(workdir: str, run: config.Run) -> None:
             )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name("run.json.tmp")
+        scratch = path.with_name(f"{RUN}.tmp")
         scratch.write_text(config.to_json(run))
         scratch.replace(path)
     except OSError as error:
@@ -41,10 +45,29 @@ def claim(workdir: str, run: config.Run) -> None:
 
 def read(workdir: str) -> config.Run:
     """The run whose folder this is. Raises Mistake where it is none."""
-    path = epath.Path(workdir) / "run.json"
+    path = epath.Path(workdir) / RUN
     if not path.exists():
         raise Mistake(f"run={workdir}: holds no run.json")
     return config.from_json(path.read_text(), config.Run)
+
+
+def spec(folder: str) -> config.Spec:
+    """The model whose folder this is, of a run or imported; its tokenizer is a path or "bytes".
+
+    Raises Mistake where it is neither.
+    """
+    path = epath.Path(folder) / SPEC
+    if path.exists():
+        found = config.from_json(path.read_text(), config.Spec)
+    elif (path.parent / RUN).exists():
+        run = read(folder)
+        found = config.Spec(run.model, run.mel, run.text, run.lora)
+    else:
+        raise Mistake(f"checkpoint={folder}: holds neither {SPEC} nor {RUN}")
+    if found.text.tokenizer == "bytes":
+        return found
+    text = dataclasses.replace(found.text, tokenizer=f"{folder}/{TOKENIZER}")
+    return dataclasses.replace(found, text=text)
 
 
 def _deciding(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ Training, checkpoints and conversion all speak of "stack.blocks.attn.q": a flat 
 what is differentiated, saved, frozen and mapped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 from typing import Any
 
@@ -12,6 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from melllm_jax import config, layout
 from melllm_jax.layers import Fixed
 from melllm_jax.model import SpeechLM
 
@@ -54,10 +55,25 @@ def initial(build: Callable[[nnx.Rngs], SpeechLM], seed: int) -> tuple[Skeleton,
     return skeleton, jax.jit(lambda r: split(build(r))[1], compiler_options=quick)(rngs)
 
 
+def some(build: Callable[[nnx.Rngs], SpeechLM], seed: int, names: Collection[str]) -> Weights:
+    """The random weights of these names as `initial` makes them, without the others."""
+    if not names:
+        return {}
+    rngs = nnx.Rngs(jax.random.key(seed))
+    return jax.jit(lambda r: {k: x for k, x in split(build(r))[1].items() if k in names})(rngs)
+
+
 def abstract(build: Callable[[nnx.Rngs], SpeechLM]) -> tuple[Skeleton, Weights]:
     """The skeleton and the weights' shapes, dtypes and layouts: nothing is computed."""
     # The key is made while tracing: there may be no device to make one on.
     return split(jax.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0)))))
+
+
+def outline(spec: config.Spec) -> tuple[Skeleton, Weights]:
+    """The skeleton of a model and the shapes of its weights, on no device at all."""
+    build = lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
+    with jax.sharding.use_abstract_mesh(layout.NOWHERE):
+        return abstract(build)
 
 
 def _key(part: str) -> str | int:

@@ -72,6 +72,7 @@ def test_preset_without_flags_is_the_run_itself():
         (["--optim.kind", "muon"], {"optim.kind": "muon"}),
         (["--model.rope.theta", "5e5"], {"model.rope.theta": 5e5}),
         (["--text.instruction", "Write it down."], {"text.instruction": "Write it down."}),
+        (["--init", "a/b"], {"init.path": "a/b"}),
         (["--seed", "3", "--mesh.tp", "2"], {"seed": 3, "mesh.tp": 2}),
         (["--steps", "7", "--save-every", "3"], {"optim.steps": 7, "keep.every": 3}),
         (["--optim.steps", "7", "--keep.every", "3"], {"optim.steps": 7, "keep.every": 3}),
@@ -98,7 +99,7 @@ def test_help_shows_every_field_with_its_comment_and_the_presets_value(capsys):
         trained("tiny", "--help")
     assert end.value.code == 0
     told = capsys.readouterr().out
-    hidden = {"name", "text.digest", "mel.mean", "mel.invstd", "data.sources"}
+    hidden = {"name", "text.digest", "init.digest", "mel.mean", "mel.invstd", "data.sources"}
     for name, _ in fields(RUN):
         assert (f"--{name.replace('_', '-')} " in told) == (name not in hidden), name
     words = " ".join(told.replace("│", " ").split())

@@ -98,6 +98,7 @@ DECIDES = {
     "lora.r": 8,
     "lora.alpha": 8.0,
     "lora.dropout": 0.1,
+    "init.digest": "f00d",
     "seed": 1,
 }
 WHERE = {
@@ -105,6 +106,7 @@ WHERE = {
     "data.threads": 4,
     "data.ahead": 4,
     "text.tokenizer": "elsewhere.json",
+    "init.path": "elsewhere",
     "mesh.replica": 2,
     "mesh.fsdp": 4,
     "mesh.seq": 2,

@@ -38,14 +38,33 @@ def random(tensors):
     return {name: rng.standard_normal(t.shape, np.float32) for name, t in tensors.items()}
 
 
+@pytest.mark.parametrize("most", [1, 100, 10**9])
 @pytest.mark.parametrize("table", TABLES)
-def test_what_is_read_is_written_back_bit_by_bit(table):
+def test_what_is_read_in_pieces_is_written_back_bit_by_bit(table, most):
     tensors = expand(TABLES[table](), shapes())
     theirs = random(tensors)
+    ours = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes().items()}
     for name, tensor in tensors.items():
-        parts = tensor.read(theirs[name])
-        assert [x.shape for x in parts] == [part.shape for part in tensor.parts]
-        np.testing.assert_array_equal(tensor.write(parts), theirs[name], strict=True)
+        for piece in tensor.pieces(most):
+            block = ours[piece.name][piece.index]
+            assert block.shape == piece.shape
+            assert np.isnan(block).all()  # no number has two places
+            ours[piece.name][piece.index] = piece.read(theirs[name][piece.start : piece.stop])
+    for name, tensor in tensors.items():
+        again = np.full(tensor.shape, np.nan, np.float32)
+        for piece in tensor.pieces(7 * most):
+            again[piece.start : piece.stop] = piece.write(ours[piece.name][piece.index])
+        np.testing.assert_array_equal(again, theirs[name], strict=True)
+
+
+def test_pieces_are_as_small_as_asked_where_rows_allow_it():
+    """A head of 8 × 24 numbers cannot be parted; a matrix of 40 × 24 can, by its rows."""
+    tensors = expand(phi.decoder(tied=False), shapes())
+    heads = list(tensors["model.layers.0.self_attn.qkv_proj.weight"].pieces(100))
+    assert [piece.shape for piece in heads] == [(24, 1, 8)] * 8
+    assert [(p.start, p.stop) for p in heads] == [(i, i + 8) for i in range(0, 64, 8)]
+    gates = list(tensors["model.layers.0.mlp.gate_up_proj.weight"].pieces(24 * 9))
+    assert [piece.shape for piece in gates] == [(24, 8)] * 10
 
 
 @pytest.mark.parametrize("base", ["", ".base_layer"])
@@ -81,7 +100,7 @@ def test_fused_projections_hold_query_key_and_value_in_that_order():
     tensors = expand(phi.decoder(tied=False), shapes())
     tensor = tensors["model.layers.2.self_attn.qkv_proj.weight"]
     rows = np.broadcast_to(np.arange(64.0)[:, None], (64, 24))  # each row says its number
-    q, k, v = tensor.read(rows)
+    q, k, v = (piece.read(rows[piece.start : piece.stop]) for piece in tensor.pieces(10**9))
     assert [part.layer for part in tensor.parts] == [2, 2, 2]
     np.testing.assert_array_equal(q[0], np.arange(32).reshape(4, 8))
     np.testing.assert_array_equal(k[5], np.arange(32, 48).reshape(2, 8))

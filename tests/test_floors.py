@@ -24,9 +24,11 @@ FLOORS = (
         "melllm_jax.layers",
         "melllm_jax.attention",
         "melllm_jax.convert.rules",
+        "melllm_jax.convert.blocks",
+        "melllm_jax.convert.dialects",
         "melllm_jax.device_mel",
     },
-    {"melllm_jax.frontend", "melllm_jax.convert.phi"},
+    {"melllm_jax.frontend", "melllm_jax.convert.phi", "melllm_jax.convert.tensors"},
     {"melllm_jax.model"},
     {"melllm_jax.weights"},
     {
@@ -36,8 +38,11 @@ FLOORS = (
         "melllm_jax.checkpoint",
         "melllm_jax.record",
     },
-    {"melllm_jax.update", "melllm_jax.plan", "melllm_jax.evaluate"},
-    {"melllm_jax.train"},
+    {"melllm_jax.update", "melllm_jax.plan", "melllm_jax.evaluate", "melllm_jax.store"},
+    {"melllm_jax.convert.described"},
+    {"melllm_jax.convert.importer"},
+    {"melllm_jax.convert.exporter"},
+    {"melllm_jax.train", "melllm_jax.start"},
     # data_pipelines: files to Batch
     {
         "data_pipelines.mel",
@@ -67,6 +72,7 @@ FLOORS = (
         "launch.evaluate",
         "launch.transcribe",
         "launch.wer",
+        "launch.convert",
     },
     {"launch.quickstart"},
     {"launch.cli"},
@@ -76,6 +82,8 @@ FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in mod
 # What only the named modules may import; a name covers everything below it.
 FENCES = {
     "orbax": {"melllm_jax.checkpoint"},
+    "tensorstore": {"melllm_jax.store"},
+    "huggingface_hub": {"launch.convert"},
     "jax.experimental.pallas": {"melllm_jax.attention"},
     "grain": {"data_pipelines.pipeline", "data_pipelines.screen"},
     "array_record": {"data_pipelines.shards"},

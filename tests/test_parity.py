@@ -1,4 +1,4 @@
-"""Our modules against transformers' Phi-3 and Phi-4-multimodal, small, random and in float32."""
+"""Our modules against transformers' Phi-3, small and random, in float32 and in bfloat16."""
 
 import dataclasses
 
@@ -7,106 +7,50 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.mel import log_mel
 from melllm_jax import attention, config, layout
 from melllm_jax.convert import phi
-from melllm_jax.convert.rules import expand
 from melllm_jax.layers import rotary
 from tests import models
-
-PARITY = "needs the extra `parity`"
-torch = pytest.importorskip("torch", reason=PARITY)
-transformers = pytest.importorskip("transformers", reason=PARITY)
+from tests.references import (
+    assert_equal,
+    converted,
+    in_bfloat16,
+    randomised,
+    rms,
+    sizes,
+    torch,
+    transformers,
+)
 
 # Longest row 24: beyond `original`, so that both sides of LongRoPE's border are met.
 LONG = config.Rope(
     partial=0.75, short=(1.0, 1.5, 2.0), long=(3.0, 4.0, 8.0), original=16, longest=64
 )
-KINDS = {
-    "heads 4:4, untied": config.Model(d=32, n=4, k=4, h=8, f=48, l=2, v=64, tied=False),
-    "heads 6:2, tied, LongRoPE": config.Model(d=48, n=6, k=2, h=8, f=64, l=2, v=64, rope=LONG),
-    "heads 4:1, untied, window": config.Model(
-        d=32, n=4, k=1, h=8, f=48, l=2, v=64, tied=False, window=5, rope=config.Rope(partial=0.75)
+KINDS = {  # query heads to a KV head, as each supported model has them
+    "Phi-3-mini, 4:4": config.Model(d=32, n=4, k=4, h=8, f=48, l=2, v=64, tied=False),
+    "Phi-3-medium and Phi-4, 8:2, window": config.Model(
+        d=64, n=8, k=2, h=8, f=48, l=2, v=64, tied=False, window=5, rope=config.Rope(partial=0.75)
     ),
+    "Phi-4-mini, 6:2, LongRoPE": config.Model(d=48, n=6, k=2, h=8, f=64, l=2, v=64, rope=LONG),
 }
 BORDER = pytest.mark.parametrize("t", [16, 24])
-
-
-def sizes(m):
-    """transformers' names for the sizes of a model."""
-    rope = {
-        "rope_type": "longrope" if m.rope.short else "default",
-        "rope_theta": m.rope.theta,
-        "partial_rotary_factor": m.rope.partial,
-    }
-    if m.rope.short:
-        rope |= {"short_factor": list(m.rope.short), "long_factor": list(m.rope.long)}
-    return {
-        "hidden_size": m.d,
-        "num_attention_heads": m.n,
-        "num_key_value_heads": m.k,
-        "intermediate_size": m.f,
-        "num_hidden_layers": m.l,
-        "vocab_size": m.v,
-        "rms_norm_eps": m.eps,
-        "tie_word_embeddings": m.tied,
-        "sliding_window": m.window or None,
-        "max_position_embeddings": m.rope.longest,
-        "original_max_position_embeddings": m.rope.original,
-        "rope_parameters": rope,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "attn_implementation": "eager",
-    }
-
-
-def randomised(theirs):
-    """The module with weights that are nowhere at rest: norms about 1, matrices about 0."""
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, x in [*theirs.named_parameters(), *theirs.named_buffers()]:
-            if "rotary_emb" not in name:
-                rest = 1.0 if "norm" in name or "invstd" in name else 0.0
-                spread = x.shape[-1] ** -0.5 if x.ndim > 1 else 0.2
-                x.copy_(rest + spread * torch.randn(x.shape, generator=draw))
-    return theirs.eval()
-
-
-def numbers(theirs):
-    return {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
-
-
-def converted(rules, state, shapes):
-    """Our weights of `shapes` that `rules` find in a state_dict."""
-    weights = {name: np.empty(shapes[name], np.float32) for rule in rules for name in rule.ours}
-    for name, tensor in expand(rules, shapes).items():
-        for part, value in zip(tensor.parts, tensor.read(state[name]), strict=True):
-            weights[part.name][() if part.layer is None else part.layer] = value
-    return weights
-
-
-def assert_equal(ours, theirs, most):
-    """The largest difference is at most `most` of the largest value."""
-    ours, theirs = np.asarray(ours, np.float64), theirs.detach().double().numpy()
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= most * np.abs(theirs).max()
 
 
 class Pair:
     """The same small model, theirs and ours."""
 
     def __init__(self, m):
-        self.m, self.run = m, models.run(m, lora=config.Lora(), b=1)
+        self.m = m
         their_config = transformers.Phi3Config(**sizes(m))
         self.theirs = randomised(transformers.Phi3ForCausalLM(their_config))
         with models.one_device():
-            skeleton, values = models.made(self.run)
+            self.skeleton, values = models.made(models.run(m, lora=config.Lora(), b=1))
             shapes = {name: x.shape for name, x in values.items()}
-            read = converted(phi.decoder(m.tied), numbers(self.theirs), shapes)
+            read = converted(phi.decoder(m.tied), self.theirs, shapes)
             front = {name: x for name, x in values.items() if name.startswith("front.")}
             assert values.keys() == read.keys() | front.keys()
-            self.ours = skeleton.model({k: jnp.asarray(x) for k, x in read.items()} | front)
+            self.weights = {k: jnp.asarray(x) for k, x in read.items()} | front
+            self.ours = self.skeleton.model(self.weights)
 
     def inputs(self, t):
         """Hidden states [1 t d], positions, our angles and theirs."""
@@ -164,98 +108,68 @@ def test_logits_of_phi_3_equal(pair, t):
     assert_equal(logits, theirs, 1e-5)
 
 
-SPEECH = config.Model(
-    d=32,
-    n=4,
+def test_logits_of_packed_texts_equal_those_of_each_apart(pair):
+    """One row holds a text on either side of LongRoPE's border. float32 sums: 1e-6."""
+    examples = [models.segment(t, seed=t) for t in (16, 24)]
+    with models.one_device(), torch.no_grad():
+        batch = layout.place(models.pack([examples], 44))
+        logits = models.jitted(lambda b: pair.ours.logits(pair.ours(b)))(batch)
+        for example, mine in zip(examples, np.split(logits[:, :40], [16], axis=1), strict=True):
+            assert_equal(mine, pair.theirs(torch.tensor(example["tokens"])[None]).logits, 1e-5)
+
+
+# The border, lengths and widths of Phi-4-mini; the factors of Phi-3's and Phi-4-mini's range.
+REAL = config.Rope(
+    partial=0.75,
+    short=tuple(np.linspace(1.0, 2.5, 48).tolist()),
+    long=tuple(np.geomspace(1.0, 64.0, 48).tolist()),
+    original=4096,
+    longest=131_072,
+)
+
+
+@pytest.mark.parametrize("lengths", [(4095, 4098), (4096, 4097)])
+def test_rotary_angles_equal_on_both_sides_of_4096(lengths):
+    """Two texts in a row. A rate's last bit is 6e-8: at 4,097 radians two of them are 5e-4."""
+    m = config.Model(d=8, n=1, k=1, h=128, f=8, l=1, v=8, front="none", rope=REAL)
+    examples = [models.segment(t, seed=t, v=8) for t in lengths]
+    their_config = transformers.Phi3Config(**sizes(dataclasses.replace(m, d=m.h)))
+    theirs = transformers.models.phi3.modeling_phi3.Phi3RotaryEmbedding(their_config)
+    with models.one_device():
+        skeleton, values = models.made(models.run(m, lora=config.Lora(), b=1))
+        batch = layout.place(models.pack([examples], sum(lengths)))
+        angles = models.jitted(skeleton.model(values).angles)(batch)
+    for part, mine in enumerate(angles):
+        for t, x in zip(lengths, np.split(mine, [lengths[0]], axis=1), strict=True):
+            other = theirs(torch.zeros(1), torch.arange(t)[None])[part]
+            assert_equal(np.concatenate([x, x], axis=-1), other, 5e-4)
+
+
+# Rows of 300: bfloat16 has no odd number beyond 256, so angles in bfloat16 would show.
+LOW = config.Model(
+    d=48,
+    n=6,
     k=2,
     h=8,
-    f=48,
+    f=64,
     l=2,
     v=64,
-    c=8,
-    front="conv",
-    rope=dataclasses.replace(LONG, original=64, longest=128),
+    rope=dataclasses.replace(LONG, original=256, longest=1024),
 )
-ADAPTER = config.Lora(r=4, alpha=8.0)
-AUDIO = 63  # the placeholder's id
 
 
-def adapter(m, theirs):
-    """Random LoRA in our names; added to the matrices of `theirs`, as merged adapters are."""
-    rng = np.random.default_rng(1)
-    weights = {}
-    fused = {
-        "attn.qkv": ("self_attn.qkv_proj", (m.d,), [(m.n, m.h), (m.k, m.h), (m.k, m.h)]),
-        "attn.o": ("self_attn.o_proj", (m.n, m.h), [(m.d,)]),
-        "mlp.gate_up": ("mlp.gate_up_proj", (m.d,), [(m.f,), (m.f,)]),
-        "mlp.down": ("mlp.down_proj", (m.f,), [(m.d,)]),
-    }
-    for name, (their_name, ins, outs) in fused.items():
-        modules = [layer.get_submodule(their_name) for layer in theirs.model.layers]
-        a = 0.2 * rng.standard_normal((m.l, modules[0].in_features, ADAPTER.r), np.float32)
-        b = 0.2 * rng.standard_normal((m.l, ADAPTER.r, modules[0].out_features), np.float32)
-        for i, module in enumerate(modules):
-            module.weight += ADAPTER.alpha / ADAPTER.r * torch.tensor(b[i].T @ a[i].T)
-        weights[f"stack.blocks.{name}_lora.a"] = a.reshape(m.l, *ins, ADAPTER.r)
-        borders = np.cumsum([np.prod(out) for out in outs])[:-1]
-        for number, (part, out) in enumerate(zip(np.split(b, borders, axis=2), outs, strict=True)):
-            weights[f"stack.blocks.{name}_lora.b.{number}"] = part.reshape(m.l, ADAPTER.r, *out)
-    return weights
+def test_logits_in_bfloat16_are_as_near_to_float32_as_theirs():
+    """Errors against float32, as rms over 19,200 logits: ours is at most 1.05 of theirs.
 
-
-@pytest.fixture(scope="module")
-def speech():
-    """Phi-4-multimodal without its Conformer, theirs and ours with its adapter apart."""
-    audio = {
-        "num_blocks": 0,
-        "hidden_size": SPEECH.c,
-        "nemo_conv_channels": SPEECH.c,
-        "audio_token_id": AUDIO,
-        "num_attention_heads": 2,
-    }
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_token_id": 62,
-        "crop_size": 28,
-        "image_size": 28,
-    }
-    their_config = transformers.Phi4MultimodalConfig(
-        **sizes(SPEECH), audio_config=audio, vision_config=vision
-    )
-    theirs = randomised(transformers.Phi4MultimodalForCausalLM(their_config))
-    run = models.run(SPEECH, lora=ADAPTER, mel=config.Mel(normalize="none"))
+    Over twelve draws of weights ours was 0.90 to 0.96 of theirs, which rounds scores and logits
+    where we do not; with RMSNorm in bfloat16 1.08 to 1.22, with rotary angles in bfloat16 4.
+    """
+    pair = Pair(LOW)
+    ours, low = pair.skeleton.model(pair.weights, jnp.dtype("bfloat16")), in_bfloat16(pair.theirs)
+    example = models.segment(300, seed=0)
+    tokens = torch.tensor(example["tokens"])[None]
     with models.one_device(), torch.no_grad():
-        skeleton, values = models.made(run)
-        rules = [*phi.decoder(SPEECH.tied), *phi.front()]
-        shapes = {name: x.shape for name, x in values.items()}
-        read = converted(rules, numbers(theirs), shapes)
-        read |= adapter(SPEECH, theirs)  # which adds to their matrices, so read those first
-        assert values.keys() == read.keys()
-        ours = skeleton.model({name: jnp.asarray(x) for name, x in read.items()})
-    return theirs, ours, run.mel
-
-
-@pytest.mark.parametrize("frames", [40, 43, 49])
-def test_logits_from_sound_through_phi_4_multimodal_equal(speech, frames):
-    """Extractor, stem, projector, adapter, decoder. The extractors differ by 1e-4 of a frame."""
-    theirs, ours, mel = speech
-    wave = np.random.default_rng(frames).normal(0, 0.1, 240 + 160 * frames).astype(np.float32)
-    extractor = transformers.Phi4MultimodalFeatureExtractor()
-    features = extractor([wave], sampling_rate=16_000, return_tensors="pt")
-    mels = log_mel(wave, mel)
-    assert len(mels) == frames == features["audio_input_features"].shape[1]
-    example = models.segment(3, models.Clip(frames), 4, seed=0, mel=mel, v=62)
-    here = example["clips"] > 0
-    example["tokens"][here] = AUDIO
-    padded = np.zeros((here.sum() * mel.r, mel.m), np.float32)
-    padded[:frames] = mels
-    example["patches"][here] = padded.reshape(-1, mel.p)
-    t = len(here)
-    with models.one_device(), torch.no_grad():
-        batch = layout.place(models.pack([[example]], t, mel=mel))
+        batch = layout.place(models.pack([[example]], 300))
         logits = models.jitted(lambda b: ours.logits(ours(b)))(batch)
-        expected = theirs(torch.tensor(example["tokens"])[None], **features).logits
-    assert_equal(logits, expected, 1e-4)
+        exact, theirs = (their(tokens).logits.float().numpy() for their in (pair.theirs, low))
+    assert rms(logits - exact) <= 1.05 * rms(theirs - exact)

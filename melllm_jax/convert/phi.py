@@ -6,6 +6,10 @@ transformers' `modeling_phi3.py` and `modeling_phi4_multimodal.py`. Microsoft's 
 published ones of microsoft/Phi-4-multimodal-instruct, not yet held against its files.
 """
 
+from collections.abc import Mapping
+import dataclasses
+
+from melllm_jax import config
 from melllm_jax.convert.rules import LAYER, LeftOut, Rule
 
 AUDIO = "model.embed_tokens_extend.audio_embed."
@@ -27,7 +31,44 @@ ADDITIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mlp.down_proj": ("mlp.down_lora", "r f -> f r", ("d r -> r d",)),
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one kind of checkpoint names its tensors."""
+
+    base: str = ""  # what follows a matrix's name where LoRA stands beside it
+    prefix: str = "base_model.model."  # of LoRA's names: PEFT's, in files of its own
+    adapter: str = ""
+    up: str = "up_proj_for_speech"
+    down: str = "down_proj_for_speech"
+
+    def weights(self, model: config.Model) -> list[Rule]:
+        """All but LoRA."""
+        front_end = front(self.up, self.down) if model.front == "conv" else []
+        return [*decoder(model.tied, self.base), *front_end]
+
+    def lora(self) -> list[Rule]:
+        """LoRA alone."""
+        return lora(self.prefix, self.adapter)
+
+    def added(self, name: str) -> tuple[str, str] | None:
+        """LoRA's A and B that are added to the matrix of that name; None for any other tensor."""
+        stem = name.removesuffix(f"{self.base}.weight")
+        if not stem.endswith(tuple(PROJECTIONS)):
+            return None
+        a, b = (f"{self.prefix}{stem}.lora_{x}{self.adapter}.weight" for x in "AB")
+        return a, b
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "phi3": Layout(),
+    "transformers": Layout(),
+    "microsoft": Layout(
+        ".base_layer", "", ".speech", "audio_projection.speech.0", "audio_projection.speech.2"
+    ),
+}
 LEFT_OUT = (
+    LeftOut("model.layers.*.rotary_emb.inv_freq", "computed from the config"),
     LeftOut("model.embed_tokens_extend.image_embed.*", "vision tower"),
     LeftOut("model.layers.*.lora_[AB].vision.*", "vision LoRA"),
     LeftOut(f"{AUDIO}audio_projection.vision.*", "projector of speech beside images"),

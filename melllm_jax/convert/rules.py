@@ -4,9 +4,10 @@ A rule is the tensor's name, our names and the einops pattern between the two. O
 imports and exports, so what was read can be written back bit by bit.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import fnmatch
+import math
 
 import einops
 import numpy as np
@@ -53,27 +54,54 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
+class Piece:
+    """A block of rows of a foreign tensor, and the block of one of our weights that it is."""
+
+    name: str  # of the weight
+    start: int  # its first row in the tensor
+    stop: int
+    pattern: str
+    shape: Shape  # ours
+    index: tuple[int | slice, ...]  # where in the weight, its axis of layers included
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Those rows of the tensor in our shape, as a view where a transposition is enough."""
+        return einops.rearrange(rows, self.pattern, **_lengths(self.pattern, self.shape))
+
+    def write(self, value: np.ndarray) -> np.ndarray:
+        """The rows that the block of our weight is: the inverse of `read`."""
+        left, right = self.pattern.split("->")
+        sizes = {k: n for k, n in _lengths(self.pattern, self.shape).items() if k in left}
+        return einops.rearrange(value, f"{right}->{left}", **sizes)
+
+
+@dataclasses.dataclass(frozen=True)
 class Tensor:
     """A foreign tensor that our weights call for: its shape and what lies in it."""
 
     shape: Shape
     parts: tuple[Part, ...]
 
-    def read(self, x: np.ndarray) -> list[np.ndarray]:
-        """Each part of the tensor `x` in our shape: views where a transposition is enough."""
-        return [
-            einops.rearrange(x[p.start : p.stop], p.pattern, **_lengths(p.pattern, p.shape))
-            for p in self.parts
-        ]
+    def pieces(self, most: int) -> Iterator[Piece]:
+        """The tensor in blocks of at most `most` elements, as far as its rows can be parted.
 
-    def write(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """The foreign tensor made of its parts: the inverse of `read`."""
-        pieces = []
-        for part, value in zip(self.parts, values, strict=True):
-            left, right = part.pattern.split("->")
-            sizes = {k: n for k, n in _lengths(part.pattern, part.shape).items() if k in left}
-            pieces.append(einops.rearrange(value, f"{right}->{left}", **sizes))
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        A block is as many rows as a number of the first letter's values take: whole heads of
+        "(n h) d". All blocks of a part are alike but for the last, which may be smaller.
+        """
+        for part in self.parts:
+            letter = part.pattern.split("->")[0].replace("(", " ").split()[0]
+            axis = part.pattern.split("->")[1].split().index(letter)
+            length = part.shape[axis]
+            count = min(-(-math.prod(part.shape) // most), length)
+            step, unit = -(-length // count), (part.stop - part.start) // length
+            for first in range(0, length, step):
+                last = min(first + step, length)
+                index: list[int | slice] = [slice(None)] * len(part.shape)
+                index[axis] = slice(first, last)
+                layer = () if part.layer is None else (part.layer,)
+                shape = (*part.shape[:axis], last - first, *part.shape[axis + 1 :])
+                rows = part.start + first * unit, part.start + last * unit
+                yield Piece(part.name, *rows, part.pattern, shape, (*layer, *index))
 
 
 def expand(rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:

@@ -1,0 +1,152 @@
+"""`melllm convert`: checkpoints from and to Hugging Face's layout, and whether both agree."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import difflib
+import json
+import pathlib
+import time
+from typing import Annotated, Any, Literal
+
+from tqdm import tqdm
+from tyro.conf import Positional, arg
+
+from launch import heap
+from launch.arguments import parse
+from melllm_jax.convert import exporter, importer
+from melllm_jax.errors import Mistake
+
+HF = Annotated[str, Positional, arg(metavar="HF_DIR")]
+CKPT = Annotated[pathlib.Path, Positional, arg(metavar="CKPT_DIR")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Turn a Phi checkpoint of safetensors into a checkpoint of ours, in 2.5 GiB of memory.
+
+    Phi-3-mini and -medium, Phi-3.5-mini, Phi-4, Phi-4-mini, and Phi-4-multimodal in Microsoft's
+    layout or transformers'. Tokenizer files travel along.
+    """
+
+    source: HF  # folder with config.json and *.safetensors, or a name on the hub
+    target: CKPT  # folder to be made
+    lora: Literal["keep", "merge", "drop"] = "keep"  # Phi-4-MM's speech adapter
+    json: bool = False  # print one JSON object on standard output and nothing else
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a checkpoint, of training or imported, as safetensors that transformers loads.
+
+    With the conv front end it is a Phi4MultimodalForCausalLM without Conformer blocks
+    (num_blocks 0); without front end a Phi3ForCausalLM. Vision is left out.
+    """
+
+    source: CKPT  # folder of a run, or of an import
+    target: Annotated[pathlib.Path, Positional, arg(metavar="HF_DIR")]  # folder to be made
+    lora: Literal["keep", "merge", "drop"] = "keep"  # keep: as a PEFT adapter in speech-lora/
+    front: Literal["keep", "drop"] = "keep"  # drop: the LLM alone
+    dtype: exporter.Number = "stored"  # of the numbers; stored: as they are in the checkpoint
+    json: bool = False  # print one JSON object on standard output and nothing else
+
+
+def main(argv: Sequence[str]) -> int:
+    """`melllm convert import HF_DIR CKPT_DIR | export CKPT_DIR HF_DIR`."""
+    if not argv or argv[0] in ("-h", "--help"):
+        names = ", ".join(ACTIONS)
+        if not argv:
+            raise Mistake(f"no action given: one of {names}")
+        print(f"usage: melllm convert ACTION [arguments]\n\n{__doc__}\n\nactions:")
+        for name, (kind, _) in ACTIONS.items():
+            print(f"  {name:7} {(kind.__doc__ or '').splitlines()[0]}")
+        print("\n`melllm convert ACTION --help` says what an action takes.")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in ACTIONS:
+        near = difflib.get_close_matches(name, ACTIONS, n=1, cutoff=0.0)
+        raise Mistake(f"unknown action {name!r}: did you mean {near[0]}?")
+    kind, action = ACTIONS[name]
+    arguments = parse(kind, rest, prog=f"melllm convert {name}")
+    told = action(arguments)
+    text = told.pop("text")
+    print(json.dumps(told) if arguments.json else text)
+    return 0
+
+
+def bring(arguments: Import) -> dict[str, Any]:
+    """Import; what was read, written and left out."""
+    heap.keep()  # blocks come and go: without, half of the time is the kernel clearing pages
+    began = time.perf_counter()
+    what = importer.survey(local(arguments.source), arguments.lora)
+    with bar(what.bytes) as moved:
+        importer.bring(what, arguments.target, moved)
+    seconds = time.perf_counter() - began
+    left = {why: len(names) for why, names in what.left_out.items()}
+    lines = [
+        f"{len(what.tensors)} tensors, {what.bytes / 1e9:.2f} GB, in {seconds:.1f} s: "
+        f"{arguments.target}",
+        *(f"left out, {why}: {count} tensors" for why, count in left.items()),
+    ]
+    return {
+        "checkpoint": str(arguments.target),
+        "tensors": len(what.tensors),
+        "merged": len(what.added),
+        "bytes": what.bytes,
+        "seconds": seconds,
+        "left_out": dict(what.left_out),
+        "text": "\n".join(lines),
+    }
+
+
+def send(arguments: Export) -> dict[str, Any]:
+    """Export; what was written."""
+    heap.keep()
+    began = time.perf_counter()
+    what = exporter.survey(arguments.source, arguments.lora, arguments.front, arguments.dtype)
+    with bar(what.bytes) as moved:
+        exporter.send(what, arguments.target, moved)
+    seconds = time.perf_counter() - began
+    count = len(what.main) + len(what.apart)
+    size = f"{what.bytes / 1e9:.2f} GB"
+    return {
+        "checkpoint": str(arguments.target),
+        "tensors": len(what.main),
+        "adapter": len(what.apart),
+        "merged": len(what.added),
+        "bytes": what.bytes,
+        "seconds": seconds,
+        "text": f"{count} tensors, {size}, in {seconds:.1f} s: {arguments.target}",
+    }
+
+
+def local(source: str) -> pathlib.Path:
+    """The folder of a checkpoint: `source`, or the hub's snapshot of that name."""
+    path = pathlib.Path(source)
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        return path
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 an extra of the user's
+        from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+    except ImportError as error:
+        raise Mistake(
+            f"HF_DIR={source}: is no folder, and names on the hub need huggingface_hub installed"
+        ) from error
+    try:
+        return pathlib.Path(snapshot_download(source))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Mistake(f"HF_DIR={source}: is no folder, and the hub says: {said}") from error
+
+
+@contextlib.contextmanager
+def bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of bytes with the time left; plain silence where there is no terminal."""
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None) as shown:
+        yield shown.update
+
+
+ACTIONS: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
+    "import": (Import, bring),
+    "export": (Export, send),
+}

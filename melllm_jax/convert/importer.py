@@ -1,0 +1,192 @@
+"""A Hugging Face checkpoint of Phi as a checkpoint of ours, block by block.
+
+The model is never held: rows of a tensor are read, put into our order and written, a few blocks at
+a time. All is made beside the place where it belongs and renamed into it once it is whole.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+import pathlib
+import shutil
+from typing import Any, Literal
+
+from melllm_jax import config, rundir, store
+from melllm_jax.convert import blocks, dialects, phi, tensors
+from melllm_jax.convert.rules import LeftOut, Piece, Tensor, expand, settle
+from melllm_jax.convert.tensors import Entry
+from melllm_jax.errors import Mistake
+from melllm_jax.weights import outline
+
+Adapter = Literal["keep", "merge", "drop"]
+PEFT = "speech-lora"  # folder of the adapter beside a checkpoint in transformers' layout
+# Small files that travel along: tokenizer, templates, generation, the original config.
+COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What an import will read and write: nothing has been touched yet."""
+
+    source: pathlib.Path
+    spec: config.Spec
+    tensors: Mapping[str, Tensor]  # to be read, by their names
+    entries: Mapping[str, Entry]  # where they are
+    blanks: Mapping[str, store.Blank]  # to be written, by our names
+    added: Mapping[str, tuple[Entry, Entry]]  # matrix → LoRA's A and B that are merged into it
+    scale: float  # of what is merged
+    left_out: Mapping[str, list[str]]  # tensors that are not read, by reason
+
+    @property
+    def bytes(self) -> int:
+        """To be written."""
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in self.blanks.values())
+
+
+def survey(source: pathlib.Path, adapter: Adapter = "keep") -> Survey:
+    """What importing the folder `source` would do. Raises Mistake for whatever is wrong with it."""
+    entries = tensors.listed(source)
+    tree = _json(source / "config.json")
+    # Microsoft's repository has this folder as well: a second copy of what its main files hold.
+    beside = source / PEFT
+    apart = beside.exists() and dialects.LAYOUTS.get(tree.get("model_type")) != "microsoft"
+    described = _json(beside / "adapter_config.json") if apart else None
+    found = dialects.read(tree, described, f"{source}/config.json")
+    spec, names = found.spec, phi.LAYOUTS[found.layout]
+    rank = spec.lora.r
+    if described is not None:
+        entries |= _adapter(beside, entries)
+    left = list(phi.LEFT_OUT)
+    if spec.model.tied:
+        left.append(LeftOut("lm_head.weight", "head, which is the embedding"))
+    if rank and adapter == "drop":
+        rows = (rule.theirs.replace("{i}", "*") for rule in names.lora())
+        left += [LeftOut(row, "speech LoRA, dropped as asked") for row in rows]
+        spec, rank = dataclasses.replace(spec, lora=config.Lora()), 0
+    skeleton, outlined = outline(spec)
+    shapes = {name: tuple(x.shape) for name, x in outlined.items()}
+    rules = [*names.weights(spec.model), *(names.lora() if rank else [])]
+    wanted = expand(rules, shapes)
+    omitted = settle(wanted, {name: x.shape for name, x in entries.items()}, left, str(source))
+    added: dict[str, tuple[Entry, Entry]] = {}
+    scale = 0.0
+    if rank and adapter == "merge":
+        scale = spec.lora.alpha / rank
+        pairs = {name: names.added(name) for name in wanted}
+        added = {name: (entries[p[0]], entries[p[1]]) for name, p in pairs.items() if p}
+        spec = dataclasses.replace(spec, lora=config.Lora())
+        wanted = expand(names.weights(spec.model), shapes)
+    if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        text = dataclasses.replace(spec.text, tokenizer=rundir.TOKENIZER)
+        spec = dataclasses.replace(spec, text=text)
+    dims = {name: kind.dims for name, kind in skeleton.kinds.items()}
+    blanks = _blanks(wanted, entries, dims, shapes)
+    return Survey(source, spec, wanted, entries, blanks, added, scale, omitted)
+
+
+def bring(what: Survey, target: pathlib.Path, moved: Callable[[int], None]) -> None:
+    """Make the checkpoint folder `target`; `moved` is told of the bytes as they are written.
+
+    Raises Mistake where `target` exists already or the disk cannot hold it; nothing is left of it
+    then, nor after a fault. What a killed import left is removed first.
+    """
+    if target.exists():
+        raise Mistake(f"CKPT_DIR={target}: exists already; give a new folder")
+    scratch = target.with_name(f".{target.name}.importing")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        if shutil.disk_usage(target.parent).free < what.bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _fill(what, scratch, moved)
+        (scratch / rundir.SPEC).write_text(config.to_json(what.spec))
+        scratch.rename(target)
+    except OSError as error:
+        raise unwritten("CKPT_DIR", target, what.bytes, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fill(what: Survey, scratch: pathlib.Path, moved: Callable[[int], None]) -> None:
+    (scratch / rundir.CHECKPOINTS).mkdir(parents=True)
+    filling = store.Filling(scratch / rundir.CHECKPOINTS / "0", what.blanks)
+
+    def move(piece: tuple[str, Piece]) -> int:
+        name, block = piece
+        rows = what.entries[name].rows(block.start, block.stop)
+        if name in what.added:
+            a, b = what.added[name]
+            rows = blocks.merged(rows, a.rows(), b.rows(block.start, block.stop), what.scale)
+        filling.write(block.name, block.index, blocks.dense(block.read(rows)))
+        return rows.nbytes
+
+    blocks.each(move, _in_order(what), moved)
+    filling.seal()
+    companions = scratch / rundir.TOKENIZER
+    companions.mkdir()
+    for pattern in COMPANIONS:
+        for path in what.source.glob(pattern):
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, companions / path.name)
+
+
+def _in_order(what: Survey) -> Iterator[tuple[str, Piece]]:
+    """Every piece, as they lie in the files."""
+    entries = what.entries
+    for name in sorted(what.tensors, key=lambda name: (entries[name].file, entries[name].start)):
+        for piece in what.tensors[name].pieces(blocks.MOST):
+            yield name, piece
+
+
+def _blanks(
+    wanted: Mapping[str, Tensor],
+    entries: Mapping[str, Entry],
+    dims: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, store.Blank]:
+    blanks: dict[str, store.Blank] = {}
+    for name, tensor in wanted.items():
+        for piece in tensor.pieces(blocks.MOST):
+            if piece.name not in blanks:
+                layers = len(shapes[piece.name]) - len(piece.shape)
+                block = (*[1] * layers, *piece.shape)
+                shape, letters = shapes[piece.name], dims[piece.name]
+                blanks[piece.name] = store.blank(shape, entries[name].dtype, block, letters)
+            elif blanks[piece.name].dtype != entries[name].dtype:
+                raise Mistake(
+                    f"{entries[name].file}: {name} is {entries[name].kind}: the same weight of "
+                    f"another layer is {blanks[piece.name].dtype}"
+                )
+    return blanks
+
+
+def _adapter(beside: pathlib.Path, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    file = beside / "adapter_model.safetensors"
+    if not file.exists():
+        raise Mistake(f"{beside}: holds no {file.name}")
+    found = tensors.header(file)
+    for name in found.keys() & entries.keys():
+        raise Mistake(f"{file}: {name} is in {entries[name].file.name} too")
+    return found
+
+
+def _json(path: pathlib.Path) -> Any:
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise Mistake(f"{path}: is no JSON: {error}") from error
+    raise Mistake(f"{path.parent}: holds no {path.name}")
+
+
+def unwritten(field: str, target: pathlib.Path, needed: int, error: OSError) -> Mistake:
+    """What to tell of a folder that could not be written."""
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        free = shutil.disk_usage(target.parent).free
+        gigabytes = f"needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} are free"
+        return Mistake(f"{field}={target}: no space on disk: {gigabytes}")
+    return Mistake(f"{field}={target}: cannot be written: {error}")

@@ -1,0 +1,86 @@
+"""Starting a run from the weights of another model: what is taken over, and what is made anew."""
+
+import dataclasses
+import pathlib
+
+import jax
+
+from melllm_jax import checkpoint, config, rundir, store
+from melllm_jax.checkpoint import Checkpoints
+from melllm_jax.errors import Mistake
+from melllm_jax.update import State, Update
+from melllm_jax.weights import Weights, some
+
+
+def adopted(run: config.Run, folder: str) -> config.Run:
+    """`run` with the sizes, the mel and the tokenizer of the model in `folder`.
+
+    What a checkpoint does not have stays the run's: the front end of a model that reads text
+    alone, LoRA where none was imported, and how the model is computed. Raises Mistake where
+    `folder` holds no model.
+    """
+    spec = rundir.spec(folder)
+    own = {name: getattr(run.model, name) for name in ("remat", "scan", "speech")}
+    mel = spec.mel
+    if spec.model.front == "none":
+        own |= {"front": run.model.front, "c": run.model.c}
+        mel = run.mel
+    lora = run.lora
+    if spec.lora.r:
+        lora = dataclasses.replace(spec.lora, dropout=run.lora.dropout)
+    text = dataclasses.replace(run.text, tokenizer=spec.text.tokenizer, template=spec.text.template)
+    model = dataclasses.replace(spec.model, **own)
+    init = config.Init(path=folder)
+    return dataclasses.replace(run, model=model, mel=mel, lora=lora, text=text, init=init)
+
+
+def digest(folder: str) -> str:
+    """Hash of a folder's newest whole checkpoint. Raises Mistake where there is none."""
+    return checkpoint.digest(checkpoint.newest(pathlib.Path(folder) / rundir.CHECKPOINTS))
+
+
+def check(update: Update, folder: str) -> list[str]:
+    """The weights of the run that are not in `folder`'s checkpoint: they start at random.
+
+    Raises Mistake for weights that only one of the two has, front end and LoRA excepted, and for
+    those that differ in shape.
+    """
+    found = store.Stored(checkpoint.newest(pathlib.Path(folder) / rundir.CHECKPOINTS)).shapes
+    kinds = update.skeleton.kinds
+    own_front = any(_front(name) for name in found.keys() & kinds.keys())
+    for name, (_, shape) in found.items():
+        if name in kinds and kinds[name].shape != shape and not _front(name):
+            raise Mistake(f"init={folder}: {name} is {shape}, the run's is {kinds[name].shape}")
+        if name not in kinds and not _front(name):
+            raise Mistake(
+                f"init={folder}: its {name} has no place in the run: lora.r={update.run.lora.r} "
+                f"must be the checkpoint's, or import with --lora merge or drop"
+            )
+    alike = own_front and all(
+        name in found and found[name][1] == kind.shape
+        for name, kind in kinds.items()
+        if _front(name)
+    )
+    fresh = [name for name in kinds if name not in found or (_front(name) and not alike)]
+    for name in fresh:
+        if not _front(name) and "_lora." not in name:
+            raise Mistake(f"init={folder}: has no {name}, which the run needs")
+    return fresh
+
+
+def state(update: Update, folder: str, mesh: jax.sharding.Mesh) -> State:
+    """The state before the first update, from the newest checkpoint in `folder`.
+
+    Every device reads its own part, in the dtype that the run keeps: bfloat16 where a weight is
+    frozen, float32 where it is trained. Raises Mistake as `check` does.
+    """
+    fresh = check(update, folder)
+    shapes = update.shapes(mesh)
+    wanted = {name: x for name, x in (shapes.trained | shapes.frozen).items() if name not in fresh}
+    with Checkpoints(f"{folder}/{rundir.CHECKPOINTS}", update.run.keep) as checkpoints:
+        weights: Weights = checkpoints.restore_weights(wanted)[1]
+    return update.start(weights | some(update.build, update.run.seed, fresh))
+
+
+def _front(name: str) -> bool:
+    return name.startswith("front.")
