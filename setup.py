@@ -56,7 +56,8 @@ setup(
     extras_require={
         "demo": DEMO,  # melllm quickstart: voices, pictures, scores
         "test": TEST,
-        "parity": ["torch==2.13.0", "transformers>=5.20,<6"],  # references for the tests only
+        # References for the tests, and what `melllm convert check` holds an import against.
+        "parity": ["torch==2.13.0", "transformers>=5.20,<6", "peft>=0.19,<1"],
         "plan": ["libtpu>=0.0.40"],  # compile for TPU pods on a machine without one
         "eval": EVAL,
         "tfds": ["tensorflow-datasets>=4.9.9"],

@@ -20,6 +20,11 @@ class Prompt:
     audio: int  # stands at every position of the clip
 
 
+def placeholder(tokenizer: Tokenizer) -> int:
+    """Id that stands at every position of a clip. Raises Mistake where the tokenizer has none."""
+    return tokenizer.special(next((x for x in _AUDIO if x in tokenizer.specials), _AUDIO[0]))
+
+
 def asr_prompt(tokenizer: Tokenizer, cfg: Text) -> Prompt:
     """The prompt of `cfg.template` in the ids of `tokenizer`.
 
@@ -34,8 +39,7 @@ def asr_prompt(tokenizer: Tokenizer, cfg: Text) -> Prompt:
     Raises Mistake where the tokenizer lacks one of these tokens or cannot hold the instruction.
     """
     start, end = tokenizer.special("<|assistant|>"), tokenizer.special("<|end|>")
-    audio = next((name for name in _AUDIO if name in tokenizer.specials), _AUDIO[0])
-    audio_id = tokenizer.special(audio)
+    audio_id = placeholder(tokenizer)
     if cfg.template == "plain":
         return Prompt((), (start,), end, audio_id)
     try:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("launch.evaluate", "word error rate and speed of a run on a split"),
     "transcribe": ("launch.transcribe", "text of wav, flac, mp3 and ogg files"),
     "convert": ("launch.convert", "checkpoints from and to Hugging Face's layout"),
+    "logits": ("launch.logits", "scores of a checkpoint for given tokens, to debug a port"),
     "wer": ("launch.wer", "word error rate between two files of transcripts"),
 }
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
-from launch import heap
+from launch import check, heap
 from launch.arguments import parse
 from melllm_jax.convert import exporter, importer
 from melllm_jax.errors import Mistake
@@ -51,8 +51,24 @@ class Export:
     json: bool = False  # print one JSON object on standard output and nothing else
 
 
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Run the original in torch and the import in JAX, and say how far they are apart.
+
+    In float32, on one row of random tokens or of TEXT, and sound if given; theirs runs first, each
+    takes four bytes a weight. Fails where the mean KL divergence of a token exceeds the bound.
+    """
+
+    source: HF  # what was imported: a folder, or a name on the hub
+    target: CKPT  # what came of it
+    audio: tuple[str, ...] = ()  # sound files that are put at the placeholders
+    text: str = ""  # by default 48 random tokens
+    bound: float = 1e-6  # nats: mean KL divergence a token above which the check fails
+    json: bool = False  # print one JSON object on standard output and nothing else
+
+
 def main(argv: Sequence[str]) -> int:
-    """`melllm convert import HF_DIR CKPT_DIR | export CKPT_DIR HF_DIR`."""
+    """`melllm convert import HF_DIR CKPT_DIR | export CKPT_DIR HF_DIR | check HF_DIR CKPT_DIR`."""
     if not argv or argv[0] in ("-h", "--help"):
         names = ", ".join(ACTIONS)
         if not argv:
@@ -69,9 +85,9 @@ def main(argv: Sequence[str]) -> int:
     kind, action = ACTIONS[name]
     arguments = parse(kind, rest, prog=f"melllm convert {name}")
     told = action(arguments)
-    text = told.pop("text")
+    text, status = told.pop("text"), told.pop("status", 0)
     print(json.dumps(told) if arguments.json else text)
-    return 0
+    return int(status)
 
 
 def bring(arguments: Import) -> dict[str, Any]:
@@ -120,6 +136,22 @@ def send(arguments: Export) -> dict[str, Any]:
     }
 
 
+def hold(arguments: Check) -> dict[str, Any]:
+    """Check; how far the two are apart."""
+    found = check.compare(
+        local(arguments.source), arguments.target, arguments.audio, arguments.text
+    )
+    agrees = found.kl <= arguments.bound
+    worst = max(range(len(found.layers)), key=lambda i: found.layers[i])
+    said = (
+        f"{'same' if agrees else 'NOT the same'}: KL {found.kl:.2e} nats a token "
+        f"(bound {arguments.bound:g}), top-1 {found.top1:.1%} of {found.positions} positions, "
+        f"logits within {found.logits:.1e}, layers within {found.layers[worst]:.1e} (layer {worst})"
+    )
+    told = dataclasses.asdict(found) | {"bound": arguments.bound, "agrees": agrees}
+    return told | {"text": said, "status": 0 if agrees else 1}
+
+
 def local(source: str) -> pathlib.Path:
     """The folder of a checkpoint: `source`, or the hub's snapshot of that name."""
     path = pathlib.Path(source)
@@ -149,4 +181,5 @@ def bar(total: int) -> Iterator[Callable[[int], None]]:
 ACTIONS: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     "import": (Import, bring),
     "export": (Export, send),
+    "check": (Check, hold),
 }

@@ -110,6 +110,17 @@ class Stack(nnx.Module):
         unroll = 1 if self.cfg.scan else self.cfg.l
         return jax.lax.scan(apply, x_btd, layers, unroll=unroll)[0]
 
+    def each(
+        self, x_btd: Float[Array, "b t d"], angles: Angles, see: See
+    ) -> Float[Array, "l b t d"]:
+        """What leaves each block."""
+
+        def apply(x_btd: Array, block: Block) -> tuple[Array, Array]:
+            y_btd = block(x_btd, angles, see)
+            return y_btd, y_btd
+
+        return jax.lax.scan(apply, x_btd, self.blocks)[1]
+
     def layer(self, i: int) -> Block:
         """Layer `i` alone."""
         return jax.tree.map(lambda x: x[i], self.blocks)
@@ -142,9 +153,17 @@ class SpeechLM(nnx.Module):
 
     def __call__(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
         """Hidden states after the last norm, [b t d]; `key` turns dropout on."""
+        inputs, angles, see = self._entering(batch)
+        return self.norm(self.stack(inputs, angles, see, key))
+
+    def hidden(self, batch: Batch) -> Float[Array, "l b t d"]:
+        """What leaves each layer, before the last norm."""
+        return self.stack.each(*self._entering(batch))
+
+    def _entering(self, batch: Batch) -> tuple[Float[Array, "b t d"], Angles, See]:
         seen = self.visible(attention.places(batch), attention.places(batch))
         see = lambda q, k, v: attention.attend(q, k, v, seen)
-        return self.norm(self.stack(self.inputs(batch), self.angles(batch), see, key))
+        return self.inputs(batch), self.angles(batch), see
 
     def inputs(self, batch: Batch) -> Float[Array, "b t d"]:
         """What enters the first layer: the front end's output at speech, embeddings at text.

@@ -23,6 +23,7 @@ from melllm_jax.errors import Mistake
 from melllm_jax.weights import outline
 
 Adapter = Literal["keep", "merge", "drop"]
+ORIGIN = "import.json"  # beside the checkpoint: where it came from, and what was not read
 PEFT = "speech-lora"  # folder of the adapter beside a checkpoint in transformers' layout
 # Small files that travel along: tokenizer, templates, generation, the original config.
 COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
@@ -33,6 +34,7 @@ class Survey:
     """What an import will read and write: nothing has been touched yet."""
 
     source: pathlib.Path
+    adapter: Adapter
     spec: config.Spec
     tensors: Mapping[str, Tensor]  # to be read, by their names
     entries: Mapping[str, Entry]  # where they are
@@ -85,7 +87,7 @@ def survey(source: pathlib.Path, adapter: Adapter = "keep") -> Survey:
         spec = dataclasses.replace(spec, text=text)
     dims = {name: kind.dims for name, kind in skeleton.kinds.items()}
     blanks = _blanks(wanted, entries, dims, shapes)
-    return Survey(source, spec, wanted, entries, blanks, added, scale, omitted)
+    return Survey(source, adapter, spec, wanted, entries, blanks, added, scale, omitted)
 
 
 def bring(what: Survey, target: pathlib.Path, moved: Callable[[int], None]) -> None:
@@ -103,6 +105,8 @@ def bring(what: Survey, target: pathlib.Path, moved: Callable[[int], None]) -> N
         if shutil.disk_usage(target.parent).free < what.bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _fill(what, scratch, moved)
+        origin = {"source": str(what.source), "lora": what.adapter, "left_out": what.left_out}
+        (scratch / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
         (scratch / rundir.SPEC).write_text(config.to_json(what.spec))
         scratch.rename(target)
     except OSError as error:
