@@ -58,6 +58,7 @@ setup(
         "test": TEST,
         # References for the tests, and what `melllm convert check` holds an import against.
         "parity": ["torch==2.13.0", "transformers>=5.20,<6", "peft>=0.19,<1"],
+        "hub": ["huggingface_hub>=0.30"],  # names on the hub in place of a folder
         "plan": ["libtpu>=0.0.40"],  # compile for TPU pods on a machine without one
         "eval": EVAL,
         "tfds": ["tensorflow-datasets>=4.9.9"],

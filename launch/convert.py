@@ -1,7 +1,6 @@
 """`melllm convert`: checkpoints from and to Hugging Face's layout, and whether both agree."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import json
@@ -9,11 +8,11 @@ import pathlib
 import time
 from typing import Annotated, Any, Literal
 
-from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from launch import check, heap
 from launch.arguments import parse
+from launch.progress import moving
 from melllm_jax.convert import exporter, importer
 from melllm_jax.errors import Mistake
 
@@ -95,7 +94,7 @@ def bring(arguments: Import) -> dict[str, Any]:
     heap.keep()  # blocks come and go: without, half of the time is the kernel clearing pages
     began = time.perf_counter()
     what = importer.survey(local(arguments.source), arguments.lora)
-    with bar(what.bytes) as moved:
+    with moving(what.bytes) as moved:
         importer.bring(what, arguments.target, moved)
     seconds = time.perf_counter() - began
     left = {why: len(names) for why, names in what.left_out.items()}
@@ -120,7 +119,7 @@ def send(arguments: Export) -> dict[str, Any]:
     heap.keep()
     began = time.perf_counter()
     what = exporter.survey(arguments.source, arguments.lora, arguments.front, arguments.dtype)
-    with bar(what.bytes) as moved:
+    with moving(what.bytes) as moved:
         exporter.send(what, arguments.target, moved)
     seconds = time.perf_counter() - began
     count = len(what.main) + len(what.apart)
@@ -169,13 +168,6 @@ def local(source: str) -> pathlib.Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Mistake(f"HF_DIR={source}: is no folder, and the hub says: {said}") from error
-
-
-@contextlib.contextmanager
-def bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar of bytes with the time left; plain silence where there is no terminal."""
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None) as shown:
-        yield shown.update
 
 
 ACTIONS: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {

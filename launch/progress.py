@@ -1,6 +1,7 @@
 """What a person watching a command sees: a bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import sys
 import time
 from typing import Any
@@ -50,3 +51,24 @@ class Bar:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
+
+
+@contextlib.contextmanager
+def moving(total: int) -> Iterator[Callable[[int], None]]:
+    """The progress of `total` bytes and the time left; give what it yields the bytes just moved."""
+    began = said = time.monotonic()
+    with tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        done = 0
+
+        def moved(count: int) -> None:
+            nonlocal done, said
+            done += count
+            bar.update(count)
+            now = time.monotonic()
+            if bar.disable and now - said > APART:
+                said = now
+                left = (now - began) * (total - done) / done
+                line = f"{done / 1e9:.1f} of {total / 1e9:.1f} GB, {left:.0f} s left"
+                print(line, file=sys.stderr, flush=True)
+
+        yield moved

@@ -73,6 +73,10 @@ def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
     run, tokenizer = completed(run)
     mesh = layout.make_mesh(run.mesh)
     layout.check(run, mesh)
+    if run.model.front == "none":
+        raise Mistake('model.front="none": training reads speech: choose linear or conv')
+    if run.optim.train == "lora" and not run.init.path:
+        raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
     host, hosts = jax.process_index(), jax.process_count()
     corpora = [sources.open_source(source.path, "train") for source in run.data.sources]
     scoring = dev_score(run, tokenizer) if run.keep.score else None

@@ -17,7 +17,7 @@ import tensorstore
 
 from melllm_jax import checkpoint, layout
 
-CACHE = 4 << 30  # bytes: a stacked weight of one device is one block, and is read by layers
+CACHE = 4 << 30  # bytes: a stacked weight that one device saved is one chunk, read by layers
 PARTS = {"fsdp": 16, "tp": 8}  # of a weight along the mesh's axes that split it
 SMALL = 1 << 18  # elements: a smaller block is not parted
 
@@ -98,9 +98,12 @@ class Stored:
         weights = folder / "weights"
         tree: dict[str, Any] = json.loads((weights / "_METADATA").read_text())
         names = [x["key_metadata"][0]["key"] for x in tree["tree_metadata"].values()]
-        context = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE}})
-        driver = "zarr3" if tree["use_zarr3"] or not tree["use_ocdbt"] else "zarr"
+        driver = "zarr3" if tree["use_zarr3"] else "zarr"
         files = {"driver": "file", "path": f"{weights}/"}
+        once, again = (
+            tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
+            for limit in (0, CACHE)
+        )
         self._arrays = {}
         for name in names:
             if tree["use_ocdbt"]:
@@ -108,7 +111,11 @@ class Stored:
             else:
                 place = {"driver": "file", "path": f"{weights}/{name}/"}
             spec = {"driver": driver, "kvstore": place}
-            self._arrays[name] = tensorstore.open(spec, context=context, read=True).result()
+            array = tensorstore.open(spec, context=once, read=True).result()
+            layers = (array.chunk_layout.read_chunk.shape or (1,))[0] or 1
+            if name.startswith("stack.") and layers > 1:
+                array = tensorstore.open(spec, context=again, read=True).result()
+            self._arrays[name] = array
 
     @property
     def shapes(self) -> dict[str, tuple[np.dtype, Shape]]:
