@@ -25,6 +25,7 @@ FLOORS = (
         "melllm_jax.attention",
         "melllm_jax.convert.rules",
         "melllm_jax.convert.blocks",
+        "melllm_jax.convert.folder",
         "melllm_jax.convert.dialects",
         "melllm_jax.device_mel",
     },

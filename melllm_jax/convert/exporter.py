@@ -17,7 +17,8 @@ import numpy as np
 
 from melllm_jax import checkpoint, config, rundir, store
 from melllm_jax.convert import blocks, described, phi, tensors
-from melllm_jax.convert.importer import PEFT, Adapter, unwritten
+from melllm_jax.convert.folder import made
+from melllm_jax.convert.importer import PEFT, Adapter
 from melllm_jax.convert.rules import Piece, Tensor, expand
 from melllm_jax.errors import Mistake
 from melllm_jax.weights import outline
@@ -93,21 +94,11 @@ def survey(
 def send(what: Survey, target: pathlib.Path, moved: Callable[[int], None]) -> None:
     """Make the folder `target`; `moved` is told of the bytes as they are written.
 
-    Raises Mistake where `target` exists already or the disk cannot hold it; nothing is left of it
-    then, nor after a fault. What a killed export left is removed first.
+    Raises Mistake where `target` exists already or the disk cannot hold it. Whatever happens,
+    `target` is whole or not there.
     """
-    if target.exists():
-        raise Mistake(f"HF_DIR={target}: exists already; give a new folder")
-    scratch = target.with_name(f".{target.name}.exporting")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+    with made("HF_DIR", target, what.bytes) as scratch:
         _fill(what, scratch, moved)
-        scratch.rename(target)
-    except OSError as error:
-        raise unwritten("HF_DIR", target, what.bytes, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _fill(what: Survey, scratch: pathlib.Path, moved: Callable[[int], None]) -> None:

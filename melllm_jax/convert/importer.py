@@ -7,16 +7,15 @@ a time. All is made beside the place where it belongs and renamed into it once i
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
-import errno
 import json
 import math
-import os
 import pathlib
 import shutil
 from typing import Any, Literal
 
 from melllm_jax import config, rundir, store
 from melllm_jax.convert import blocks, dialects, phi, tensors
+from melllm_jax.convert.folder import made
 from melllm_jax.convert.rules import LeftOut, Piece, Tensor, expand, settle
 from melllm_jax.convert.tensors import Entry
 from melllm_jax.errors import Mistake
@@ -55,7 +54,7 @@ def survey(source: pathlib.Path, adapter: Adapter = "keep") -> Survey:
     tree = _json(source / "config.json")
     # Microsoft's repository has this folder as well: a second copy of what its main files hold.
     beside = source / PEFT
-    apart = beside.exists() and dialects.LAYOUTS.get(tree.get("model_type")) != "microsoft"
+    apart = beside.exists() and tree.get("model_type") != "phi4mm"
     described = _json(beside / "adapter_config.json") if apart else None
     found = dialects.read(tree, described, f"{source}/config.json")
     spec, names = found.spec, phi.LAYOUTS[found.layout]
@@ -93,26 +92,14 @@ def survey(source: pathlib.Path, adapter: Adapter = "keep") -> Survey:
 def bring(what: Survey, target: pathlib.Path, moved: Callable[[int], None]) -> None:
     """Make the checkpoint folder `target`; `moved` is told of the bytes as they are written.
 
-    Raises Mistake where `target` exists already or the disk cannot hold it; nothing is left of it
-    then, nor after a fault. What a killed import left is removed first.
+    Raises Mistake where `target` exists already or the disk cannot hold it. Whatever happens,
+    `target` is whole or not there.
     """
-    if target.exists():
-        raise Mistake(f"CKPT_DIR={target}: exists already; give a new folder")
-    scratch = target.with_name(f".{target.name}.importing")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
-        if shutil.disk_usage(target.parent).free < what.bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with made("CKPT_DIR", target, what.bytes) as scratch:
         _fill(what, scratch, moved)
         origin = {"source": str(what.source), "lora": what.adapter, "left_out": what.left_out}
         (scratch / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
         (scratch / rundir.SPEC).write_text(config.to_json(what.spec))
-        scratch.rename(target)
-    except OSError as error:
-        raise unwritten("CKPT_DIR", target, what.bytes, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _fill(what: Survey, scratch: pathlib.Path, moved: Callable[[int], None]) -> None:
@@ -181,16 +168,10 @@ def _adapter(beside: pathlib.Path, entries: Mapping[str, Entry]) -> dict[str, En
 def _json(path: pathlib.Path) -> Any:
     with contextlib.suppress(FileNotFoundError):
         try:
-            return json.loads(path.read_text())
+            tree = json.loads(path.read_text())
         except ValueError as error:
             raise Mistake(f"{path}: is no JSON: {error}") from error
+        if not isinstance(tree, dict):
+            raise Mistake(f"{path}: must be an object of fields")
+        return tree
     raise Mistake(f"{path.parent}: holds no {path.name}")
-
-
-def unwritten(field: str, target: pathlib.Path, needed: int, error: OSError) -> Mistake:
-    """What to tell of a folder that could not be written."""
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
-        free = shutil.disk_usage(target.parent).free
-        gigabytes = f"needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} are free"
-        return Mistake(f"{field}={target}: no space on disk: {gigabytes}")
-    return Mistake(f"{field}={target}: cannot be written: {error}")

@@ -93,7 +93,7 @@ class Tensor:
             axis = part.pattern.split("->")[1].split().index(letter)
             length = part.shape[axis]
             count = min(-(-math.prod(part.shape) // most), length)
-            step, unit = -(-length // count), (part.stop - part.start) // length
+            step, unit = length // count, (part.stop - part.start) // length
             for first in range(0, length, step):
                 last = min(first + step, length)
                 index: list[int | slice] = [slice(None)] * len(part.shape)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import operator
 import os
 import pathlib
 import struct
@@ -19,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from melllm_jax.convert.rules import Shape
-from melllm_jax.errors import Mistake
+from melllm_jax.errors import Fault, Mistake
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES: Mapping[str, np.dtype] = {  # what we compute with
@@ -68,13 +69,16 @@ class Entry:
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         row = out.itemsize * math.prod(self.shape[1:])
         left = out.reshape(-1).view(np.uint8).data
-        with self.file.open("rb", buffering=0) as file:
-            file.seek(self.start + start * row)
-            while left:
-                count = file.readinto(left)
-                if not count:
-                    raise Mistake(f"{self.file}: ends inside {self.name}")
-                left = left[count:]
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                file.seek(self.start + start * row)
+                while left:
+                    count = file.readinto(left)
+                    if not count:
+                        raise Mistake(f"{self.file}: ends inside {self.name}")
+                    left = left[count:]
+        except OSError as error:
+            raise Fault(f"{self.file}: cannot be read: {error.strerror}") from error
         return out
 
 
@@ -91,15 +95,16 @@ def listed(folder: pathlib.Path) -> dict[str, Entry]:
         return header(folder / SINGLE)
     try:
         places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        files = sorted({folder / name for name in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{index}: is no index of safetensors: {error!r}") from error
     found: dict[str, Entry] = {}
-    for name in sorted(set(places.values())):
-        if not (folder / name).exists():
-            raise Mistake(f"{index}: names {name}, which is not there")
-        for tensor, entry in header(folder / name).items():
+    for file in files:
+        if not file.exists():
+            raise Mistake(f"{index}: names {file.name}, which is not there")
+        for tensor, entry in header(file).items():
             if tensor in found:
-                raise Mistake(f"{tensor}: is in {found[tensor].file.name} and in {name}")
+                raise Mistake(f"{tensor}: is in {found[tensor].file.name} and in {file.name}")
             found[tensor] = entry
     for tensor, name in places.items():
         if tensor not in found or found[tensor].file.name != name:
@@ -118,19 +123,28 @@ def header(file: pathlib.Path) -> dict[str, Entry]:
             tree: dict[str, Any] = json.loads(source.read(length))
             tree.pop("__metadata__", None)
             entries = [
-                Entry(name, file, x["dtype"], tuple(x["shape"]), 8 + length + x["data_offsets"][0])
+                Entry(
+                    name,
+                    file,
+                    str(x["dtype"]),
+                    tuple(map(operator.index, x["shape"])),
+                    8 + length + operator.index(start),
+                )
                 for name, x in tree.items()
+                for start, _ in [x["data_offsets"]]
             ]
-            ends = [8 + length + x["data_offsets"][1] for x in tree.values()]
+            ends = [8 + length + operator.index(x["data_offsets"][1]) for x in tree.values()]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Mistake(f"{file}: its header is no safetensors header: {error!r}") from error
-    for entry, end in zip(entries, ends, strict=True):
+    at = 8 + length
+    for end, entry in sorted(zip(ends, entries, strict=True), key=lambda x: (x[1].start, x[0])):
         if entry.kind not in BYTES:
             raise Mistake(f"{file}: {entry.name} is of the unknown type {entry.kind}")
-        if entry.start < 8 + length or entry.start + entry.bytes != end:
+        if entry.start != at or entry.start + entry.bytes != end:
             raise Mistake(f"{file}: {entry.name} does not fill the bytes that are its own")
         if end > size:
             raise Mistake(f"{file}: is cut short: {size} bytes, {entry.name} ends at {end}")
+        at = end
     return {entry.name: entry for entry in entries}
 
 
@@ -156,8 +170,12 @@ class Writer:
             f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)
         ]
         names = [single] if len(groups) == 1 else names
-        for name, group in zip(names, groups, strict=True):
-            self._reserve(folder / name, group, tensors)
+        try:
+            for name, group in zip(names, groups, strict=True):
+                self._reserve(folder / name, group, tensors)
+        except BaseException:
+            self._files.close()
+            raise
         if len(groups) > 1:
             total = sum(_size(*tensors[tensor]) for tensor in tensors)
             places = {
