@@ -12,7 +12,7 @@ from melllm_jax.errors import Mistake
 
 def placed(
     tokens: Int[np.ndarray, "b t"],
-    clips: Sequence[Float32[np.ndarray, "frames m"]],
+    clips: Sequence[Float32[np.ndarray, "_ m"]],
     *,
     r: int,
     m: int,

@@ -52,7 +52,8 @@ class Opened:
         mels = [log_mel(audio.decode(file), mel) for file in files]
         if files and audio_token is None:
             audio_token = self.placeholder()
-        return layout.place(placed(tokens, mels, r=mel.r, m=mel.m, audio=audio_token))
+        ids = tokens.astype(np.int32)
+        return layout.place(placed(ids, mels, r=mel.r, m=mel.m, audio=audio_token))
 
     def placeholder(self) -> int:
         """Id at the positions of speech: the imported config's, or else the tokenizer's."""
