@@ -49,7 +49,11 @@ def compare(source: pathlib.Path, target: pathlib.Path, files: Sequence[str], wo
     if files and spec.model.front == "none":
         raise Mistake(f"audio={files[0]}: the model reads text alone (model.front=none)")
     # Theirs first, and gone before ours comes: each takes four bytes a weight.
-    model = reference.reference(source, spec, lora=origin["lora"] != "drop")
+    try:
+        model = reference.reference(source, spec, lora=origin["lora"] != "drop")
+    except (OSError, RuntimeError, ValueError) as error:  # what transformers raises of a folder
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Mistake(f"HF_DIR={source}: transformers cannot load it: {said}") from error
     with jax.set_mesh(one_device()):
         ours = opened(target, "float32")
         placeholder = ours.placeholder() if files else -1

@@ -17,6 +17,7 @@ from melllm_jax import config, layout, rundir
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoint import Checkpoints
 from melllm_jax.errors import Mistake
+from melllm_jax.layers import Fixed
 from melllm_jax.model import SpeechLM
 from melllm_jax.weights import abstract
 
@@ -73,11 +74,12 @@ def opened(folder: pathlib.Path, dtype: str) -> Opened:
     spec = rundir.spec(str(folder))
     mesh = jax.sharding.get_mesh()
     skeleton, shapes = abstract(lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs))
-    kind = jnp.dtype(dtype)
-    wanted = {
-        name: jax.ShapeDtypeStruct(x.shape, kind, sharding=jax.NamedSharding(mesh, x.sharding.spec))
-        for name, x in shapes.items()
-    }
+    wanted = {}
+    for name, x in shapes.items():
+        # Statistics of the sound are subtracted in float32, as in training.
+        kind = jnp.float32 if isinstance(skeleton.kinds[name], Fixed) else jnp.dtype(dtype)
+        sharding = jax.NamedSharding(mesh, x.sharding.spec)
+        wanted[name] = jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
     with Checkpoints(f"{folder}/{rundir.CHECKPOINTS}", config.Keep()) as checkpoints:
         weights = checkpoints.restore_weights(wanted)[1]
     return Opened(folder, spec, skeleton.model(weights))

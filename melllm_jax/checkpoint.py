@@ -29,6 +29,7 @@ from melllm_jax import config
 from melllm_jax.errors import Fault, Mistake
 
 SEAL = "sums.json"
+COMMITTED, HELD = "commit_success.txt", "commit_held.txt"  # Orbax's mark of a whole checkpoint
 policies = ocp.training.preservation_policies
 
 
@@ -173,7 +174,8 @@ class Checkpoints:
 def placeholder(folder: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> None:
     """A checkpoint of weights of these names, each one number long, for others to fill.
 
-    Without OCDBT every weight has a folder of its own, which can be written without Orbax.
+    Without OCDBT every weight has a folder of its own, which can be written without Orbax. Until
+    `complete` is called nothing takes it for a checkpoint.
     """
     context = ocp.Context()
     context.array.saving.use_ocdbt = False
@@ -181,6 +183,13 @@ def placeholder(folder: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> None:
     _hush()
     with context:
         ocp.save_checkpointables(epath.Path(folder.absolute()), {"weights": weights})
+    (folder / COMMITTED).rename(folder / HELD)
+
+
+def complete(folder: pathlib.Path) -> None:
+    """What `placeholder` made is filled: seal it, and let it count as a checkpoint."""
+    (folder / HELD).rename(folder / COMMITTED)
+    seal(folder)
 
 
 def newest(directory: pathlib.Path) -> pathlib.Path:
@@ -215,7 +224,7 @@ def _damage(folder: pathlib.Path) -> str | None:
     seal = folder / SEAL
     if not seal.exists():
         # Killed between Orbax's last rename and the seal, or never whole.
-        return None if (folder / "commit_success.txt").exists() else "it was never completed"
+        return None if (folder / COMMITTED).exists() else "it was never completed"
     try:
         sums = json.loads(seal.read_text())
     except json.JSONDecodeError:

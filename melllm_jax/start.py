@@ -8,6 +8,7 @@ import jax
 from melllm_jax import checkpoint, config, rundir, store
 from melllm_jax.checkpoint import Checkpoints
 from melllm_jax.errors import Mistake
+from melllm_jax.layers import Fixed
 from melllm_jax.update import State, Update
 from melllm_jax.weights import Weights, some
 
@@ -56,12 +57,21 @@ def check(update: Update, folder: str) -> list[str]:
                 f"init={folder}: its {name} has no place in the run: lora.r={update.run.lora.r} "
                 f"must be the checkpoint's, or import with --lora merge or drop"
             )
+    # A stem of other sizes is made anew, but the statistics of its input stay what they are.
     alike = own_front and all(
         name in found and found[name][1] == kind.shape
         for name, kind in kinds.items()
         if _front(name)
     )
-    fresh = [name for name in kinds if name not in found or (_front(name) and not alike)]
+    kept = lambda name: (
+        name in found
+        and (
+            not _front(name)
+            or alike
+            or (isinstance(kinds[name], Fixed) and found[name][1] == kinds[name].shape)
+        )
+    )
+    fresh = [name for name in kinds if not kept(name)]
     for name in fresh:
         if not _front(name) and "_lora." not in name:
             raise Mistake(f"init={folder}: has no {name}, which the run needs")

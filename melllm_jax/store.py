@@ -87,8 +87,8 @@ class Filling:
             raise OSError(f"{name}: {error}") from error
 
     def seal(self) -> None:
-        """The checkpoint is whole: write down its sums."""
-        checkpoint.seal(self._folder)
+        """The checkpoint is whole: write down its sums, and let it count."""
+        checkpoint.complete(self._folder)
 
 
 class Stored:
