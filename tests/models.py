@@ -1,12 +1,13 @@
 """Tiny runs and packed batches written out piece by piece, for tests of the model."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import numpy as np
 
-from melllm_jax import config, layout, weights
+from melllm_jax import config, layout, objective, weights
 from melllm_jax.batch import Batch
 from melllm_jax.model import SpeechLM
 
@@ -69,6 +70,22 @@ def made(cfg, seed=0):
         sharding = jax.NamedSharding(jax.sharding.get_mesh(), x.sharding.spec)
         values[name] = jax.device_put(value, sharding)
     return skeleton, values
+
+
+def mean_loss(skeleton, values, batch):
+    """Nats a target of a batch that is on the mesh in force."""
+    sums = objective.next_token(skeleton.model(values), batch)
+    return sums.loss / sums.weight
+
+
+def graded(cfg, batch):
+    """Mean loss and gradients by name on the mesh in force; `batch` is this process's rows."""
+    skeleton, values = made(cfg)
+    differentiate = jitted(jax.value_and_grad(functools.partial(mean_loss, skeleton)))
+    loss, grads = differentiate(values, layout.place(batch))
+    for name, grad in grads.items():
+        assert grad.sharding.spec == values[name].sharding.spec, name
+    return loss, grads
 
 
 @dataclasses.dataclass(frozen=True)

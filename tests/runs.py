@@ -57,6 +57,13 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def compiled_quickly():
+    """A fixture: compiling without optimisations takes half the time, and each runs a few times."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def own_mesh():
     """A fixture: the mesh that a command leaves in force is gone after the module's tests."""
     with jax.set_mesh(layout.make_mesh(config.Mesh())):

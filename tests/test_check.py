@@ -5,11 +5,10 @@ import math
 import shutil
 import sys
 
-import jax
 import numpy as np
 import phi_files
 import pytest
-from runs import compiled_once, refused
+from runs import compiled_once, compiled_quickly, refused
 from safetensors.numpy import load_file, save_file
 import soundfile
 import tokenizers
@@ -21,17 +20,10 @@ from launch.check import Report
 from tests.references import randomised, transformers
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 FIELDS = {"positions", "kl", "kl_max", "top1", "logits", "layers", "bound", "agrees"}
 WORDS = 48  # random tokens where no text is given
 CLIPS = 7 + 3  # positions of long.wav and short.wav
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiled without optimisations: half the time, and every model is run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

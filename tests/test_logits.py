@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import phi_files
 import pytest
-from runs import compiled_once, refused
+from runs import compiled_once, compiled_quickly, refused
 import soundfile
 
 from data_pipelines import audio
@@ -21,16 +21,9 @@ from melllm_jax.weights import abstract
 from tests import models
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 IDS = [5, 9, 0, 63, 21, 7]
 AUDIO = 63  # the placeholder in the imported config of "transformers"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiled without optimisations: half the time, and every model is run a few times only."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,9 @@ from melllm_jax.batch import Batch
 from tests import models
 
 
-def mean_loss(skeleton, values, batch):
-    sums = objective.next_token(skeleton.model(values), batch)
-    return sums.loss / sums.weight
-
-
 def graded(run, batch):
     """Mean loss and gradients by name as NumPy arrays, on the mesh in force."""
-    skeleton, values = models.made(run)
-    differentiate = models.jitted(jax.value_and_grad(functools.partial(mean_loss, skeleton)))
-    loss, grads = differentiate(values, layout.place(batch))
-    for name, grad in grads.items():
-        assert grad.sharding.spec == values[name].sharding.spec, name
-    return jax.device_get((loss, grads))
+    return jax.device_get(models.graded(run, batch))
 
 
 @pytest.fixture(scope="module", params=["linear", "conv"])
@@ -109,7 +99,7 @@ def test_no_scores_of_a_whole_row_stand_where_time_is_chunked(monkeypatch):
 
         def scores():
             """How many positions' scores stand in one array, over the whole trace."""
-            grad = jax.grad(functools.partial(mean_loss, skeleton))
+            grad = jax.grad(functools.partial(models.mean_loss, skeleton))
             text = re.sub(r"@[^,\]]+(?=[,\]])", "", str(jax.make_jaxpr(grad)(values, placed)))
             return {int(b) * int(t) for b, t in re.findall(r"f32\[(\d+),(\d+),96\]", text)}
 

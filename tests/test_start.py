@@ -10,7 +10,16 @@ import ml_dtypes
 import numpy as np
 import phi_files
 import pytest
-from runs import compiled_once, corpus, done, losses, refused, steps_on_disk, trained
+from runs import (
+    compiled_once,
+    compiled_quickly,
+    corpus,
+    done,
+    losses,
+    refused,
+    steps_on_disk,
+    trained,
+)
 
 from data_pipelines.placed import placed
 from launch import cli
@@ -21,6 +30,7 @@ from melllm_jax.update import Update
 from tests import models
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 BF16 = np.dtype(ml_dtypes.bfloat16)
 V = 264  # the byte tokenizer has 261 ids
 STEPS = 12
@@ -31,14 +41,6 @@ SMALL = {"data.t": 64, "data.b": 8, "data.bins": 2, "data.threads": 1} | {
     "optim.warmup": 1,
 }
 FLAGS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiled without optimisations: half the time, and every update is run a few times."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
