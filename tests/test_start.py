@@ -249,6 +249,7 @@ def test_state_on_eight_devices_equals_one(folder):
     assert all(same(x, before[name].astype(np.float32)) for name, x in alone.trained.items())
 
 
+@pytest.mark.slow
 def test_state_from_text_alone_makes_front_end_and_lora_that_change_nothing_yet(folder):
     assert adopted(folder / "text").model.front == "conv"
     changes = {"lora.r": 4, "lora.alpha": 8.0, "model.front": "linear"}
