@@ -66,6 +66,7 @@ def main() -> None:
     }
     report = {
         "what": f"Phi-4-mini of {arguments.layers} layers, random bfloat16",
+        "command": " ".join(["python", *sys.argv]),
         "bytes": size,
         "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "seconds": seconds,

@@ -22,7 +22,7 @@ CKPT = Annotated[pathlib.Path, Positional, arg(metavar="CKPT_DIR")]
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Turn a Phi checkpoint of safetensors into a checkpoint of ours, in 2.5 GiB of memory.
+    """Turn a Phi checkpoint of safetensors into a checkpoint of ours, block by block.
 
     Phi-3-mini and -medium, Phi-3.5-mini, Phi-4, Phi-4-mini, and Phi-4-multimodal in Microsoft's
     layout or transformers'. Tokenizer files travel along.
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 
 def bring(arguments: Import) -> dict[str, Any]:
     """Import; what was read, written and left out."""
-    heap.keep()  # blocks come and go: without, half of the time is the kernel clearing pages
+    heap.keep()  # blocks come and go: the kernel need not clear their pages each time
     began = time.perf_counter()
     what = importer.survey(local(arguments.source), arguments.lora)
     with moving(what.bytes) as moved:

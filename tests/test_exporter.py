@@ -132,6 +132,19 @@ def test_tokenizer_travels_back_and_the_config_is_ours(brought, tmp_path):
     assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (R, 6, 0.01)
 
 
+def test_what_is_merged_is_rounded_once_to_what_is_asked_for(brought, tmp_path):
+    """A bfloat16 matrix and its adapter as float32: four products in float32, 1e-6 of about 1."""
+    words = ("--lora", "merge", "--dtype", "float32")
+    named, _ = sent(brought, tmp_path / "back", "transformers", "bfloat16", *words)
+    exact = {name: x.astype(np.float64) for name, x in named.items()}
+    found = model_of(tmp_path / "back")
+    for i in range(L):
+        for matrix in phi_files.MATRICES:
+            a, b = phi_files.pair(exact, "transformers", matrix, i)
+            name = f"model.layers.{i}.{matrix}.weight"
+            np.testing.assert_allclose(found[name], exact[name] + 6 / 4 * b @ a, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("lora", "most"), [("keep", 1), ("merge", 100), ("keep", 1000)])
 def test_many_blocks_write_the_same_bytes(brought, tmp_path, monkeypatch, lora, most):
     sent(brought, tmp_path / "back", "microsoft", "bfloat16", "--lora", lora)

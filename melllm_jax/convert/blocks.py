@@ -31,10 +31,15 @@ def dense(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def merged(rows: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
-    """Rows [x, in] of a matrix with scale · B[x, r] · A[r, in] added: in float32, rounded once."""
+def merged(
+    rows: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float, dtype: np.dtype
+) -> np.ndarray:
+    """Rows [x, in] of a matrix with scale · B[x, r] · A[r, in] added, in float32.
+
+    The sum is rounded once, to `dtype`.
+    """
     low, high = a.astype(np.float32), b.astype(np.float32)
-    return (rows.astype(np.float32) + np.float32(scale) * (high @ low)).astype(rows.dtype)
+    return (rows.astype(np.float32) + np.float32(scale) * (high @ low)).astype(dtype)
 
 
 def _joined(x: np.ndarray) -> np.ndarray:

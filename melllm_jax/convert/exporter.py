@@ -145,6 +145,7 @@ def _write(
                     _whole(what.stored, a),
                     _whole(what.stored, b)[piece.start : piece.stop],
                     what.spec.lora.alpha / what.spec.lora.r,
+                    what.dtypes[name],
                 )
             rows = rows.astype(what.dtypes[name], copy=False)
             writer.write(name, piece.start, rows)

@@ -111,7 +111,8 @@ def _fill(what: Survey, scratch: pathlib.Path, moved: Callable[[int], None]) -> 
         rows = what.entries[name].rows(block.start, block.stop)
         if name in what.added:
             a, b = what.added[name]
-            rows = blocks.merged(rows, a.rows(), b.rows(block.start, block.stop), what.scale)
+            high = b.rows(block.start, block.stop)
+            rows = blocks.merged(rows, a.rows(), high, what.scale, rows.dtype)
         filling.write(block.name, block.index, blocks.dense(block.read(rows)))
         return rows.nbytes
 
