@@ -464,7 +464,8 @@ def test_an_export_interrupted_leaves_nothing_and_the_next_clears_what_a_kill_le
 
     def moved(count):
         told.append(count)
-        os.kill(os.getpid(), signal.SIGINT)
+        if len(told) == 1:  # a second one would interrupt the clearing up itself
+            os.kill(os.getpid(), signal.SIGINT)
 
     what = exporter.survey(ours)
     with pytest.raises(KeyboardInterrupt):
