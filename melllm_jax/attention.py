@@ -1,10 +1,10 @@
 """Attention among the positions of packed rows, and who may see whom.
 
-`visible` is the one rule; every implementation equals `attend`, the reference.
+`visible` is the one rule; every implementation (see `kernels`) equals `attend`, the reference.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,13 @@ class Place(NamedTuple):
     segments: Int[Array, "b t"]
     positions: Int[Array, "b t"]
     clips: Int[Array, "b t"]
+
+
+class Rules(TypedDict):
+    """What a model adds to "its own segment, earlier"."""
+
+    window: int  # positions seen back, itself included; 0 sees all
+    both_ways: bool  # later positions of its own clip too
 
 
 def places(batch: Batch) -> Place:
@@ -66,11 +73,26 @@ def attend_kept(
 
     Products of matrices want them so: a cache kept as [b s k h] would be transposed every token.
     """
+    splits = layout.a("b k g t s"), layout.a("b k g t h")
+    return weighed(q_btnh, k_bksh, v_bksh, visible_bts, splits)
+
+
+def weighed(
+    q_btnh: Float[Array, "b t n h"],
+    k_bksh: Float[Array, "b k s h"],
+    v_bksh: Float[Array, "b k s h"],
+    visible_bts: Bool[Array, "b t s"],
+    splits: tuple[jax.P | None, jax.P | None] = (None, None),
+) -> Float[Array, "b t n h"]:
+    """The softmax itself; `splits` lay out scores and sums, (None, None) inside one device."""
     b, t, n, h = q_btnh.shape
     q_btkgh = q_btnh.reshape(b, t, k_bksh.shape[1], -1, h) * (1 / math.sqrt(h))
-    split = layout.a("b k g t s")
     logits = jnp.einsum(  # bfloat16 rounds a score of 128.5 to 128, so none is ever rounded
-        "btkgh,bksh->bkgts", q_btkgh, k_bksh, preferred_element_type=jnp.float32, out_sharding=split
+        "btkgh,bksh->bkgts",
+        q_btkgh,
+        k_bksh,
+        preferred_element_type=jnp.float32,
+        out_sharding=splits[0],
     )
     # Finite, so that a row that sees nothing is no NaN; added, so that no gradient is masked again.
     logits += jnp.where(visible_bts, 0.0, -1e30)[:, None, None]
@@ -81,7 +103,7 @@ def attend_kept(
         share.astype(v_bksh.dtype),
         v_bksh,
         preferred_element_type=jnp.float32,
-        out_sharding=layout.a("b k g t h"),
+        out_sharding=splits[1],
     )
     # Divided here, where it is [t, h], and not in [t, s]: one pass less over the largest array.
     y_bkgth = (y_bkgth / whole).astype(v_bksh.dtype)

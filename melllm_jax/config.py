@@ -94,8 +94,18 @@ class Model:
     front: Literal["none", "linear", "conv"] = "linear"  # text alone, patch → d, Phi-4-MM's stem
     c: int = 1024  # channels of the conv stem
     speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip
-    remat: Literal["none", "full", "dots"] = "full"  # what the backward pass computes again
-    scan: bool = True  # one compiled layer run l times; False unrolls: faster on a CPU
+    attention: Literal["auto", "whole", "blocks", "splash", "cudnn"] = dataclasses.field(
+        default="auto", metadata=WHERE
+    )  # auto: splash on TPU, cuDNN on GPU, elsewhere [t, s] whole up to 1,024, blocks beyond
+    remat: Literal["none", "full", "dots", "named", "offload"] = dataclasses.field(
+        default="full", metadata=WHERE
+    )  # what the backward pass computes again: nothing, all, all but products, all but `kept`
+    kept: tuple[Literal["qkv", "attended", "gate_up", "out"], ...] = dataclasses.field(
+        default=("qkv", "attended"), metadata=WHERE
+    )  # activations of a layer that stay (remat named) or wait in the host's memory (offload)
+    scan: bool = dataclasses.field(
+        default=True, metadata=WHERE
+    )  # one compiled layer run l times; False unrolls: faster on a CPU
 
     def __post_init__(self) -> None:
         for name in ("d", "n", "k", "h", "f", "l", "v", "c"):
@@ -180,7 +190,9 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.1  # on matrices only
     clip: float = 1.0  # global gradient norm; 0 does not clip
-    micro: int = 1  # micro-batches whose gradients are added up for one update
+    micro: int = dataclasses.field(
+        default=1, metadata=WHERE
+    )  # micro-batches whose gradients are added up for one update
     train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
     freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
     compute: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward and backward pass

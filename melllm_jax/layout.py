@@ -70,6 +70,11 @@ def check(run: config.Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) 
     for axis, name, value in splits:
         if value % size[axis]:
             raise Mistake(f"mesh.{axis}={size[axis]}: does not divide {name}={value}")
+    if model.attention == "splash" and data.t // size["seq"] % 128:
+        raise Mistake(
+            f'model.attention="splash": works in tiles of 128 positions: '
+            f"data.t={data.t} / mesh.seq={size['seq']} must be a multiple"
+        )
     if run.keep.score and size["seq"] > 1:
         raise Mistake(f"keep.score={run.keep.score}: decoding needs mesh.seq=1, not {size['seq']}")
     if rows % (size["replica"] * size["fsdp"]):
@@ -77,6 +82,11 @@ def check(run: config.Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) 
             f"mesh replica={size['replica']} × fsdp={size['fsdp']}: "
             f"does not divide the {rows} rows of data.b={data.b} / optim.micro={run.optim.micro}"
         )
+
+
+def parts_of_time() -> int:
+    """Parts into which the mesh in force splits time."""
+    return int(jax.sharding.get_abstract_mesh().shape["seq"])
 
 
 def place(batch: Batch) -> Batch:

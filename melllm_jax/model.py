@@ -5,18 +5,17 @@ arXiv 2404.14219). Weights of all layers are stacked on a leading axis l, so tha
 layer serves all.
 """
 
-from collections.abc import Callable
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from melllm_jax import attention, config, frontend, layout
+from melllm_jax import attention, config, frontend, kernels, layout, remat
 from melllm_jax.batch import Batch
 from melllm_jax.layers import LowRank, RMSNorm, Sizes, einsum, rotary, rotate, sizes, weight
+from melllm_jax.remat import named
 
-See = Callable[..., Float[Array, "b t n h"]]  # (q, k, v) → what is attended to
+See = kernels.See
 Angles = tuple[Float[Array, "b t x"], Float[Array, "b t x"]]
 
 
@@ -44,9 +43,9 @@ class Attention(nnx.Module):
         if self.lora:
             dq, dk, dv = self.qkv_lora(x_btd, keys[0])
             q, k, v = q + dq, k + dk, v + dv
-        y_btnh = see(rotate(q, angles), rotate(k, angles), v)
+        y_btnh = see(*(named(x, "qkv") for x in (rotate(q, angles), rotate(k, angles), v)))
         y_btd = einsum("btnh,nhd->btd", y_btnh, self.o[...])
-        return y_btd + self.o_lora(y_btnh, keys[1])[0] if self.lora else y_btd
+        return named(y_btd + self.o_lora(y_btnh, keys[1])[0] if self.lora else y_btd, "out")
 
 
 class Mlp(nnx.Module):
@@ -70,7 +69,7 @@ class Mlp(nnx.Module):
         if self.lora:
             d_gate, d_up = self.gate_up_lora(x_btd, keys[0])
             gate, up = gate + d_gate, up + d_up
-        y_btf = jax.nn.silu(gate) * up
+        y_btf = jax.nn.silu(named(gate, "gate_up")) * named(up, "gate_up")
         y_btd = einsum("btf,fd->btd", y_btf, self.down[...])
         return y_btd + self.down_lora(y_btf, keys[1])[0] if self.lora else y_btd
 
@@ -103,12 +102,10 @@ class Stack(nnx.Module):
         self, x_btd: Float[Array, "b t d"], angles: Angles, see: See, key: Array | None = None
     ) -> Float[Array, "b t d"]:
         keys = None if key is None else jax.random.split(key, self.cfg.l)
-        apply = lambda x, layer: (layer[0](x, angles, see, layer[1]), None)
-        if self.cfg.remat != "none":
-            apply = jax.checkpoint(apply, policy=POLICIES[self.cfg.remat], prevent_cse=False)
+        layer = lambda x, layer: (layer[0](x, angles, see, layer[1]), None)
         layers = (self.blocks, keys)
         unroll = 1 if self.cfg.scan else self.cfg.l
-        return jax.lax.scan(apply, x_btd, layers, unroll=unroll)[0]
+        return jax.lax.scan(remat.wrapped(layer, self.cfg), x_btd, layers, unroll=unroll)[0]
 
     def each(
         self, x_btd: Float[Array, "b t d"], angles: Angles, see: See
@@ -126,7 +123,6 @@ class Stack(nnx.Module):
         return jax.tree.map(lambda x: x[i], self.blocks)
 
 
-POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 FRONTS = {"linear": frontend.Linear, "conv": frontend.Conv}
 
 
@@ -161,9 +157,14 @@ class SpeechLM(nnx.Module):
         return self.stack.each(*self._entering(batch))
 
     def _entering(self, batch: Batch) -> tuple[Float[Array, "b t d"], Angles, See]:
-        seen = self.visible(attention.places(batch), attention.places(batch))
-        see = lambda q, k, v: attention.attend(q, k, v, seen)
-        return self.inputs(batch), self.angles(batch), see
+        inputs, place = self.inputs(batch), attention.places(batch)
+        how = kernels.chosen(self.cfg.attention, inputs.shape[1], inputs.dtype)
+        if how == "whole":
+            seen = self.visible(place, place)
+            see: See = lambda q, k, v: named(attention.attend(q, k, v, seen), "attended")
+        else:
+            see = kernels.seeing(how, kernels.spans(place, **self._rules), **self._rules)
+        return inputs, self.angles(batch), see
 
     def inputs(self, batch: Batch) -> Float[Array, "b t d"]:
         """What enters the first layer: the front end's output at speech, embeddings at text.
@@ -193,8 +194,12 @@ class SpeechLM(nnx.Module):
 
     def visible(self, q: attention.Place, kv: attention.Place) -> Array:
         """Bool [b t s]: who sees whom under this model's rules."""
+        return attention.visible(q, kv, **self._rules)
+
+    @property
+    def _rules(self) -> attention.Rules:
         both_ways = self.cfg.speech == "bidirectional"
-        return attention.visible(q, kv, window=self.cfg.window, both_ways=both_ways)
+        return {"window": self.cfg.window, "both_ways": both_ways}
 
     def logits(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Scores of the next token, float32 [b t v]: bfloat16 would round 20.06 to 20."""

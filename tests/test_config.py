@@ -56,8 +56,6 @@ DECIDES = {
     "model.front": "conv",
     "model.c": 512,
     "model.speech": "bidirectional",
-    "model.remat": "none",
-    "model.scan": False,
     "data.t": 128,
     "data.b": 16,
     "data.sources": (Source("corpus", 3.0, "f00d"),),
@@ -82,7 +80,6 @@ DECIDES = {
     "optim.eps": 1e-6,
     "optim.weight_decay": 0.0,
     "optim.clip": 0.0,
-    "optim.micro": 2,
     "optim.train": "lora",
     "optim.freeze": (0,),
     "optim.compute": "float32",
@@ -103,6 +100,11 @@ DECIDES = {
 }
 WHERE = {
     "name": "other",
+    "model.attention": "blocks",
+    "model.remat": "none",
+    "model.kept": ("out",),
+    "model.scan": False,
+    "optim.micro": 2,
     "data.threads": 4,
     "data.ahead": 4,
     "text.tokenizer": "elsewhere.json",
