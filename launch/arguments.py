@@ -25,7 +25,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from melllm_jax.config import Data, Init, Keep, Mel, Optim, Run, Source, Text
+from melllm_jax.config import Data, Init, Keep, Mel, Mesh, Optim, Run, Source, Text
 from melllm_jax.errors import Mistake
 
 Kind = TypeVar("Kind")
@@ -74,6 +74,10 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
                 "examples drawn, relative to the others (1 if not said)",
             ),
         ]
+    },
+    Mesh: {
+        "topology": Annotated[str, arg(aliases=("--topology",))],
+        "slices": Annotated[int, arg(aliases=("--slices",))],
     },
     Optim: {"steps": Annotated[int, arg(aliases=("--steps",))]},
     Keep: {"every": Annotated[int, arg(aliases=("--save-every",))]},

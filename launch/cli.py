@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 
+from launch import platforms
 from melllm_jax import __version__
 from melllm_jax.errors import Fault, Mistake
 
@@ -24,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "transcribe": ("launch.transcribe", "text of wav, flac, mp3 and ogg files"),
     "convert": ("launch.convert", "checkpoints from and to Hugging Face's layout"),
     "logits": ("launch.logits", "scores of a checkpoint for given tokens, to debug a port"),
+    "plan": ("launch.plan", "memory, time and cost of a preset on a pod that is not here"),
+    "bench": ("launch.bench", "figures for this machine: training, decoding, data, checkpoints"),
     "wer": ("launch.wer", "word error rate between two files of transcripts"),
 }
 
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     first two kinds of trouble end in one line on standard error. Any other exception is a bug and
     passes through, so that Python prints its traceback and exits with 1.
     """
+    platforms.settle()
     args = list(sys.argv[1:] if argv is None else argv)
     prog = f"melllm {args[0]}" if args and args[0] in COMMANDS else "melllm"
     try:

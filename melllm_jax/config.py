@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar
@@ -155,7 +156,8 @@ class Data:
     t: int  # positions a row
     b: int  # rows a batch, over all hosts
     sources: tuple[Source, ...] = ()
-    bins: int = 16  # rows that are filled side by side by the packer
+    lanes: int = 0  # parts of the stream, packed apart, that hosts share; 0 takes gcd(b, 8)
+    bins: int = 16  # rows that are filled side by side by the packer of a lane
     bad: float = 0.01  # share of unusable examples that stops the run
     longest: float = 30.0  # seconds: longer audio is an unusable example
     wire: Literal["float32", "bfloat16"] = "bfloat16"  # dtype of the patches sent to the device
@@ -170,8 +172,16 @@ class Data:
     def __post_init__(self) -> None:
         for name in ("t", "b", "bins"):
             _rule(f"data.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
+        _rule("data.lanes", self.lanes, self.lanes >= 0, "must be 0 or more")
+        whole = self.b % self.streams == 0
+        _rule("data.lanes", self.lanes, whole, f"does not divide data.b={self.b}")
         _rule("data.shift", self.shift, self.shift >= 0, "must be 0 or more frames")
         _rule("data.bad", self.bad, 0 <= self.bad <= 1, "must lie in [0, 1]")
+
+    @property
+    def streams(self) -> int:
+        """How many lanes there are."""
+        return self.lanes or math.gcd(self.b, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,13 +218,16 @@ class Optim:
 class Mesh:
     """Devices along each axis; `layout` says what each axis splits."""
 
+    topology: str = ""  # the pod that `melllm plan` compiles for: v5p:4x4x4, h100:8x8
+    slices: int = 1  # slices in it, each with a fast network of its own; replica crosses them
+
     replica: int = 1  # copies of everything, over the slow network between slices
     fsdp: int = 0  # splits weights and rows; 0 takes what the other axes leave
     seq: int = 1  # splits time
     tp: int = 1  # splits heads, MLP width and vocabulary
 
     def __post_init__(self) -> None:
-        for name in ("replica", "seq", "tp"):
+        for name in ("slices", "replica", "seq", "tp"):
             _rule(f"mesh.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
         _rule("mesh.fsdp", self.fsdp, self.fsdp >= 0, "must be 0 or more")
 

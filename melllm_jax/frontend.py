@@ -5,15 +5,18 @@ clip to itself: a patch of one clip never reaches a position of another.
 """
 
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from melllm_jax import attention
+from melllm_jax import attention, layout
 from melllm_jax.batch import Batch
-from melllm_jax.layers import Fixed, Sizes, constant, einsum, weight
+from melllm_jax.layers import Fixed, Sizes, constant, einsum, product, weight
+
+PART = 256  # positions of a device's rows that are in the stem at once
 
 
 class Linear(nnx.Module):
@@ -59,27 +62,77 @@ class Conv(nnx.Module):
         self.down_bias = constant(size, "d", 0.0)
 
     def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
-        b, t, p = batch.patches.shape
-        m = self.mean.shape[0]
-        frames_bt, follows_bt = batch.frames, _follows(batch)
-        x = batch.patches.reshape(b, t, p // m, m).astype(jnp.float32)
-        x = (x - self.mean[None, None, None]) * self.invstd[None, None, None]
-        x = x.astype(self.first.dtype)
-        x = _zero_beyond(x[..., None], frames_bt)  # b t frames bands channels
-        x = _taps(x, self.first[...], follows_bt) + self.first_bias[None, None, None, None]
-        x = _zero_beyond(jax.nn.relu(x), (frames_bt + 1) // 2)
-        for stage, halving in enumerate((4, 8)):
-            x = (
-                _taps(x, self.depth[stage][...], follows_bt)
-                + self.depth_bias[stage][None, None, None, None]
-            )
-            x = einsum("btxyc,cu->btxyu", x, self.point[stage][...])
-            x = jax.nn.relu(x + self.point_bias[stage][None, None, None, None])
-            x = _zero_beyond(x, (frames_bt + halving - 1) // halving)
-        x = einsum("btjc,jcu->btu", x[:, :, 0], self.out[...]) + self.out_bias[None, None]
+        patches = batch.patches.astype(jnp.float32)
+        cells = (patches, batch.frames, _follows(batch))
+        edges = tuple(_edges(x) for x in (patches, batch.frames))
+        split = [layout.a("b t p"), layout.a("b t"), layout.a("b t")]
+        stem = jax.shard_map(
+            self._stem,
+            in_specs=(jax.P(), *split, *split[:2]),
+            out_specs=layout.a("b t u"),
+        )
+        x = stem(self._weights(), *cells, *edges)
         x = einsum("btu,ud->btd", x, self.up[...]) + self.up_bias[None, None]
         x = jax.nn.gelu(x, approximate=False)
         return einsum("bte,ed->btd", x, self.down[...]) + self.down_bias[None, None]
+
+    def _weights(self) -> dict[str, Any]:
+        """The stem's weights, which every device holds whole."""
+        lists = {"depth", "depth_bias", "point", "point_bias"}
+        names = {"mean", "invstd", "first", "first_bias", "out", "out_bias"} | lists
+        whole = lambda x: jax.reshard(x[...], jax.P(*[None] * x[...].ndim))
+        kept = {name: getattr(self, name) for name in sorted(names)}
+        return {k: [whole(x) for x in v] if k in lists else whole(v) for k, v in kept.items()}
+
+    def _stem(
+        self,
+        weights: dict[str, Any],
+        patches: Array,
+        frames: Array,
+        follows: Array,
+        edge_patch: Array,
+        edge_frames: Array,
+    ) -> Float[Array, "b t u"]:
+        """The stem on one device's rows and time; `edge_…` is the position before them.
+
+        A position reads itself and the one before, so that time may be cut anywhere: PART positions
+        of 164,000 numbers each stand at once, and are made again in the backward pass.
+        """
+        t = patches.shape[1]
+        before = lambda edge, x: jnp.concatenate([edge, x], axis=1)
+        whole = before(edge_patch, patches), before(edge_frames, frames)
+        whole = *whole, before(jnp.zeros_like(follows[:, :1]), follows)
+        part = functools.partial(_stem, weights)
+        if t <= PART or t % PART:
+            return part(*whole)
+        again = jax.checkpoint(part, prevent_cse=False)
+
+        def at(start: Array) -> Array:
+            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, PART + 1, axis=1)
+            return again(*map(cut, whole))
+
+        parts = jax.lax.map(at, jnp.arange(0, t, PART))
+        return jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], t, -1)
+
+
+def _stem(
+    weights: dict[str, Any], patches: Array, frames_bt: Array, follows_bt: Array
+) -> Float[Array, "b t u"]:
+    """The three stages and what flattens them, of all positions but the first."""
+    b, t, p = patches.shape
+    m, dtype = weights["mean"].shape[0], weights["first"].dtype
+    wide = lambda bias: bias[None, None, None, None]
+    x = patches.reshape(b, t, p // m, m)
+    x = (x - weights["mean"][None, None, None]) * weights["invstd"][None, None, None]
+    x = _zero_beyond(x.astype(dtype)[..., None], frames_bt)  # b t frames bands channels
+    x = _taps(x, weights["first"], follows_bt) + wide(weights["first_bias"])
+    x = _zero_beyond(jax.nn.relu(x), (frames_bt + 1) // 2)
+    for stage, halving in enumerate((4, 8)):
+        x = _taps(x, weights["depth"][stage], follows_bt) + wide(weights["depth_bias"][stage])
+        x = product("btxyc,cu->btxyu", x, weights["point"][stage])
+        x = jax.nn.relu(x + wide(weights["point_bias"][stage]))
+        x = _zero_beyond(x, (frames_bt + halving - 1) // halving)
+    return product("btjc,jcu->btu", x[:, 1:, 0], weights["out"]) + weights["out_bias"][None, None]
 
 
 def _follows(batch: Batch) -> Array:
@@ -87,6 +140,16 @@ def _follows(batch: Batch) -> Array:
     before = [_shift(attention.whole_time(x)) for x in (batch.segments, batch.clips)]
     same = (before[0] == batch.segments) & (before[1] == batch.clips)
     return same & (batch.clips > 0)
+
+
+def _edges(x: Array) -> Array:
+    """[b t …] as [b 1 …] on each device: the position before its own first one, zeros before all.
+
+    Laid out as `x` is: every part of time has one.
+    """
+    here = x.shape[1] // layout.parts_of_time()
+    spec = jax.typeof(x).sharding.spec
+    return jax.reshard(_shift(attention.whole_time(x))[:, ::here], spec)
 
 
 def _shift(x: Array) -> Array:
@@ -107,7 +170,7 @@ def _taps(x: Array, kernel: Array, follows_bt: Array) -> Array:
     x is [b t frames bands c], c 1 or the kernel's. Since every patch starts on an even frame, only
     its first output looks across the patch's border, to the last frame of the one before.
     """
-    last = jnp.where(follows_bt[..., None, None], _shift(attention.whole_time(x[:, :, -1])), 0)
+    last = jnp.where(follows_bt[..., None, None], _shift(x[:, :, -1]), 0)
     x = jnp.concatenate([last[:, :, None], x], axis=2)
     x = jnp.pad(x, [(0, 0)] * 3 + [(1, 1), (0, 0)])
     frames, bands = (x.shape[2] - 1) // 2, (x.shape[3] - 1) // 2

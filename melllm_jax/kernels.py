@@ -226,6 +226,15 @@ class Stretch(masks.Mask):
         return (back >= 0) & (back < self.window) if self.causal else np.full(back.shape, True)
 
 
+def computed(t: int, window: int) -> float:
+    """Share of its tiles that splash computes in causal rows of `t` positions."""
+    tile = math.gcd(t, TILE)
+    grid = np.arange(t // tile)
+    back = grid[:, None] - grid[None]
+    seen = (back >= 0) & ((back - 1) * tile < (window or t) - 1)
+    return float(seen.mean())
+
+
 def _packed(first: Array, last: Array) -> Array:
     """Two indices in one int32: rows of at most 32,768 positions."""
     return (first << 16) | last

@@ -49,11 +49,11 @@ def einsum(
     out = layout.a(" ".join(equation.split("->")[1]))
     if jax.sharding.get_abstract_mesh().size > 1:
         return jnp.einsum(equation, x, w, preferred_element_type=dtype, out_sharding=out)
-    return jax.reshard(_product(equation, x, w, dtype), out)
+    return jax.reshard(product(equation, x, w, dtype), out)
 
 
-def _product(equation: str, x: Array, w: Array, dtype: DTypeLike | None) -> Array:
-    """The einsum as a product of two matrices, for one device.
+def product(equation: str, x: Array, w: Array, dtype: DTypeLike | None = None) -> Array:
+    """The einsum as a product of two matrices, on one device.
 
     Its gradient by w is then a product of two matrices as well. Contracting [b t] at once, XLA on
     a CPU first writes one side transposed: a third of a training step's time.
@@ -138,7 +138,9 @@ class LowRank(nnx.Module):
     ) -> list[Float[Array, "b t ..."]]:
         """One addition an output; `key` drops inputs in training, None drops nothing."""
         if key is not None and self.dropout:
-            keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+            # Laid out as x is: else every device draws the bits of the whole batch.
+            here = jax.typeof(x).sharding
+            keep = jax.random.uniform(key, x.shape, out_sharding=here) < 1 - self.dropout
             x = jnp.where(keep, x / (1 - self.dropout), 0)
         dims = self.dims.replace(" ", "")
         x_btr = einsum(f"bt{dims},{dims}r->btr", x, self.a[...]) * self.scale

@@ -10,8 +10,10 @@ and rows, `seq` splits time, `tp` splits heads, MLP width and vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 
 import jax
+from jax.experimental import mesh_utils
 import numpy as np
 
 from melllm_jax import config
@@ -25,6 +27,8 @@ WEIGHTS: Mapping[str, MeshAxis] = dict(d="fsdp", n="tp", k="tp", f="tp", v="tp")
 ACTIVATIONS: Mapping[str, MeshAxis] = dict(
     b=("replica", "fsdp"), t="seq", n="tp", k="tp", f="tp", v="tp"
 )
+# The axes by what they split, for code that runs device by device.
+ROWS, TIME, WIDTH, TOKENS = ("replica", "fsdp"), "seq", "fsdp", "tp"
 # A mesh of one device that does not exist: for shapes alone.
 NOWHERE = jax.sharding.AbstractMesh((1,) * 4, AXES, (jax.sharding.AxisType.Explicit,) * 4)
 
@@ -42,17 +46,39 @@ def a(dims: str) -> jax.P:
 def make_mesh(cfg: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """The explicit mesh of all devices (or of those given), axes as in `AXES`.
 
-    Raises Mistake where the axes' product is not the number of devices.
+    Inner axes lie on near devices; `replica` alone crosses from one TPU slice to another. Raises
+    Mistake where the axes' product is not the number of devices, or `replica` does not hold the
+    slices.
     """
     devices = jax.devices() if devices is None else devices
+    cfg = filled(cfg, len(devices))
+    tpu = devices[0].platform == "tpu"  # a GPU's slice is its NVLink domain, which fsdp may cross
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpu else 1
+    if cfg.replica % slices:
+        raise Mistake(
+            f"mesh.replica={cfg.replica}: must be a multiple of the {slices} slices: "
+            "it alone crosses the slow network between them"
+        )
+    inner, outer = (cfg.replica // slices, cfg.fsdp, cfg.seq, cfg.tp), (slices, 1, 1, 1)
+    # 32 × 2 on a torus of 4 × 4 × 4 splits one of its sides.
+    split = {"allow_split_physical_axes": True}
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(inner, devices, **split)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, **split)
+    return jax.sharding.Mesh(grid, AXES, (jax.sharding.AxisType.Explicit,) * len(AXES))
+
+
+def filled(cfg: config.Mesh, devices: int) -> config.Mesh:
+    """`cfg` with the fsdp that so many devices leave. Raises Mistake where none fits."""
     rest = cfg.replica * cfg.seq * cfg.tp
-    fsdp = cfg.fsdp or max(len(devices) // rest, 1)
-    if fsdp * rest != len(devices):
+    fsdp = cfg.fsdp or max(devices // rest, 1)
+    if fsdp * rest != devices:
         raise Mistake(
             f"mesh replica={cfg.replica} fsdp={cfg.fsdp} seq={cfg.seq} tp={cfg.tp}: "
-            f"the product must be the {len(devices)} devices here"
+            f"the product must be the {devices} devices there are"
         )
-    return jax.make_mesh((cfg.replica, fsdp, cfg.seq, cfg.tp), AXES, devices=devices)
+    return dataclasses.replace(cfg, fsdp=fsdp)
 
 
 def check(run: config.Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
@@ -86,18 +112,52 @@ def check(run: config.Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) 
 
 def parts_of_time() -> int:
     """Parts into which the mesh in force splits time."""
-    return int(jax.sharding.get_abstract_mesh().shape["seq"])
+    return int(jax.sharding.get_abstract_mesh().shape[TIME])
+
+
+def owners(mesh: jax.sharding.Mesh) -> np.ndarray:
+    """The number of the process that holds each device of the mesh."""
+    return np.vectorize(lambda device: device.process_index)(mesh.devices)
+
+
+def lanes(run: config.Run, owners: np.ndarray, process: int) -> list[int]:
+    """The lanes of data whose rows a process holds; several hold the same where b is not split.
+
+    `owners` is what the function of that name gives. Raises Mistake where its rows are no whole
+    lanes.
+    """
+    b, count = run.data.b, run.data.streams
+    held, blocks = _blocks(owners, process)
+    rows = {block * b // blocks + i for block in held for i in range(b // blocks)}
+    found = [j for j in range(count) if j * b // count in rows]
+    if len(found) * (b // count) != len(rows):
+        shares = blocks / len(held)
+        raise Mistake(f"data.lanes={count}: {shares:g} hosts cannot share them evenly")
+    return found
 
 
 def place(batch: Batch) -> Batch:
-    """This host's rows (NumPy) as a part of the global batch on the mesh in force."""
+    """This host's rows (NumPy), in their order, as a part of the global batch on the mesh in force.
+
+    Rows are [t …] whole, also where the mesh splits time over hosts.
+    """
     mesh = jax.sharding.get_mesh()
+    held, blocks = _blocks(owners(mesh), jax.process_index())
+    b = len(batch.tokens) * blocks // len(held)
 
     def one(x: np.ndarray) -> jax.Array:
         sharding = jax.NamedSharding(mesh, a("b t p" if x.ndim == 3 else "b t"))
-        return jax.make_array_from_process_local_data(sharding, x)
+        return jax.make_array_from_process_local_data(sharding, x, (b, *x.shape[1:]))
 
-    return Batch(*map(one, batch))
+    # Asked for here, by name; of several processes JAX does not take it for explicit.
+    with jax.transfer_guard_host_to_device("allow"):
+        return Batch(*map(one, batch))
+
+
+def _blocks(owners: np.ndarray, process: int) -> tuple[list[int], int]:
+    """Which blocks of a batch's rows a process holds, and how many blocks there are."""
+    rows = owners.reshape(owners.shape[0] * owners.shape[1], -1)
+    return np.flatnonzero((rows == process).any(axis=1)).tolist(), len(rows)
 
 
 def _spec(dims: str, table: Mapping[str, MeshAxis]) -> jax.P:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from melllm_jax import attention, config, frontend, kernels, layout, remat
 from melllm_jax.batch import Batch
+from melllm_jax.ends import looked_up
 from melllm_jax.layers import LowRank, RMSNorm, Sizes, einsum, rotary, rotate, sizes, weight
 from melllm_jax.remat import named
 
@@ -178,8 +179,7 @@ class SpeechLM(nnx.Module):
 
     def words(self, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Embeddings of tokens."""
-        table = jax.reshard(self.embed[...], layout.w("v e"))  # rows take the axis that splits d
-        return table.at[tokens_bt].get(out_sharding=layout.a("b t d"))
+        return looked_up(self.embed[...], tokens_bt)
 
     def angles(self, batch: Batch) -> Angles:
         """Rotary cosine and sine of a batch's positions."""
@@ -195,6 +195,11 @@ class SpeechLM(nnx.Module):
     def visible(self, q: attention.Place, kv: attention.Place) -> Array:
         """Bool [b t s]: who sees whom under this model's rules."""
         return attention.visible(q, kv, **self._rules)
+
+    @property
+    def table(self) -> tuple[Array, str]:
+        """The weights that score tokens, and their dimensions."""
+        return (self.embed[...], "v d") if self.cfg.tied else (self.head[...], "d v")
 
     @property
     def _rules(self) -> attention.Rules:

@@ -141,3 +141,27 @@ def test_a_chip_is_known_by_its_device_kind(kind, peak):
 
 def test_an_unknown_device_has_no_peak():
     assert flops.chip("cpu") is None
+
+
+@pytest.mark.parametrize("name", [name for name, chip in flops.CHIPS.items() if chip.clock])
+def test_a_clock_turns_the_peak_into_a_power_of_two_of_flops_a_cycle(name):
+    """Matrix units are squares of 128 or 256, and chips have 2, 4 or 8 of them."""
+    chip = flops.CHIPS[name]
+    cycle = math.log2(chip.flops / chip.devices / chip.clock)
+    assert cycle == pytest.approx(round(cycle), abs=0.01)
+
+
+@pytest.mark.parametrize("name", flops.CHIPS)
+def test_a_chip_is_the_farther_the_slower(name):
+    """Memory, then the links of a pod or server together, then the network beyond."""
+    chip = flops.CHIPS[name]
+    links = chip.link * max(2 * chip.torus, 1)
+    assert chip.bandwidth > links >= chip.link >= 4 * chip.network
+    assert (chip.torus > 0) == (chip.domain > 8) == ("TPU" in name)
+
+
+def test_links_agree_with_the_makers_totals_of_both_directions():
+    """GB/s a chip in both directions, docs.cloud.google.com/tpu/docs/tpu7x; a tenth is not seen."""
+    for name, both in {"TPU v5p": 1200e9, "TPU v6 lite": 800e9, "TPU7x": 1200e9}.items():
+        chip = flops.CHIPS[name]
+        assert 4 * chip.torus * chip.link == pytest.approx(0.9 * both)

@@ -110,3 +110,18 @@ def test_a_conv_front_end_split_over_time_equals_one_device(conv):
         _, values = models.made(run)
         split = forward(skeleton)(values, layout.place(packed()))
     np.testing.assert_allclose(split, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("split", ["fsdp8", "fsdp2-seq2-tp2"])
+def test_a_stem_of_parts_of_time_equals_the_whole_one(split, monkeypatch):
+    """Clips lie across the borders of parts and of devices; sums of gradients in another order."""
+    run = models.run(dataclasses.replace(models.MODEL, front="conv"))
+    with models.one_device():
+        loss, grads = jax.device_get(models.graded(run, models.speech_rows(8, 32)))
+    monkeypatch.setattr(frontend, "PART", 4)
+    with models.split_as(split):
+        found, parts = jax.device_get(models.graded(run, models.speech_rows(8, 32)))
+    assert found == pytest.approx(loss, rel=1e-6)
+    for name, grad in grads.items():
+        assert np.abs(grad).max() > 0, name
+        np.testing.assert_allclose(parts[name], grad, rtol=0, atol=5e-5 * np.abs(grad).max())

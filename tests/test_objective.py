@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from melllm_jax import config, layout, objective
+from melllm_jax import config, ends, layout, objective
 from melllm_jax.batch import Batch
 from tests import models
 
@@ -79,30 +79,54 @@ def test_sums_equal_log_softmax_and_argmax_in_numpy(small):
     assert hits > 0
 
 
-def test_a_loss_in_chunks_equals_the_loss_at_once(small, monkeypatch):
-    run, batch = small
+@pytest.mark.parametrize("chunk", [8, 12])  # 32 tokens a device: evenly, and with 8 left over
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_loss_in_chunks_equals_the_loss_at_once(chunk, tied, monkeypatch):
+    run = models.run(dataclasses.replace(models.MODEL, tied=tied), config.Lora())
+    batch = models.speech_rows(4, 32)
     with models.split_as("fsdp2-seq2-tp2"):
         whole = graded(run, batch)
-        monkeypatch.setattr(objective, "CHUNK", 8)
+        monkeypatch.setattr(ends, "CHUNK", chunk)
         parts = graded(run, batch)
     assert parts[0] == pytest.approx(whole[0], rel=1e-6)
     for key, grad in whole[1].items():
         np.testing.assert_allclose(parts[1][key], grad, rtol=0, atol=1e-5 * np.abs(grad).max())
 
 
-def test_no_scores_of_a_whole_row_stand_where_time_is_chunked(monkeypatch):
-    """None of the arrays in the traced gradient has all of 2 × 32 positions and 96 tokens."""
+def test_scores_of_all_tokens_never_stand_where_the_vocabulary_is_chunked(monkeypatch):
+    """None of the arrays in the traced gradient has 2 × 32 positions and all of 96 tokens."""
     run, batch = models.run(dataclasses.replace(models.MODEL, v=96)), models.speech_rows(2, 32)
     with models.one_device():
         skeleton, values = models.made(run)
         placed = layout.place(batch)
 
         def scores():
-            """How many positions' scores stand in one array, over the whole trace."""
+            """How many tokens' scores stand in one array, over the whole trace."""
             grad = jax.grad(functools.partial(models.mean_loss, skeleton))
-            text = re.sub(r"@[^,\]]+(?=[,\]])", "", str(jax.make_jaxpr(grad)(values, placed)))
-            return {int(b) * int(t) for b, t in re.findall(r"f32\[(\d+),(\d+),96\]", text)}
+            text = re.sub(r"[@{][^,\]]+(?=[,\]])", "", str(jax.make_jaxpr(grad)(values, placed)))
+            return {int(v) for v in re.findall(r"f32\[64,(\d+)\]", text)} - {32, 48, 64}
 
-        assert max(scores()) == 64
-        monkeypatch.setattr(objective, "CHUNK", 8)
-        assert max(scores()) == 16
+        assert 96 in scores()
+        monkeypatch.setattr(ends, "CHUNK", 24)
+        assert 24 in scores()
+        assert 96 not in scores()
+
+
+def test_chunks_of_the_loss_take_an_eighth_of_the_memory_of_all_scores_at_once(monkeypatch):
+    """As compiled: what XLA makes of a loop may be other than what was traced."""
+    model = dataclasses.replace(models.MODEL, d=8, n=1, k=1, f=8, l=1, v=16384)
+    run, batch = models.run(model, config.Lora()), models.speech_rows(2, 256)
+    with models.one_device():
+        skeleton, values = models.made(run)
+        placed = layout.place(batch)
+
+        def temporary():
+            grad = jax.grad(functools.partial(models.mean_loss, skeleton))
+            compiled = models.jitted(grad).lower(values, placed).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        monkeypatch.setattr(ends, "CHUNK", 16384)
+        whole = temporary()
+        assert whole > 2 * 256 * 16384 * 4
+        monkeypatch.setattr(ends, "CHUNK", 512)
+        assert temporary() < whole / 8

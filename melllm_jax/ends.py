@@ -1,0 +1,119 @@
+"""Both ends of the model, where the vocabulary stands: looking tokens up, and scoring them.
+
+The table [v d] is the largest weight, split over `tp` by tokens and over `fsdp` by width. Looking
+up moves rows, not the table: every device looks all rows' tokens up in its own columns, and the
+columns are exchanged. Scoring goes through the vocabulary in chunks, each gathered when its turn
+comes, so that neither [t, v] scores nor the whole table ever stand; a chunk's gradient is made
+once, where chunks of time would each add to the whole of it. Both run device by device, since the
+compiler, left to itself, gathers and sums the table for every chunk.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from melllm_jax import layout
+
+CHUNK = 8192  # tokens of a device's share whose scores stand at once
+NEVER = -1e30  # the score of no token: finite, so that no gradient is NaN
+
+
+class Sums(NamedTuple):
+    """Float32 scalars, each a sum over the weighted targets of a batch."""
+
+    loss: Array  # nats
+    hits: Array  # targets that were the likeliest token
+    weight: Array  # weights
+
+
+def looked_up(table_vd: Float[Array, "v d"], tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    """The table's rows of `tokens_bt`, [b t d]."""
+
+    def here(table: Array, tokens: Array) -> Array:
+        size = table.shape[0]
+        rows = jax.lax.all_gather(tokens, layout.WIDTH, axis=0, tiled=True)
+        index = rows - jax.lax.axis_index(layout.TOKENS) * size
+        mine = (index >= 0) & (index < size)
+        found = jnp.where(mine[..., None], table[jnp.where(mine, index, 0)], 0)
+        found = jax.lax.psum(found, layout.TOKENS)
+        return jax.lax.all_to_all(found, layout.WIDTH, split_axis=0, concat_axis=2, tiled=True)
+
+    split = layout.w("v d"), layout.a("b t")
+    return jax.shard_map(here, in_specs=split, out_specs=layout.a("b t d"))(table_vd, tokens_bt)
+
+
+def scored(
+    x_btd: Float[Array, "b t d"],
+    table: Float[Array, "v d"] | Float[Array, "d v"],
+    dims: str,
+    targets_bt: Int[Array, "b t"],
+    weights_bt: Float[Array, "b t"],
+) -> Sums:
+    """Cross-entropy of the targets, summed.
+
+    `dims` says how the table lies: "v d" where it is the embedding, "d v" where it is not.
+    """
+    spread = (*layout.ROWS, layout.TIME)
+
+    def here(x: Array, table: Array, targets: Array, weights: Array) -> Sums:
+        # Said to vary before the loop, so that gradients are summed over copies once, after it:
+        # the table's where it was scattered already.
+        copies = tuple(axis for axis in spread if axis != layout.WIDTH)
+        table = jax.lax.pcast(table, copies, to="varying")
+        x = jax.lax.pcast(x, layout.TOKENS, to="varying")
+        rows = table if dims == "v d" else table.T
+        share, top, picked = _through(x.reshape(-1, x.shape[-1]), rows, targets.reshape(-1))
+        # Each device of `tp` saw its own tokens.
+        most = jax.lax.pmax(jax.lax.stop_gradient(share), layout.TOKENS)
+        whole = most + jnp.log(jax.lax.psum(jnp.exp(share - most), layout.TOKENS))
+        top, picked = jax.lax.pmax(top, layout.TOKENS), jax.lax.psum(picked, layout.TOKENS)
+        hit = (jax.lax.stop_gradient(picked) >= top).astype(jnp.float32)
+        flat = weights.reshape(-1)
+        sums = Sums(jnp.sum((whole - picked) * flat), jnp.sum(hit * flat), jnp.sum(flat))
+        return jax.tree.map(lambda part: jax.lax.psum(part, spread), sums)
+
+    split = layout.a("b t d"), layout.w(dims), layout.a("b t"), layout.a("b t")
+    function: Callable[..., Sums] = jax.shard_map(here, in_specs=split, out_specs=jax.P())
+    return function(x_btd, table, targets_bt, weights_bt)
+
+
+def _through(x_nd: Array, rows: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """Log of the summed exponentials, the highest score, and the target's, of each position.
+
+    Of this device's tokens alone; the target's is 0 where another device has it.
+    """
+    size = rows.shape[0]
+    first = jax.lax.axis_index(layout.TOKENS) * size
+    count, rest = divmod(size, CHUNK)
+    if size <= CHUNK:
+        count, rest = 0, size
+    # In float32 gradients of all chunks add up without rounding each sum to bfloat16.
+    wide, dtype = x_nd.astype(jnp.float32), x_nd.dtype
+
+    def part(sums: tuple[Array, ...], chunk: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+        rows, start = chunk
+        share, top, picked = sums
+        whole = jax.lax.all_gather(rows, layout.WIDTH, axis=1, tiled=True)
+        sides = (((1,), (1,)), ((), ()))
+        scores = jax.lax.dot_general(
+            wide.astype(dtype), whole, sides, preferred_element_type=jnp.float32
+        )
+        highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+        shares = highest + jnp.log(jnp.sum(jnp.exp(scores - highest[:, None]), axis=-1))
+        # A comparison with every id, not a look-up: it fuses, and its gradient is no scatter.
+        ids = jnp.arange(rows.shape[0], dtype=jnp.int32) + start
+        own = jnp.sum(jnp.where(ids[None] == targets[:, None], scores, 0.0), axis=-1)
+        return (jnp.logaddexp(share, shares), jnp.maximum(top, highest), picked + own), None
+
+    nothing = jnp.zeros_like(wide[:, 0])
+    sums = nothing + NEVER, nothing + NEVER, nothing
+    if not count:
+        return part(sums, (rows, first))[0]
+    again = jax.checkpoint(part, prevent_cse=False)  # a scan's passes are not merged
+    most, last = jax.lax.split(rows, (count * CHUNK, rest)) if rest else (rows, None)
+    starts = first + CHUNK * jnp.arange(count, dtype=jnp.int32)
+    sums, _ = jax.lax.scan(again, sums, (most.reshape(count, CHUNK, -1), starts))
+    return sums if last is None else again(sums, (last, first + count * CHUNK))[0]

@@ -1,0 +1,147 @@
+"""What a training step needs, by arithmetic alone: memory, products and bytes sent.
+
+Nothing is compiled: good enough to say which of many ways to run is worth compiling, and all there
+is where no compiler for the pod is installed. Everything is of one update; bytes are of one chip.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+
+from melllm_jax import config, flops
+
+CHUNK = 256  # positions of a row whose scores stand at once: as in `ends`
+NAMES = ("qkv", "attended", "out", "gate_up")  # what remat may keep of a layer: as in `remat`
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one update; bytes are a chip's."""
+
+    state: float  # bytes of weights and the optimiser's state
+    activations: float  # bytes at the fullest moment of what comes and goes
+    executed: float  # FLOPs of all chips, what remat does twice included
+    sent: Mapping[str, float]  # bytes by mesh axis
+
+
+def estimate(run: config.Run, sizes: Mapping[str, int]) -> Estimate:
+    """What `run` needs on a mesh of these axes and sizes."""
+    held, kept = _bytes_of_weights(run, sizes), _kept(run)
+    return Estimate(
+        state=held["state"],
+        activations=held["passing"] + _activations(run, sizes, kept),
+        executed=flops.step(run) + _again(run, kept),
+        sent=_sent(run, sizes, kept),
+    )
+
+
+def _kept(run: config.Run) -> frozenset[str]:
+    """Names of the activations that the backward pass finds; `offload` fetches them."""
+    remat = run.model.remat
+    if remat == "none":
+        return frozenset(NAMES)
+    if remat == "dots":
+        return frozenset(NAMES) - {"attended"}
+    return frozenset() if remat == "full" else frozenset(run.model.kept)
+
+
+def _bytes_of_weights(run: config.Run, sizes: Mapping[str, int]) -> dict[str, float]:
+    """state: what stays; passing: gradients, and weights gathered for the layer at work."""
+    p, m, tp = flops.parameters(run), run.model, sizes["tp"]
+    parts = sizes["fsdp"] * tp
+    small = p.front + p.lora
+    base = p.total - small
+    all_trained = run.optim.train == "all"
+    trained = p.total if all_trained else small
+    per_trained = 4 + 8 if run.optim.kind == "adamw" else 4 + 4
+    state = (trained * per_trained + (0 if all_trained else base * 2)) / parts
+    # Gradients in float32, once more while micro-batches are added up; the cast to bfloat16.
+    passing = trained * (4 * (1 + (run.optim.micro > 1)) + 2) / parts
+    passing += 2 * (p.layers / m.l) * 2 / tp  # this layer's and the next one's, gathered
+    passing += (2 if all_trained else 1) * m.v * m.d * 2 / tp  # the embedding, and its gradient
+    return {"state": state, "passing": passing}
+
+
+def _tokens(run: config.Run, sizes: Mapping[str, int]) -> float:
+    """Positions of a micro-batch on one chip."""
+    rows = run.data.b / run.optim.micro / (sizes["replica"] * sizes["fsdp"])
+    return rows * run.data.t / sizes["seq"]
+
+
+def _widths(run: config.Run) -> dict[str, int]:
+    """Numbers a position that each name stands for."""
+    m = run.model
+    return {
+        "qkv": (m.n + 2 * m.k) * m.h,
+        "attended": m.n * m.h,
+        "out": m.d,
+        "gate_up": 2 * m.f,
+    }
+
+
+def _activations(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:
+    m, tp, tokens = run.model, sizes["tp"], _tokens(run, sizes)
+    number = 2 if run.optim.compute == "bfloat16" else 4
+    widths = _widths(run)
+    split = {name: 1 if name == "out" else tp for name in widths}
+    stays = m.d  # the stream, at the start of each layer
+    if run.model.remat != "offload":
+        stays += sum(widths[name] / split[name] for name in kept)
+    if run.model.remat == "none":
+        stays += 3 * m.d + m.f / tp  # norms, and the MLP's product
+    working = 6 * m.d + 2 * sum(width / split[name] for name, width in widths.items())
+    rows = tokens * sizes["seq"] / run.data.t
+    logits = rows * min(CHUNK, run.data.t) * m.v / tp * 4 * 2
+    return number * tokens * (m.l * stays + working) + logits
+
+
+def _again(run: config.Run, kept: frozenset[str]) -> float:
+    """FLOPs done twice."""
+    m, positions = run.model, run.data.b * run.data.t
+    seen = min(m.window, run.data.t) if m.window else (run.data.t + 1) / 2
+    heads = m.n * m.h
+    cost = {
+        "qkv": 2 * m.d * (heads + 2 * m.k * m.h),
+        "attended": 4 * heads * seen,
+        "out": 2 * heads * m.d,
+        "gate_up": 4 * m.d * m.f,
+    }
+    head = 2 * m.d * m.v if run.data.t > CHUNK else 0  # logits are made again, chunk by chunk
+    return positions * (m.l * sum(cost[name] for name in cost if name not in kept) + head)
+
+
+def _sent(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dict[str, float]:
+    """Ring collectives: (n − 1) / n of what is gathered or scattered, twice that when summed."""
+    m, p, tp = run.model, flops.parameters(run), sizes["tp"]
+    trained = p.total if run.optim.train == "all" else p.front + p.lora
+    number = 2 if run.optim.compute == "bfloat16" else 4
+    tokens, micro = _tokens(run, sizes), run.optim.micro
+    ring = {axis: (size - 1) / size for axis, size in sizes.items()}
+    weights = (p.layers + p.lora + p.front + 2 * m.v * m.d) * number / tp
+    twice = 2 if kept >= set(NAMES) else 3  # sums over tp: forward, again, backward
+    summed = m.l * 2 * twice * 2 * m.d + 2 * m.d
+    gathered = m.l * 2 * (2 if "qkv" in kept else 3) * 2 * m.k * m.h / tp
+    return {
+        "replica": 2 * ring["replica"] * trained * number / (sizes["fsdp"] * tp),
+        "fsdp": micro * ring["fsdp"] * (2 * weights + trained * number / tp),
+        "seq": micro * (ring["seq"] * sizes["seq"] * tokens * gathered * number / 2)
+        + (2 * ring["seq"] * trained * number / (sizes["fsdp"] * tp)),
+        "tp": micro * ring["tp"] * tokens * summed * number,
+    }
+
+
+def meshes(chips: int, slices: int, run: config.Run) -> list[dict[str, int]]:
+    """Meshes of so many chips that split the run evenly, `replica` over the slices alone."""
+    m, data = run.model, run.data
+    found = []
+    for tp in (1, 2, 4, 8):
+        for seq in (1, 2, 4, 8):
+            fsdp, rest = divmod(chips, slices * seq * tp)
+            splits = [(m.n, tp), (m.k, tp), (m.f, tp), (m.v, tp), (data.t, seq), (m.d, fsdp or 1)]
+            rows, odd = divmod(data.b, slices * fsdp or 1)
+            if rest or not fsdp or odd or not rows or any(x % y for x, y in splits):
+                continue
+            if data.t // seq % 128 and math.prod((seq, tp)) > 1:
+                continue
+            found.append({"replica": slices, "fsdp": fsdp, "seq": seq, "tp": tp})
+    return found

@@ -1,0 +1,242 @@
+"""The real step of a real run, compiled for a pod that is not here: what it needs, what limits it.
+
+Exact are the parameters, the FLOPs and, where the step was compiled, what the compiler allots of
+memory; everything else is an estimate.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import re
+import time
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from melllm_jax import config, counted, flops, kernels, layout, links, pods, program, wire
+from melllm_jax.batch import Batch
+from melllm_jax.errors import Mistake
+from melllm_jax.estimate import estimate
+from melllm_jax.update import Update
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    capacity: int
+    needed: float  # at the fullest moment
+    arguments: float  # weights, optimiser state and batch
+    activations: float | None  # all that comes and goes; None where the compiler gave up on it
+    code: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One way to run a run on a pod. FLOPs, bytes and seconds are of one update."""
+
+    preset: str
+    pod: str
+    chips: int
+    mesh: Mapping[str, int]
+    remat: str
+    micro: int
+    source: Literal["compiled", "arithmetic"]  # arithmetic: nothing was compiled
+    total: int  # parameters
+    trained: int
+    positions: int  # b · t
+    useful: float  # FLOPs of all chips that the model asks for
+    executed: float  # with what is done twice
+    memory: Memory
+    fits: bool
+    collectives: tuple[wire.Collective, ...]
+    limits: Mapping[str, float]  # seconds by matmul, hbm, ici and dcn, each by itself
+    xla: float | None  # seconds: XLA's estimate, instruction by instruction, without collectives
+    compiling: float  # seconds
+    unknown: tuple[str, ...]  # what could not be counted
+    peak: float  # FLOP/s of all chips
+
+    @property
+    def limit(self) -> str:
+        """What takes longest."""
+        return max(self.limits, key=lambda name: self.limits[name])
+
+    @property
+    def step(self) -> float:
+        """Seconds of an update where all else is hidden behind the slowest."""
+        return max(self.limits.values())
+
+    @property
+    def serial(self) -> float:
+        """Seconds of an update where nothing is hidden."""
+        return sum(self.limits.values())
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak that useful products have in `step`: what the roofline allows."""
+        return self.useful / self.peak / self.step
+
+
+def plan(run: config.Run, pod: pods.Pod) -> Plan:
+    """Compile the step of `run` for `pod`, on its mesh.
+
+    Raises Mistake for a mesh that is not the pod's size or does not divide what it splits.
+    """
+    devices = pods.devices(pod)
+    mesh = layout.make_mesh(run.mesh, devices)
+    layout.check(run, mesh)
+    with jax.set_mesh(mesh):
+        update = Update(run)
+        state = update.shapes(mesh)
+        traced = jax.jit(update, donate_argnums=0).trace(state, shapes(run, mesh))
+        executed = counted.of(traced.jaxpr)
+        began = time.perf_counter()
+        try:
+            compiled, text = program.compiled(traced.lower())
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            compiled, short = None, str(error)
+        seconds = time.perf_counter() - began
+    rough = arithmetic(run, pod, dict(mesh.shape))
+    known = dataclasses.replace(
+        rough,
+        source="compiled",
+        executed=executed.dot + executed.conv + executed.kernel * _tiles(run, mesh),
+        compiling=seconds,
+        unknown=executed.unknown,
+    )
+    matmul = known.executed / known.peak
+    if compiled is None:
+        needed = _first_size(short, rough.memory.needed)
+        memory = Memory(rough.memory.capacity, needed, rough.memory.arguments, None, None)
+        return dataclasses.replace(
+            known, memory=memory, fits=False, limits={**rough.limits, "matmul": matmul}
+        )
+    allotted = compiled.memory_analysis()
+    arguments, code = allotted.argument_size_in_bytes, allotted.generated_code_size_in_bytes
+    results = allotted.output_size_in_bytes - allotted.alias_size_in_bytes
+    activations = allotted.temp_size_in_bytes + results
+    memory = Memory(
+        rough.memory.capacity, arguments + activations + code, arguments, activations, code
+    )
+    read = program.read(text, dict(mesh.shape))
+    share = pod.chip.devices
+    sent = _seconds_sent(read.collectives, mesh, pod)
+    clock = pod.chip.clock
+    return dataclasses.replace(
+        known,
+        memory=memory,
+        fits=memory.needed <= memory.capacity,
+        collectives=read.collectives,
+        limits={"matmul": matmul, "hbm": read.traffic / pod.chip.bandwidth * share, **sent},
+        xla=read.cycles / clock if read.cycles is not None and clock else None,
+        unknown=(*known.unknown, *read.unknown),
+    )
+
+
+def arithmetic(run: config.Run, pod: pods.Pod, sizes: Mapping[str, int]) -> Plan:
+    """The plan by arithmetic alone: nothing is traced or compiled, and no device is asked for."""
+    found, parts = estimate(run, sizes), pod.chip.devices
+    count, chip = flops.parameters(run), pod.chip
+    capacity = chip.hbm // parts
+    needed = found.state + found.activations
+    peak = chip.flops * pod.chips
+    slow = {"replica"} if pod.slices > 1 else set()
+    inside = sum(x for axis, x in found.sent.items() if axis not in slow)
+    outside = sum(x for axis, x in found.sent.items() if axis in slow)
+    if chip.torus:
+        ici = 2 * chip.link * chip.torus / parts
+    else:
+        crosses = pod.chips > chip.domain
+        ici = min(chip.link, chip.network * chip.domain) if crosses else chip.link
+    limits = {
+        "matmul": found.executed / peak,
+        "hbm": 0.0,
+        "ici": inside / ici,
+        "dcn": outside / (chip.network * pod.chips / pod.slices),
+    }
+    trained = count.total if run.optim.train == "all" else count.front + count.lora
+    return Plan(
+        preset=run.name,
+        pod=str(pod),
+        chips=pod.chips,
+        mesh=dict(sizes),
+        remat=remat(run),
+        micro=run.optim.micro,
+        source="arithmetic",
+        total=count.total,
+        trained=trained,
+        positions=run.data.b * run.data.t,
+        useful=flops.step(run),
+        executed=found.executed,
+        memory=Memory(capacity, needed, found.state, found.activations, 0.0),
+        fits=needed <= capacity,
+        collectives=(),
+        limits=limits,
+        xla=None,
+        compiling=0.0,
+        unknown=(),
+        peak=peak,
+    )
+
+
+def sizes(run: config.Run, pod: pods.Pod) -> dict[str, int]:
+    """The mesh of a run on a pod, by axis. Raises Mistake where it is not the pod's size."""
+    devices = pod.chips * pod.chip.devices
+    whole = layout.filled(run.mesh, devices)
+    if whole.replica % pod.slices:
+        raise Mistake(
+            f"mesh.replica={whole.replica}: must be a multiple of the {pod.slices} slices"
+        )
+    return {axis: getattr(whole, axis) for axis in layout.AXES}
+
+
+def shapes(run: config.Run, mesh: jax.sharding.Mesh) -> Batch:
+    """A batch of the run without its numbers, laid out on `mesh`."""
+    b, t = run.data.b, run.data.t
+
+    def column(dtype: DTypeLike, *more: int) -> jax.ShapeDtypeStruct:
+        sharding = jax.NamedSharding(mesh, layout.a("b t p" if more else "b t"))
+        return jax.ShapeDtypeStruct((b, t, *more), dtype, sharding=sharding)
+
+    whole = {name: column(jnp.int32) for name in Batch._fields}
+    whole["patches"] = column(jnp.dtype(run.data.wire), run.mel.p)
+    whole["loss_weight"] = column(jnp.float32)
+    return Batch(**whole)
+
+
+def remat(run: config.Run) -> str:
+    """The run's policy of rematerialisation, with the names that it keeps."""
+    name = run.model.remat
+    return f"{name}({','.join(run.model.kept)})" if name in ("named", "offload") else name
+
+
+def _tiles(run: config.Run, mesh: jax.sharding.Mesh) -> float:
+    """Share of a kernel's grid that it does not leave out."""
+    with jax.set_mesh(mesh):
+        how = kernels.chosen(run.model.attention, run.data.t, run.optim.compute)
+    if how != "splash":
+        return 1.0
+    whole = mesh.shape["seq"] > 1 or run.model.speech == "bidirectional"
+    return 1.0 if whole else kernels.computed(run.data.t, run.model.window)
+
+
+def _seconds_sent(
+    collectives: tuple[wire.Collective, ...], mesh: jax.sharding.Mesh, pod: pods.Pod
+) -> dict[str, float]:
+    seconds = {"ici": 0.0, "dcn": 0.0}
+    for one in collectives:
+        rate, leaves = links.rate(mesh, one.axes, pod)
+        seconds["dcn" if leaves else "ici"] += one.bytes / rate
+    return seconds
+
+
+def _first_size(text: str, otherwise: float) -> float:
+    """Bytes of the first size such as "(73.53G)" in a compiler's complaint."""
+    found = re.search(r"\(([\d.]+)([KMGT])\)", text)
+    return float(found[1]) * UNITS[found[2]] if found else max(otherwise, math.inf)
