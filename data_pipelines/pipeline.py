@@ -1,8 +1,8 @@
 """The Grain chain: corpora on disk → packed batches, its place in the stream saved exactly.
 
-mix → shuffle → repeat → example → host's share → screen → pack → batch → made ahead → tally. Up
-to the host's share all is a function of the seed and of one global index, whatever the number of
-hosts; from there on of the share alone. Imports no jax itself (Grain does).
+mix → shuffle → repeat → example → a lane's share → screen → pack → rows → tally, and the lanes'
+rows side by side, made ahead. Up to the share all is a function of the seed and of one global
+index; from there on of the lane alone, whichever host runs it. Imports no jax itself (Grain does).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +11,11 @@ import functools
 from typing import Any
 
 import grain
-from grain import experimental
 import numpy as np
 
 from data_pipelines.examples import Examples, Reject, Trial
-from data_pipelines.screen import Lost, Screen, Tally
+from data_pipelines.lanes import BUFFER, Lanes, Packed, Read, Readers, Share
+from data_pipelines.screen import Count, Lost, Screen, Tally
 from data_pipelines.sources import Corpus, digest, open_source
 from data_pipelines.text import Tokenizer
 from data_pipelines.utterance import Utterance
@@ -23,24 +23,22 @@ from melllm_jax.batch import Batch
 from melllm_jax.config import Data, Mel, Run
 from melllm_jax.errors import Mistake
 
-BUFFER = 8  # examples read ahead by each thread
 _COLUMNS = ("tokens", "patches", "frames", "clips", "loss_weight", "sources")
 
 
 def train_batches(
-    run: Run, tokenizer: Tokenizer, *, host: int = 0, hosts: int = 1, split: str = "train"
+    run: Run, tokenizer: Tokenizer, *, lanes: Sequence[int] | None = None, split: str = "train"
 ) -> grain.IterDataset:
-    """An endless stream of this host's Batch, in NumPy: [b // hosts, t ...] of `run.data`.
+    """An endless stream of the Batch of some lanes, in NumPy: [rows t ...], all of them if None.
 
-    Every host must draw it with the same run. Of one corpus, the hosts together see every example
-    once before any of them sees one again. The iterator's state is small and JSON; set in a new
-    iterator over the same data and hosts, it goes on as if nothing had happened. Raises Mistake
+    Every host must draw it with the same run, and with the lanes of its rows (`layout.lanes`). Of
+    one corpus, all lanes together see every example once before any of them sees one again. The
+    iterator's state is small and JSON; set in a new iterator over the same data and lanes, it goes
+    on as if nothing had happened, and what Orbax saves of it is read by any hosts. Raises Mistake
     for data that is missing or is not what the run says, and later, from the iterator, once the
     share of unusable examples exceeds data.bad.
     """
-    data = run.data
-    if data.b % hosts:
-        raise Mistake(f"data.b={data.b}: {hosts} hosts cannot share the rows evenly")
+    data, count = run.data, run.data.streams
     corpora = _opened(run, split)
     window, augment, pack, *order = _seeds(run.seed, 3 + len(corpora))
     drawn = grain.MapDataset.mix(
@@ -48,21 +46,20 @@ def train_batches(
         [source.weight for source in data.sources],
     )
     examples = drawn.random_map(Examples(run, tokenizer).train, seed=augment)
-    if hosts > 1:  # A mix of two corpora alternates: without this, two hosts would get one each.
-        examples = experimental.WindowShuffleMapDataset(
-            examples, window_size=hosts, seed=window % 2**31
+
+    def chain(lane: int, readers: Readers, counts: list[Count]) -> grain.IterDataset:
+        rows = Packed(
+            Screen(Read(examples, Share(lane, count, window), readers), data, counts),
+            first=1 + lane * data.bins // count,
+            bins=data.bins,
+            length_struct=dict.fromkeys(_COLUMNS, data.t),
+            seed=pack,
+            meta_features=(*_COLUMNS[1:], "lost"),
         )
-    stream: Any = Screen(_read(examples[host::hosts], data), data)
-    stream = experimental.FirstFitPackIterDataset(
-        stream,
-        length_struct=dict.fromkeys(_COLUMNS, data.t),
-        num_packing_bins=data.bins,
-        seed=pack,
-        meta_features=(*_COLUMNS[1:], "lost"),
-    )
-    stream = stream.batch(data.b // hosts, batch_fn=_batch)
-    stream = experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=data.ahead)
-    return Tally(stream, data, [len(corpus) for corpus in corpora], hosts)
+        return Tally(rows.batch(data.b // count, batch_fn=_batch), data, len(corpora))
+
+    mine = range(count) if lanes is None else lanes
+    return Lanes(chain, data, mine, [len(corpus) for corpus in corpora])
 
 
 def eval_examples(

@@ -1,14 +1,13 @@
 """What is unusable is counted, in the iterator's state, and stops the run where it is too much.
 
 Counted twice, for two questions. `Screen` counts what was read, to stop a run whose data is bad
-even where nothing good ever comes; it runs ahead of the training. `Tally` counts what is in the
-batches handed out, so that the figures of a run stopped and resumed are those of one that was not.
+even where nothing good ever comes; it runs ahead of the rows. `Tally` counts what is in the batches
+of a lane, so that the figures of a run stopped and resumed are those of one that was not.
 """
 
 from collections import Counter
 import dataclasses
 from typing import Any
-import weakref
 
 import grain
 
@@ -28,100 +27,131 @@ class Lost:
     rejects: tuple[tuple[int, str], ...]
 
 
+@dataclasses.dataclass
+class Count:
+    """What a lane has read: examples, the unusable ones by reason, and the first of those."""
+
+    bad: dict[str, int]
+    seen: int = 0
+    # Of a fixed length: Orbax and Grain want states of one form.
+    first: list[str] = dataclasses.field(default_factory=lambda: [""] * NAMED)
+
+    def add(self, reject: Reject) -> None:
+        """Count an unusable example that has been seen."""
+        name = f"{reject.id} ({reject.reason})"
+        if "" in self.first and name not in self.first:
+            self.first[self.first.index("")] = name
+        self.bad[reject.reason] += 1
+
+
 def progress(iterator: grain.DatasetIterator) -> dict[str, Any]:
-    """How far the batches handed out have come: counts of this host's examples.
+    """How far the batches handed out have come: counts of the examples of this host's lanes.
 
     seen: examples drawn, bad ones included; bad: unusable ones by reason; sources: by corpus,
-    in the order of Data.sources, `seen`, and `epoch`, how often all hosts have drawn it if they
-    have drawn as much as this one. A bad example counts with the good one after it, so that what
+    in the order of Data.sources, `seen`, and `epoch`, how often all lanes have drawn it if they
+    have drawn as much as these. A bad example counts with the good one after it, so that what
     is read or packed ahead does not count yet; the counts lie in the iterator's state.
     """
     state = iterator.get_state()
-    while "drawn" not in state:
+    while "lanes" not in state:
         state = state["parent"]
-    drawn, lengths = state["drawn"], state["lengths"]
+    lanes, sizes = list(state["lanes"].values()), state["sizes"]
+    drawn = [sum(counts) for counts in zip(*(lane["drawn"] for lane in lanes), strict=True)]
+    share = len(lanes) / state["of"]
     sources = [
-        {"seen": count, "epoch": count * state["hosts"] / length}
-        for count, length in zip(drawn, lengths, strict=True)
+        {"seen": count, "epoch": count / share / size}
+        for count, size in zip(drawn, sizes, strict=True)
     ]
-    bad = {reason: count for reason, count in state["bad"].items() if count}
-    return {"seen": sum(drawn), "bad": bad, "sources": sources}
+    bad: Counter[str] = Counter()
+    for lane in lanes:
+        bad.update({reason: count for reason, count in lane["bad"].items() if count})
+    return {"seen": sum(drawn), "bad": dict(bad), "sources": sources}
 
 
 class Screen(grain.IterDataset):
-    """Examples without the Rejects, which it counts; each carries those before it as `lost`."""
+    """Examples without the Rejects, which it counts; each carries those before it as `lost`.
 
-    def __init__(self, parent: grain.IterDataset, cfg: Data) -> None:
+    `counts` are those of all lanes of this host, whose share is judged as one: it takes its place
+    among them.
+    """
+
+    def __init__(self, parent: grain.IterDataset, cfg: Data, counts: list[Count]) -> None:
         super().__init__(parent)
-        self._cfg = cfg
+        self._cfg, self._counts = cfg, counts
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _ScreenIterator(self._parent.__iter__(), self._cfg)
+        return _ScreenIterator(self._parent.__iter__(), self._cfg, self._counts)
 
 
 class _ScreenIterator(grain.DatasetIterator):
-    def __init__(self, parent: grain.DatasetIterator, cfg: Data) -> None:
+    def __init__(self, parent: grain.DatasetIterator, cfg: Data, counts: list[Count]) -> None:
         super().__init__(parent)
-        self._cfg, self._seen = cfg, 0
-        self._bad = dict.fromkeys(reasons(cfg), 0)
-        self._first = [""] * NAMED  # of a fixed length: Orbax and Grain want states of one form
+        self._cfg, self._counts = cfg, counts
+        self._count = Count(dict.fromkeys(reasons(cfg), 0))
+        counts.append(self._count)
 
     def __next__(self) -> dict[str, Any]:
         lost = []
         while True:
             example = next(self._parent)
-            self._seen += 1
+            self._count.seen += 1
             if isinstance(example, Reject):
-                name = f"{example.id} ({example.reason})"
-                if "" in self._first and name not in self._first:
-                    self._first[self._first.index("")] = name
-                self._bad[example.reason] += 1
+                self._count.add(example)
                 lost.append((example.source, example.reason))
             self._check_share()
             if not isinstance(example, Reject):
                 return example | {"lost": Lost(tuple(lost))}
 
     def _check_share(self) -> None:
-        total = sum(self._bad.values())
-        if self._seen < FEWEST or total <= self._cfg.bad * self._seen:
+        seen = sum(count.seen for count in self._counts)
+        if seen < FEWEST:
             return
-        counts = ", ".join(f"{count} {reason}" for reason, count in self._bad.items() if count)
-        first = ", ".join(filter(None, self._first))
-        share = f"{total} of {self._seen} examples ({total / self._seen:.1%})"
+        total = sum(sum(count.bad.values()) for count in self._counts)
+        if total <= self._cfg.bad * seen:
+            return
+        bad = {
+            reason: sum(count.bad[reason] for count in self._counts)
+            for reason in reasons(self._cfg)
+        }
+        names = dict.fromkeys(name for count in self._counts for name in count.first if name)
+        counts = ", ".join(f"{count} {reason}" for reason, count in bad.items() if count)
+        share = f"{total} of {seen} examples ({total / seen:.1%})"
+        first = ", ".join(list(names)[:NAMED])
         raise Mistake(f"data.bad={self._cfg.bad}: {share} are unusable: {counts}. First: {first}")
 
     def get_state(self) -> dict[str, Any]:
-        parent, bad = self._parent.get_state(), dict(self._bad)
-        return {"parent": parent, "seen": self._seen, "bad": bad, "first": list(self._first)}
+        return {
+            "parent": self._parent.get_state(),
+            "read": {
+                "seen": self._count.seen,
+                "bad": dict(self._count.bad),
+                "first": list(self._count.first),
+            },
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["parent"])
-        self._seen, self._bad = state["seen"], dict(state["bad"])
-        self._first = list(state["first"])
+        read = state["read"]
+        self._count.seen, self._count.bad = read["seen"], dict(read["bad"])
+        self._count.first = list(read["first"])
 
 
 class Tally(grain.IterDataset):
-    """Batches as they are handed out, counted on the consumer's side of all that runs ahead."""
+    """A lane's rows, counted by corpus; what it gives is a Batch without their `lost`."""
 
-    def __init__(
-        self, parent: grain.IterDataset, cfg: Data, lengths: list[int], hosts: int
-    ) -> None:
+    def __init__(self, parent: grain.IterDataset, cfg: Data, sources: int) -> None:
         super().__init__(parent)
-        self._cfg, self._lengths, self._hosts = cfg, lengths, hosts
+        self._cfg, self._sources = cfg, sources
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _TallyIterator(self._parent.__iter__(), self._cfg, self._lengths, self._hosts)
+        return _TallyIterator(self._parent.__iter__(), self._cfg, self._sources)
 
 
 class _TallyIterator(grain.DatasetIterator):
-    def __init__(
-        self, parent: grain.DatasetIterator, cfg: Data, lengths: list[int], hosts: int
-    ) -> None:
+    def __init__(self, parent: grain.DatasetIterator, cfg: Data, sources: int) -> None:
         super().__init__(parent)
-        self._fixed = {"lengths": lengths, "hosts": hosts}
-        self._drawn = [0] * len(lengths)
+        self._drawn = [0] * sources
         self._bad = dict.fromkeys(reasons(cfg), 0)
-        weakref.finalize(self, _close, weakref.ref(self))  # at exit, before modules are taken down
 
     def __next__(self) -> Batch:
         batch, losts = next(self._parent)
@@ -135,22 +165,8 @@ class _TallyIterator(grain.DatasetIterator):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        parent = self._parent.get_state()
-        return {"parent": parent, "drawn": self._drawn, "bad": dict(self._bad)} | self._fixed
+        return {"parent": self._parent.get_state(), "drawn": self._drawn, "bad": dict(self._bad)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        for name, now in self._fixed.items():
-            if state[name] != now:
-                raise Mistake(f"{name}={now}: the saved place in the data is of {state[name]}")
         self._parent.set_state(state["parent"])
         self._drawn, self._bad = list(state["drawn"]), dict(state["bad"])
-
-    def close(self) -> None:
-        """Stops the readers and lets go of them: Grain's own cannot close again at exit."""
-        super().close()
-        self._parents = ()
-
-
-def _close(reference: weakref.ref[_TallyIterator]) -> None:
-    if (iterator := reference()) is not None:
-        iterator.close()

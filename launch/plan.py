@@ -116,10 +116,23 @@ def figures(one: Plan, run: config.Run, arguments: Arguments) -> dict[str, Any]:
     hours_an_update = one.positions * arguments.speech * run.mel.r * 0.01 / 3600
     updates = arguments.audio / hours_an_update if arguments.audio else float(run.optim.steps)
     chip_hours = updates * one.step * one.chips / 3600
-    tree = dataclasses.asdict(one)
-    tree.pop("peak")
-    return tree | {
+    return {
+        "preset": one.preset,
+        "pod": one.pod,
+        "chips": one.chips,
+        "mesh": dict(one.mesh),
+        "remat": one.remat,
+        "micro": one.micro,
+        "source": one.source,
+        "compile_seconds": one.compiling,
         "estimate": True,
+        "parameters": {"total": one.total, "trained": one.trained},
+        "positions": one.positions,
+        "flops": {"useful": one.useful, "executed": one.executed},
+        "hbm": dataclasses.asdict(one.memory),
+        "fits": one.fits,
+        "collectives": [dataclasses.asdict(each) for each in one.collectives],
+        "seconds": dict(one.limits) | {"xla": one.xla},
         "limit": one.limit,
         "step_seconds": one.step,
         "step_seconds_nothing_hidden": one.serial,
@@ -131,6 +144,7 @@ def figures(one: Plan, run: config.Run, arguments: Arguments) -> dict[str, Any]:
         "hours": updates * one.step / 3600,
         "chip_hours": chip_hours,
         "cost": chip_hours * arguments.price if arguments.price else None,
+        "unknown": list(one.unknown),
     }
 
 

@@ -9,6 +9,7 @@ import shutil
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from data_pipelines import mel, pipeline, sources, text
@@ -16,16 +17,18 @@ from data_pipelines.audio import BadAudio
 from data_pipelines.examples import Trial, Unfit, heard
 from data_pipelines.screen import progress as tally
 from data_pipelines.text import Tokenizer
-from launch import heap
+from launch import compiled, heap, hosts
 from launch.arguments import RunArguments, run_arguments
+from launch.hosts import Hosts
 from launch.progress import Bar
 from launch.transcriber import Transcriber
-from melllm_jax import config, layout, presets, rundir, score, start
+from melllm_jax import config, layout, memory, presets, rundir, score, start
 from melllm_jax.config import Run
 from melllm_jax.decode import Decoding
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.model import SpeechLM
-from melllm_jax.train import train
+from melllm_jax.profile import Span, span
+from melllm_jax.train import SILENT, train
 from melllm_jax.update import State, Update
 
 Score = Callable[[SpeechLM], Mapping[str, Any]]
@@ -36,6 +39,9 @@ class Arguments(RunArguments):
     """Train PRESET, or go on where it stopped: the same command resumes by itself."""
 
     workdir: str  # folder of the run: run.json, checkpoints, metrics
+    hosts: Hosts = Hosts()
+    compiled: str = compiled.FOLDER  # folder where what was compiled is kept; "" keeps nothing
+    profile: str = ""  # FIRST:LAST, updates to trace into WORKDIR/profile for TensorBoard, Perfetto
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +49,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = run_arguments(
         Arguments, argv, _preset(argv), prog="melllm train", presets=presets.PRESETS
     )
-    fit(arguments.run, arguments.workdir)
+    wanted = span(arguments.profile) if arguments.profile else None
+    with hosts.joined(arguments.hosts, "melllm train"), compiled.kept(arguments.compiled):
+        fit(arguments.run, arguments.workdir, profile=wanted)
     return 0
 
 
@@ -63,39 +71,40 @@ def _preset(argv: Sequence[str]) -> Callable[[str], Run]:
     return lambda name: start.adopted(presets.preset(name), folder)
 
 
-def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
+def fit(run: Run, workdir: str, bar: Bar | None = None, profile: Span | None = None) -> None:
     """Train `run` in `workdir` on all devices here, its corpora read and its mistakes told first.
 
     Raises Mistake for whatever of the run, its data or its folder does not fit together; nothing
     is written then.
     """
     heap.keep()
+    if profile is not None:
+        profile.check(0, run.optim.steps)
     run, tokenizer = completed(run)
     mesh = layout.make_mesh(run.mesh)
     layout.check(run, mesh)
     if run.model.front == "none":
         raise Mistake('model.front="none": training reads speech: choose linear or conv')
+    lanes = layout.lanes(run, layout.owners(mesh), jax.process_index())
+    if run.keep.score and jax.process_count() > 1:
+        raise Mistake(
+            f"keep.score={run.keep.score}: decoding runs in one process, not in "
+            f"{jax.process_count()}: give 0, and use `melllm evaluate`"
+        )
     if run.optim.train == "lora" and not run.init.path:
         raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
-    host, hosts = jax.process_index(), jax.process_count()
     corpora = [sources.open_source(source.path, "train") for source in run.data.sources]
     scoring = dev_score(run, tokenizer) if run.keep.score else None
     begin: Callable[[Update], State] = Update.initial
-    if run.init.path:
-        begin = lambda update: start.state(update, run.init.path, mesh)
-        with jax.set_mesh(mesh):
-            start.check(Update(run), run.init.path)
-    batches = iter(pipeline.train_batches(run, tokenizer, host=host, hosts=hosts))
-    rundir.claim(workdir, run)
-    if run.text.tokenizer != "bytes":
-        try:
-            if run.init.path:  # templates and all travel on, to an export
-                beside = f"{run.init.path}/{rundir.TOKENIZER}"
-                shutil.copytree(beside, f"{workdir}/{rundir.TOKENIZER}", dirs_exist_ok=True)
-            tokenizer.save(f"{workdir}/tokenizer")
-        except OSError as error:
-            raise Fault(f"{workdir}/tokenizer: cannot be written: {error.strerror}") from error
-    bar = bar or Bar(run.optim.steps)
+    with jax.set_mesh(mesh):
+        update = Update(run)
+        memory.check(update, mesh)
+        if run.init.path:
+            begin = lambda update: start.state(update, run.init.path, mesh)
+            start.check(update, run.init.path)
+    batches = iter(pipeline.train_batches(run, tokenizer, lanes=lanes))
+    claim(run, workdir, tokenizer)
+    bar = bar or (Bar(run.optim.steps) if jax.process_index() == 0 else None)
     try:
         train(
             run,
@@ -103,14 +112,33 @@ def fit(run: Run, workdir: str, bar: Bar | None = None) -> None:
             pathlib.Path(workdir),
             mesh,
             sizes=[len(corpus) for corpus in corpora],
-            progress=bar,
+            progress=bar or SILENT,
             score=scoring,
             rejected=lambda: tally(batches)["bad"],
             start=begin,
+            profile=profile,
         )
     finally:
-        bar.close()
+        if bar is not None:
+            bar.close()
         batches.close()
+
+
+def claim(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
+    """Make `workdir` this run's, with its tokenizer: process 0 does, and the others wait for it."""
+    if jax.process_index() == 0:
+        rundir.claim(workdir, run)
+        if run.text.tokenizer != "bytes":
+            try:
+                if run.init.path:  # templates and all travel on, to an export
+                    beside = f"{run.init.path}/{rundir.TOKENIZER}"
+                    shutil.copytree(beside, f"{workdir}/{rundir.TOKENIZER}", dirs_exist_ok=True)
+                tokenizer.save(f"{workdir}/tokenizer")
+            except OSError as error:
+                raise Fault(f"{workdir}/tokenizer: cannot be written: {error.strerror}") from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("claimed")
+        rundir.claimed(workdir, run)
 
 
 def completed(run: Run) -> tuple[Run, Tokenizer]:

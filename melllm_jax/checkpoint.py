@@ -7,7 +7,8 @@ of sizes and CRC-32 sums seals it, because a flipped bit would load without a wo
 everything as it is, so that a run can be read while it trains.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import hashlib
@@ -22,7 +23,9 @@ import zlib
 
 from etils import epath
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
+from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from melllm_jax import config
@@ -75,7 +78,7 @@ class Checkpoints:
         Waits for a save still under way. Raises Fault if that one failed.
         """
         self.wait()
-        parts = {"weights": dict(weights), "state": state, "data": data}
+        parts = {"weights": dict(weights), "state": state, "data": _Together(data, step)}
         try:
             self._orbax = self._orbax or self._opened()
             response = self._orbax.save_checkpointables_async(step, parts, force=True)
@@ -123,6 +126,8 @@ class Checkpoints:
         return found[0], found[1]["weights"]
 
     def _newest(self, parts: Mapping[str, Any]) -> tuple[int, Any] | None:
+        if jax.process_count() > 1:
+            return self._agreed(parts)
         steps = self.steps
         for step in reversed(steps):
             folder = self._directory / str(step)
@@ -138,6 +143,23 @@ class Checkpoints:
         if steps:
             raise Fault(f"{self._directory}: none of the checkpoints {steps} is whole")
         return None
+
+    def _agreed(self, parts: Mapping[str, Any]) -> tuple[int, Any] | None:
+        """The newest that process 0 finds whole, loaded by all: the sums are read once, by it."""
+        step = -1
+        if jax.process_index() == 0 and self.steps:
+            for found in reversed(self.steps):
+                damage = _damage(self._directory / str(found))
+                if damage is None:
+                    step = found
+                    break
+                self._say(f"checkpoint {found} is damaged ({damage}): passing it over")
+            else:
+                raise Fault(f"{self._directory}: none of the checkpoints {self.steps} is whole")
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step < 0:
+            return None
+        return step, ocp.load_checkpointables(self._directory / str(step), dict(parts))
 
     def _set_aside(self, step: int) -> None:
         folder = self._directory / f"{step}.damaged"
@@ -169,6 +191,34 @@ class Checkpoints:
             f"checkpoint {step} could not be written to {self._directory}: {cause}; "
             f"older checkpoints are intact: {older}"
         )
+
+
+class _Together:
+    """What each process writes a part of, in a save that is whole once all parts are.
+
+    Orbax's own arrays wait for all processes; what keeps its own state does not, and process 0
+    would rename the folder while another still writes into it.
+    """
+
+    def __init__(self, inner: Any, step: int):
+        self._inner, self._step = inner, step
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        """As Orbax asks."""
+        writing = await self._inner.save(directory)
+
+        async def write() -> None:
+            await writing
+            name = f"melllm_data_{self._step}"
+            processes = set(range(jax.process_count()))  # named: no barrier over the devices
+            await asyncio.to_thread(multihost.sync_global_processes, name, processes=processes)
+
+        return write()
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        """As Orbax asks."""
+        found: Awaitable[None] = await self._inner.load(directory)
+        return found
 
 
 def placeholder(folder: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> None:

@@ -21,6 +21,9 @@ CHUNK = 8192  # tokens of a device's share whose scores stand at once
 NEVER = -1e30  # the score of no token: finite, so that no gradient is NaN
 
 
+Seen = tuple[Array, Array, Array]  # of each position: log of summed exponentials, highest, target's
+
+
 class Sums(NamedTuple):
     """Float32 scalars, each a sum over the weighted targets of a batch."""
 
@@ -42,6 +45,7 @@ def looked_up(table_vd: Float[Array, "v d"], tokens_bt: Int[Array, "b t"]) -> Fl
         return jax.lax.all_to_all(found, layout.WIDTH, split_axis=0, concat_axis=2, tiled=True)
 
     split = layout.w("v d"), layout.a("b t")
+    tokens_bt = jax.reshard(tokens_bt, split[1])
     return jax.shard_map(here, in_specs=split, out_specs=layout.a("b t d"))(table_vd, tokens_bt)
 
 
@@ -80,7 +84,7 @@ def scored(
     return function(x_btd, table, targets_bt, weights_bt)
 
 
-def _through(x_nd: Array, rows: Array, targets: Array) -> tuple[Array, Array, Array]:
+def _through(x_nd: Array, rows: Array, targets: Array) -> Seen:
     """Log of the summed exponentials, the highest score, and the target's, of each position.
 
     Of this device's tokens alone; the target's is 0 where another device has it.
@@ -93,7 +97,7 @@ def _through(x_nd: Array, rows: Array, targets: Array) -> tuple[Array, Array, Ar
     # In float32 gradients of all chunks add up without rounding each sum to bfloat16.
     wide, dtype = x_nd.astype(jnp.float32), x_nd.dtype
 
-    def part(sums: tuple[Array, ...], chunk: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+    def part(sums: Seen, chunk: tuple[Array, Array]) -> tuple[Seen, None]:
         rows, start = chunk
         share, top, picked = sums
         whole = jax.lax.all_gather(rows, layout.WIDTH, axis=1, tiled=True)
@@ -109,11 +113,11 @@ def _through(x_nd: Array, rows: Array, targets: Array) -> tuple[Array, Array, Ar
         return (jnp.logaddexp(share, shares), jnp.maximum(top, highest), picked + own), None
 
     nothing = jnp.zeros_like(wide[:, 0])
-    sums = nothing + NEVER, nothing + NEVER, nothing
+    sums: Seen = (nothing + NEVER, nothing + NEVER, nothing)
     if not count:
         return part(sums, (rows, first))[0]
     again = jax.checkpoint(part, prevent_cse=False)  # a scan's passes are not merged
     most, last = jax.lax.split(rows, (count * CHUNK, rest)) if rest else (rows, None)
     starts = first + CHUNK * jnp.arange(count, dtype=jnp.int32)
-    sums, _ = jax.lax.scan(again, sums, (most.reshape(count, CHUNK, -1), starts))
+    sums = jax.lax.scan(again, sums, (most.reshape(count, CHUNK, -1), starts))[0]
     return sums if last is None else again(sums, (last, first + count * CHUNK))[0]

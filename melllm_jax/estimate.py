@@ -10,7 +10,7 @@ import math
 
 from melllm_jax import config, flops
 
-CHUNK = 256  # positions of a row whose scores stand at once: as in `ends`
+CHUNK = 8192  # tokens whose scores stand at once: as in `ends`
 NAMES = ("qkv", "attended", "out", "gate_up")  # what remat may keep of a layer: as in `remat`
 
 
@@ -58,7 +58,6 @@ def _bytes_of_weights(run: config.Run, sizes: Mapping[str, int]) -> dict[str, fl
     # Gradients in float32, once more while micro-batches are added up; the cast to bfloat16.
     passing = trained * (4 * (1 + (run.optim.micro > 1)) + 2) / parts
     passing += 2 * (p.layers / m.l) * 2 / tp  # this layer's and the next one's, gathered
-    passing += (2 if all_trained else 1) * m.v * m.d * 2 / tp  # the embedding, and its gradient
     return {"state": state, "passing": passing}
 
 
@@ -84,15 +83,14 @@ def _activations(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]
     number = 2 if run.optim.compute == "bfloat16" else 4
     widths = _widths(run)
     split = {name: 1 if name == "out" else tp for name in widths}
-    stays = m.d  # the stream, at the start of each layer
+    stays = float(m.d)  # the stream, at the start of each layer
     if run.model.remat != "offload":
         stays += sum(widths[name] / split[name] for name in kept)
     if run.model.remat == "none":
         stays += 3 * m.d + m.f / tp  # norms, and the MLP's product
     working = 6 * m.d + 2 * sum(width / split[name] for name, width in widths.items())
-    rows = tokens * sizes["seq"] / run.data.t
-    logits = rows * min(CHUNK, run.data.t) * m.v / tp * 4 * 2
-    return number * tokens * (m.l * stays + working) + logits
+    scores = tokens * min(CHUNK, m.v / tp) * 4 * 2
+    return number * tokens * (m.l * stays + working) + scores
 
 
 def _again(run: config.Run, kept: frozenset[str]) -> float:
@@ -106,7 +104,7 @@ def _again(run: config.Run, kept: frozenset[str]) -> float:
         "out": 2 * heads * m.d,
         "gate_up": 4 * m.d * m.f,
     }
-    head = 2 * m.d * m.v if run.data.t > CHUNK else 0  # logits are made again, chunk by chunk
+    head = 2 * m.d * m.v if m.v > CHUNK else 0  # scores are made again, chunk by chunk
     return positions * (m.l * sum(cost[name] for name in cost if name not in kept) + head)
 
 
@@ -117,7 +115,7 @@ def _sent(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]) -> di
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _tokens(run, sizes), run.optim.micro
     ring = {axis: (size - 1) / size for axis, size in sizes.items()}
-    weights = (p.layers + p.lora + p.front + 2 * m.v * m.d) * number / tp
+    weights = (p.layers + p.lora + m.v * m.d) * number / tp
     twice = 2 if kept >= set(NAMES) else 3  # sums over tp: forward, again, backward
     summed = m.l * 2 * twice * 2 * m.d + 2 * m.d
     gathered = m.l * 2 * (2 if "qkv" in kept else 3) * 2 * m.k * m.h / tp

@@ -100,8 +100,11 @@ class Conv(nnx.Module):
         """
         t = patches.shape[1]
         before = lambda edge, x: jnp.concatenate([edge, x], axis=1)
-        whole = before(edge_patch, patches), before(edge_frames, frames)
-        whole = *whole, before(jnp.zeros_like(follows[:, :1]), follows)
+        whole = (
+            before(edge_patch, patches),
+            before(edge_frames, frames),
+            before(jnp.zeros_like(follows[:, :1]), follows),
+        )
         part = functools.partial(_stem, weights)
         if t <= PART or t % PART:
             return part(*whole)
@@ -109,7 +112,7 @@ class Conv(nnx.Module):
 
         def at(start: Array) -> Array:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, PART + 1, axis=1)
-            return again(*map(cut, whole))
+            return again(cut(whole[0]), cut(whole[1]), cut(whole[2]))
 
         parts = jax.lax.map(at, jnp.arange(0, t, PART))
         return jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], t, -1)

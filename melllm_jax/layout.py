@@ -69,14 +69,14 @@ def make_mesh(cfg: config.Mesh, devices: Sequence[jax.Device] | None = None) -> 
     return jax.sharding.Mesh(grid, AXES, (jax.sharding.AxisType.Explicit,) * len(AXES))
 
 
-def filled(cfg: config.Mesh, devices: int) -> config.Mesh:
+def filled(cfg: config.Mesh, devices: int, where: str = "here") -> config.Mesh:
     """`cfg` with the fsdp that so many devices leave. Raises Mistake where none fits."""
     rest = cfg.replica * cfg.seq * cfg.tp
     fsdp = cfg.fsdp or max(devices // rest, 1)
     if fsdp * rest != devices:
         raise Mistake(
             f"mesh replica={cfg.replica} fsdp={cfg.fsdp} seq={cfg.seq} tp={cfg.tp}: "
-            f"the product must be the {devices} devices there are"
+            f"the product must be the {devices} devices {where}"
         )
     return dataclasses.replace(cfg, fsdp=fsdp)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from melllm_jax import attention, config, frontend, kernels, layout, remat
+from melllm_jax import attention, config, frontend, kernels, remat
 from melllm_jax.batch import Batch
 from melllm_jax.ends import looked_up
 from melllm_jax.layers import LowRank, RMSNorm, Sizes, einsum, rotary, rotate, sizes, weight

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from melllm_jax import config, counted, flops, kernels, layout, links, pods, program, wire
+from melllm_jax import compiler, config, counted, flops, kernels, layout, links, pods, program, wire
 from melllm_jax.batch import Batch
 from melllm_jax.errors import Mistake
 from melllm_jax.estimate import estimate
@@ -86,8 +86,8 @@ def plan(run: config.Run, pod: pods.Pod) -> Plan:
 
     Raises Mistake for a mesh that is not the pod's size or does not divide what it splits.
     """
-    devices = pods.devices(pod)
-    mesh = layout.make_mesh(run.mesh, devices)
+    sizes(run, pod)
+    mesh = layout.make_mesh(run.mesh, pods.devices(pod))
     layout.check(run, mesh)
     with jax.set_mesh(mesh):
         update = Update(run)
@@ -96,7 +96,7 @@ def plan(run: config.Run, pod: pods.Pod) -> Plan:
         executed = counted.of(traced.jaxpr)
         began = time.perf_counter()
         try:
-            compiled, text = program.compiled(traced.lower())
+            compiled, text = program.compiled(traced.lower(), compiler.absent(mesh))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -118,6 +118,7 @@ def plan(run: config.Run, pod: pods.Pod) -> Plan:
             known, memory=memory, fits=False, limits={**rough.limits, "matmul": matmul}
         )
     allotted = compiled.memory_analysis()
+    assert allotted is not None, "XLA tells the memory of all that it compiles for chips"
     arguments, code = allotted.argument_size_in_bytes, allotted.generated_code_size_in_bytes
     results = allotted.output_size_in_bytes - allotted.alias_size_in_bytes
     activations = allotted.temp_size_in_bytes + results
@@ -188,7 +189,7 @@ def arithmetic(run: config.Run, pod: pods.Pod, sizes: Mapping[str, int]) -> Plan
 def sizes(run: config.Run, pod: pods.Pod) -> dict[str, int]:
     """The mesh of a run on a pod, by axis. Raises Mistake where it is not the pod's size."""
     devices = pod.chips * pod.chip.devices
-    whole = layout.filled(run.mesh, devices)
+    whole = layout.filled(run.mesh, devices, f"of {pod}")
     if whole.replica % pod.slices:
         raise Mistake(
             f"mesh.replica={whole.replica}: must be a multiple of the {pod.slices} slices"
@@ -220,10 +221,10 @@ def _tiles(run: config.Run, mesh: jax.sharding.Mesh) -> float:
     """Share of a kernel's grid that it does not leave out."""
     with jax.set_mesh(mesh):
         how = kernels.chosen(run.model.attention, run.data.t, run.optim.compute)
-    if how != "splash":
+    if mesh.shape["seq"] > 1 or run.model.speech == "bidirectional" or how == "blocks":
         return 1.0
-    whole = mesh.shape["seq"] > 1 or run.model.speech == "bidirectional"
-    return 1.0 if whole else kernels.computed(run.data.t, run.model.window)
+    # cuDNN skips what is not causal, but not what a window leaves out: that is in its mask.
+    return kernels.computed(run.data.t, run.model.window if how == "splash" else 0)
 
 
 def _seconds_sent(

@@ -113,7 +113,7 @@ def devices(pod: Pod) -> list[jax.Device]:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{pod.name}:{grid}", **options
         )
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # JAX's own where no plugin is installed
         if "INVALID_ARGUMENT" not in str(error):
             raise Fault(f"libtpu cannot be used: {str(error).splitlines()[0]}") from error
         said = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
@@ -125,3 +125,63 @@ def _exists(kind: Kind, gpu: bool, shape: tuple[int, ...]) -> bool:
     if len(shape) != kind.sides or 0 in shape:
         return False
     return shape[1] <= kind.most if gpu else math.prod(shape) <= kind.most
+
+
+# What XLA's GPU compiler asks of a chip, as it reads the properties of one that is there: streaming
+# multiprocessors, clock (GHz), bytes of memory and of L2, bytes a second, shared memory a block,
+# compute capability, and the name that the driver gives. NVIDIA's data sheets and tuning guides.
+_GPU_FACTS = {
+    "a100": (108, 1.41, 85_095_874_560, 41_943_040, 2_039_000_000_000, 166_912, 8),
+    "h100": (132, 1.98, 84_929_347_584, 52_428_800, 3_352_320_000_000, 232_448, 9),
+    "h200": (132, 1.98, 150_020_423_680, 62_914_560, 4_800_000_000_000, 232_448, 9),
+}
+_GPU_NAMES = {
+    "a100": "NVIDIA A100-SXM4-80GB",
+    "h100": "NVIDIA H100 80GB HBM3",
+    "h200": "NVIDIA H200",
+}
+
+
+def _gpus(pod: Pod) -> list[jax.Device]:
+    hosts, each = pod.shape
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name=pod.name,
+            target_config=_target(pod.name),
+            topology=f"{hosts}x1x{each}",  # NVLink domains, servers in each, GPUs a server
+        )
+    except RuntimeError as error:  # JAX's own where no plugin is installed
+        raise Fault(f"CUDA's plugin cannot be used: {str(error).splitlines()[0]}") from error
+    return list(found.devices)
+
+
+def _target(name: str) -> str:
+    """A chip's properties in protobuf's text form, as XLA's `GpuTargetConfigProto` has them."""
+    cores, clock, memory, cache, bandwidth, shared, capability = _GPU_FACTS[name]
+    facts = {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "shared_memory_per_block": 49_152,
+        "shared_memory_per_core": shared + 1024,
+        "shared_memory_per_block_optin": shared,
+        "threads_per_core_limit": 2048,
+        "core_count": cores,
+        "fpus_per_core": 128 if capability == 9 else 64,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65_535,
+        "block_dim_limit_z": 65_535,
+        "memory_bandwidth": bandwidth,
+        "l2_cache_size": cache,
+        "clock_rate_ghz": clock,
+        "device_memory_size": memory,
+        "registers_per_core_limit": 65_536,
+        "registers_per_block_limit": 65_536,
+    }
+    listed = " ".join(f"{key}: {value}" for key, value in facts.items())
+    return (
+        f"gpu_device_info {{ {listed} cuda_compute_capability {{ major: {capability} }} }}\n"
+        'platform_name: "CUDA" dnn_version_info { major: 9 minor: 7 } '
+        "runtime_version { major: 12 minor: 8 patch: 0 } "
+        f'device_description_str: "{_GPU_NAMES[name]}"'
+    )

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import types
+from typing import Any
 
-from melllm_jax.config import Data, Keep, Lora, Mel, Model, Optim, Rope, Run, Text
+from melllm_jax.config import Data, Keep, Lora, Mel, Mesh, Model, Optim, Rope, Run, Text
 from melllm_jax.errors import Mistake
 
 
@@ -88,6 +89,111 @@ def mel_llm_asr() -> Run:
     )
 
 
+def mel_llm_asr_v5e_256() -> Run:
+    """`mel_llm_asr` on 256 chips of v5e."""
+    return _on(
+        "mel_llm_asr_v5e_256", mel_llm_asr(), Mesh(topology="v5e:16x16", replica=2, fsdp=128), b=256
+    )
+
+
+def mel_llm_asr_v5p_128() -> Run:
+    """`mel_llm_asr` on 64 chips (128 cores) of v5p."""
+    return _on(
+        "mel_llm_asr_v5p_128", mel_llm_asr(), Mesh(topology="v5p:4x4x4", replica=2, fsdp=32), b=128
+    )
+
+
+def mel_llm_asr_v6e_256() -> Run:
+    """`mel_llm_asr` on 256 chips of v6e."""
+    return _on(
+        "mel_llm_asr_v6e_256", mel_llm_asr(), Mesh(topology="v6e:16x16", replica=2, fsdp=128), b=256
+    )
+
+
+def mel_llm_asr_h100_64() -> Run:
+    """`mel_llm_asr` on 64 H100 in eight servers."""
+    return _on("mel_llm_asr_h100_64", mel_llm_asr(), Mesh(topology="h100:8x8", fsdp=64), b=128)
+
+
+def mel_llm_asr_full_v5e_256() -> Run:
+    """All weights of `mel_llm_asr` trained on 256 chips of v5e."""
+    return _on(
+        "mel_llm_asr_full_v5e_256", _full(), Mesh(topology="v5e:16x16", replica=2, fsdp=128), b=256
+    )
+
+
+def mel_llm_asr_full_v5p_128() -> Run:
+    """All weights of `mel_llm_asr` trained on 64 chips (128 cores) of v5p."""
+    return _on(
+        "mel_llm_asr_full_v5p_128", _full(), Mesh(topology="v5p:4x4x4", replica=2, fsdp=32), b=128
+    )
+
+
+def mel_llm_asr_full_v6e_256() -> Run:
+    """All weights of `mel_llm_asr` trained on 256 chips of v6e."""
+    return _on(
+        "mel_llm_asr_full_v6e_256", _full(), Mesh(topology="v6e:16x16", replica=2, fsdp=128), b=256
+    )
+
+
+def mel_llm_asr_full_h100_64() -> Run:
+    """All weights of `mel_llm_asr` trained on 64 H100 in eight servers."""
+    return _on("mel_llm_asr_full_h100_64", _full(), Mesh(topology="h100:8x8", fsdp=64), b=128)
+
+
+def mel_llm_asr_14b_v5p_512() -> Run:
+    """Phi-4 of 14 B weights, all trained, on two slices of 128 chips (256 cores) of v5p."""
+    run = _full()
+    model = dataclasses.replace(PHI_4, front="conv")
+    run = dataclasses.replace(run, model=model, text=Text(template="plain"))
+    return _on(
+        "mel_llm_asr_14b_v5p_512",
+        run,
+        Mesh(topology="v5p:4x4x8", slices=2, replica=2, fsdp=128),
+        b=256,
+    )
+
+
+def _on(name: str, run: Run, mesh: Mesh, b: int, **model: Any) -> Run:
+    """`run` for a pod: rows of 4,096 positions, and as many updates as three epochs ask for.
+
+    64,000 h three times are 1.1e10 positions, some of them text and some padding.
+    """
+    data = dataclasses.replace(run.data, t=4096, b=b)
+    steps = round(1.1e10 / (data.t * b), -2)
+    optim = dataclasses.replace(run.optim, steps=int(steps), warmup=int(steps) // 10)
+    kept = {"remat": "named", "kept": ("qkv", "attended", "out", "gate_up")} | model
+    return dataclasses.replace(
+        run,
+        name=name,
+        model=dataclasses.replace(run.model, **kept),
+        data=data,
+        optim=optim,
+        mesh=mesh,
+    )
+
+
+def _full() -> Run:
+    """`mel_llm_asr` without LoRA: every weight trains, at a lower rate."""
+    run = mel_llm_asr()
+    optim = dataclasses.replace(run.optim, train="all", lr=4e-5, b2=0.95)
+    return dataclasses.replace(run, lora=Lora(), optim=optim)
+
+
+# config.json of microsoft/phi-4.
+PHI_4 = Model(
+    d=5120,
+    n=40,
+    k=10,
+    h=128,
+    f=17_920,
+    l=40,
+    v=100_352,
+    rope=Rope(theta=250_000.0, original=16_384, longest=16_384),
+    tied=False,
+    front="none",
+)
+
 # config.json of microsoft/Phi-4-mini-instruct.
 PHI_4_MINI = Model(
     d=3072,
@@ -134,7 +240,23 @@ def _small(v: int) -> Model:
 
 
 PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
-    {"quickstart": quickstart, "digits": digits, "mel_llm_asr": mel_llm_asr}
+    {
+        make.__name__: make
+        for make in (
+            quickstart,
+            digits,
+            mel_llm_asr,
+            mel_llm_asr_v5e_256,
+            mel_llm_asr_v5p_128,
+            mel_llm_asr_v6e_256,
+            mel_llm_asr_h100_64,
+            mel_llm_asr_full_v5e_256,
+            mel_llm_asr_full_v5p_128,
+            mel_llm_asr_full_v6e_256,
+            mel_llm_asr_full_h100_64,
+            mel_llm_asr_14b_v5p_512,
+        )
+    }
 )
 
 

@@ -16,6 +16,7 @@ import functools
 import pathlib
 import re
 import tempfile
+import types
 from typing import NamedTuple
 
 import jax
@@ -35,16 +36,18 @@ class Program:
     unknown: tuple[str, ...]  # loops whose number of turns is not known; each counts as one turn
 
 
-def compiled(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-    """A compiled program and the text of its optimised HLO.
+def compiled(
+    lowered: jax.stages.Lowered, options: Mapping[str, str | bool] = types.MappingProxyType({})
+) -> tuple[jax.stages.Compiled, str]:
+    """A program compiled with these options of XLA, and the text of its optimised HLO.
 
     A program for TPUs is read from what the compiler dumps, which costs a tenth more time: of some
     that libtpu 0.0.52 compiles for absent TPUs, `as_text()` fails (an async-update has more
     operands than its own check allows). Raises Fault where no text can be had.
     """
     with tempfile.TemporaryDirectory(prefix="melllm-hlo-") as folder:
-        options: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        program = lowered.compile(compiler_options=options)
+        dump: dict[str, str | bool] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        program = lowered.compile(compiler_options={**dump, **options})
         dumps = list(pathlib.Path(folder).glob("*.after_codegen.txt"))
         if dumps:
             return program, max(dumps, key=lambda path: path.stat().st_size).read_text()

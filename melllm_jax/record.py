@@ -59,6 +59,19 @@ class Record:
         self._board.flush()
 
 
+class Unwritten:
+    """A record of a process that leaves writing to another."""
+
+    def __enter__(self) -> "Unwritten":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Nothing."""
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+
 @contextlib.contextmanager
 def _writing(path: pathlib.Path) -> Iterator[None]:
     try:

@@ -25,15 +25,7 @@ def claim(workdir: str, run: config.Run) -> None:
     """
     path = epath.Path(workdir) / RUN
     if path.exists():
-        other = config.from_json(path.read_text(), config.Run)
-        if config.identity(other) != config.identity(run):
-            asked, there = dict(_deciding(run)), dict(_deciding(other))
-            names = [n for n in asked | there if asked.get(n) != there.get(n)]
-            differ = [f"{n}={asked.get(n)} (it has {there.get(n)})" for n in names]
-            raise Mistake(
-                f"workdir={workdir}: belongs to run {config.identity(other)}, not "
-                f"{config.identity(run)}; they differ in {', '.join(differ)}"
-            )
+        _check(workdir, run)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f"{RUN}.tmp")
@@ -41,6 +33,28 @@ def claim(workdir: str, run: config.Run) -> None:
         scratch.replace(path)
     except OSError as error:
         raise Fault(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def claimed(workdir: str, run: config.Run) -> None:
+    """Find that another host has made `workdir` this run's folder.
+
+    Raises Mistake where that host trains another run, or in a folder that is not seen from here.
+    """
+    if not (epath.Path(workdir) / RUN).exists():
+        raise Mistake(f"workdir={workdir}: not what process 0 writes to: all hosts must share it")
+    _check(workdir, run)
+
+
+def _check(workdir: str, run: config.Run) -> None:
+    other = read(workdir)
+    if config.identity(other) != config.identity(run):
+        asked, there = dict(_deciding(run)), dict(_deciding(other))
+        names = [n for n in asked | there if asked.get(n) != there.get(n)]
+        differ = [f"{n}={asked.get(n)} (it has {there.get(n)})" for n in names]
+        raise Mistake(
+            f"workdir={workdir}: belongs to run {config.identity(other)}, not "
+            f"{config.identity(run)}; they differ in {', '.join(differ)}"
+        )
 
 
 def read(workdir: str) -> config.Run:

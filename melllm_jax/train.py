@@ -12,17 +12,20 @@ import types
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import Array
 import numpy as np
 
-from melllm_jax import config, layout
+from melllm_jax import compiler, config, layout
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoint import Checkpoints, dump
 from melllm_jax.errors import Fault
+from melllm_jax.goodput import Goodput
 from melllm_jax.meter import Meter
 from melllm_jax.model import SpeechLM
-from melllm_jax.record import Record
+from melllm_jax.profile import FOLDER, Profile, Span
+from melllm_jax.record import Record, Unwritten
 from melllm_jax.update import State, Update
 from melllm_jax.weights import Weights
 
@@ -68,27 +71,38 @@ def train(
     score: Callable[[SpeechLM], Mapping[str, Any]] | None = None,
     rejected: Callable[[], Mapping[str, int]] = dict,
     start: Callable[[Update], State] = Update.initial,
+    profile: Span | None = None,
 ) -> State:
     """Train `run` in its folder, from its newest good checkpoint or from `start`.
 
     `batches` yields NumPy batches of this host's rows and saves its own place (a Grain iterator).
+    Where several processes train together, process 0 alone writes metrics; `rejected` is its own.
     `sizes` gives the examples of each source, for the epoch; `score` turns the model into metrics
-    each `keep.score` updates; `rejected` counts bad examples by reason. Returns the last state;
-    after SIGTERM that is the state saved then. Raises Fault where the loss is not finite or a
-    checkpoint cannot be written.
+    each `keep.score` updates; `rejected` counts bad examples by reason; `profile` is what to trace.
+    Returns the last state; after SIGTERM that is the state saved then. Raises Fault where the loss
+    is not finite or a checkpoint cannot be written, Mistake where what to trace is past.
     """
     with (
         jax.set_mesh(mesh),
         Checkpoints(str(workdir / "checkpoints"), run.keep, progress.say) as checkpoints,
         Stop() as stop,
     ):
+        spent = Goodput(workdir)
         update = Update(run)
         state, seen = _resumed(update, checkpoints, batches, mesh, start, progress)
         first = int(state.step)
-        meter = Meter(run, mesh, sizes, seen)
+        if profile is not None:
+            profile.check(first, run.optim.steps)
+        spent.resumed(first)
+        meter = Meter(run, mesh, sizes, seen, spent)
         compiled: Any = None
         late: tuple[int, dict[str, Array], Batch, dict[str, int]] | None = None
-        with Record(workdir, first) as record, jax.transfer_guard("disallow"):
+        apart = lambda: spent.spending("setup")
+        with (
+            _record(workdir, first) as record,
+            Profile(workdir / FOLDER, profile, progress.say, apart) as traced,
+            jax.transfer_guard("disallow"),
+        ):
 
             def settle(more: Callable[[], Mapping[str, Any]] = dict) -> None:
                 """Read the last update's metrics: the next one is already under way.
@@ -110,46 +124,61 @@ def train(
             def scored() -> Mapping[str, Any]:
                 if score is None or not run.keep.score or step % run.keep.score:
                     return {}
-                with jax.transfer_guard("allow"):
+                with spent.spending("score"), jax.transfer_guard("allow"):
                     model = update.skeleton.model(state.trained | state.frozen, update.dtype)
-                    found = score(model)
-                meter.start()
-                return found
+                    return score(model)
 
-            for step in range(first + 1, run.optim.steps + 1):
+            def busy() -> bool:
+                """Whether the devices still have an update to make."""
+                return late is not None and not late[1]["loss"].is_ready()  # type: ignore[attr-defined]
+
+            for step in traced.updates(range(first + 1, run.optim.steps + 1), settle):
                 # Data first: its wait is measured, and its place is saved with this update.
-                with meter.waiting():
+                with spent.waiting(busy):
                     batch = next(batches)
                 here = layout.place(batch)
                 if compiled is None:
                     progress.doing("compiling…")
-                    compiled = jax.jit(update, donate_argnums=0).lower(state, here).compile()
-                    meter.start()
+                    lowered = jax.jit(update, donate_argnums=0).lower(state, here)
+                    compiled = lowered.compile(compiler_options=compiler.options(mesh))
+                    spent.now("update")
                 # Dispatch, then read the update before: the device never waits for the host.
                 state, numbers = compiled(state, here)
                 settle()
                 late = step, numbers, batch, dict(rejected())
-                last = step == run.optim.steps or stop.asked
+                last = stop.asked_at(step) or step == run.optim.steps
                 saves = last or step % run.keep.every == 0
                 if saves or (run.keep.score and step % run.keep.score == 0):
                     # Saving needs this update's numbers, and a bad one must not be kept.
                     settle(scored)
                 if saves:
-                    checkpoints.save(step, *_saved(state, meter), batches)
+                    with spent.spending("checkpoint"):
+                        checkpoints.save(step, *_saved(state, meter), batches)
+                    spent.save(step)
                 if last:
                     break
+        if compiled is not None:
+            with spent.spending("checkpoint"):
+                checkpoints.wait()
+            spent.save(int(state.step))
+            progress.say(spent.summary())
         if stop.asked:
             progress.say(f"stopped by a signal after update {int(state.step)}: saved")
     return state
 
 
 class Stop:
-    """SIGTERM as a wish: `asked` turns true, and the loop ends where it can be resumed."""
+    """SIGTERM as a wish: `asked` turns true, and the loop ends where it can be resumed.
+
+    With several processes, the signal to any of them is a wish for all, heard by JAX's preemption
+    service in place of a handler of ours, and granted after the same update by all.
+    """
 
     asked = False
 
     def __enter__(self) -> "Stop":
-        self._main = threading.current_thread() is threading.main_thread()
+        self._alone = jax.process_count() == 1
+        self._main = self._alone and threading.current_thread() is threading.main_thread()
         if self._main:
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
@@ -158,8 +187,18 @@ class Stop:
         if self._main:
             signal.signal(signal.SIGTERM, self._before)
 
+    def asked_at(self, step: int) -> bool:
+        """Whether the loop must end after update `step`; to be called after each, by all."""
+        if not self._alone and multihost_utils.reached_preemption_sync_point(step):
+            self.asked = True
+        return self.asked
+
     def _ask(self, number: int, frame: types.FrameType | None) -> None:
         self.asked = True
+
+
+def _record(workdir: pathlib.Path, first: int) -> Record | Unwritten:
+    return Unwritten() if jax.process_index() else Record(workdir, first)
 
 
 def _saved(state: State, meter: Meter) -> tuple[Weights, dict[str, Any]]:
@@ -204,7 +243,8 @@ def _halt(workdir: pathlib.Path, step: int, batch: Batch, state: State, loss: fl
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "batch.npz", **arrays)
+        others = f"-{jax.process_index()}" if jax.process_index() else ""  # each has its own rows
+        np.savez(folder / f"batch{others}.npz", **arrays)
         dump(folder / "state", {"weights": state.trained | state.frozen, "opt": state.opt})
     except (OSError, ValueError) as error:
         return Fault(f"{what} before it could not be written to {folder}: {error}")

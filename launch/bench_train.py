@@ -1,0 +1,157 @@
+"""`melllm bench train`: the update of a preset, timed beside the plain product of two matrices."""
+
+from collections.abc import Sequence
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+
+from launch import gemm, heap, noise, stopwatch
+from launch.arguments import RunArguments, run_arguments
+from melllm_jax import config, flops, layout, memory, presets
+from melllm_jax.update import State, Update
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(RunArguments):
+    """Time the update of PRESET (quickstart if none is given) on random weights and numbers.
+
+    Medians; compiling and two updates before are not in them. No data is read, nothing written.
+    """
+
+    updates: int = 10  # timed, each beside the product of two matrices
+    json: bool = False  # print one JSON object on standard output and nothing else
+
+
+def bench(argv: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
+    """Figures, the same as text, and whether JSON was asked for. Raises Mistake."""
+    arguments = run_arguments(
+        Arguments, argv, presets.preset, prog="melllm bench train", presets=presets.PRESETS
+    )
+    figures = measured(arguments.run, arguments.updates)
+    return figures, told(figures), arguments.json
+
+
+def measured(run: config.Run, updates: int) -> dict[str, Any]:
+    """The figures of a run's update on all devices here.
+
+    Raises Mistake where it does not fit them, before a weight is made.
+    """
+    heap.keep()  # as `melllm train` does
+    mesh = layout.make_mesh(run.mesh)
+    layout.check(run, mesh)
+    with jax.set_mesh(mesh):
+        update = Update(run)
+        memory.check(update, mesh)
+        batch = layout.place(noise.batch(run))
+        began = time.perf_counter()
+        step = jax.jit(update, donate_argnums=0).lower(update.shapes(mesh), batch).compile()
+        compiling = time.perf_counter() - began
+        sizes = compiled_bytes(step)
+        memory.refuse(run.name, sizes["peak"], mesh, "the compiled update and its state")
+        state = update.initial()
+        numbers: dict[str, Any] = {}
+
+        def once() -> None:
+            nonlocal state, numbers
+            state, numbers = jax.block_until_ready(step(state, batch))
+
+        product = gemm.gemm(run.optim.compute)
+        taken = stopwatch.turns({"update": once, "product": product.run}, updates, warm=2)
+        stats = mesh.devices.flat[0].memory_stats() or {}
+        seen = {name: float(numbers[name]) for name in ("tokens", "audio", "loss")}
+    seconds = stopwatch.medians(taken)
+    return {
+        "what": "train",
+        "preset": run.name,
+        **machine(mesh),
+        "mesh": dict(mesh.shape),
+        "parameters": flops.parameters(run).total,
+        "trained": _count(state),
+        "rows": run.data.b,
+        "positions": run.data.t,
+        "dtype": run.optim.compute,
+        "updates": updates,
+        "compile_seconds": compiling,
+        "seconds": seconds["update"],
+        "fastest": min(taken["update"]),
+        "slowest": max(taken["update"]),
+        **_rates(run, mesh, product, taken),
+        "tokens_per_second": seen["tokens"] / seconds["update"],
+        "audio_seconds_per_second": seen["audio"] / seconds["update"],
+        "loss": seen["loss"],
+        "compiled_bytes": sizes,
+        "peak_bytes": stats.get("peak_bytes_in_use"),
+    }
+
+
+def compiled_bytes(step: Any) -> dict[str, int]:
+    """What the compiler says a compiled function takes on one device."""
+    found = step.memory_analysis()
+    names = {"arguments": "argument", "outputs": "output", "temporary": "temp", "reused": "alias"}
+    sizes = {ours: getattr(found, f"{theirs}_size_in_bytes") for ours, theirs in names.items()}
+    whole = sizes["arguments"] + sizes["outputs"] + sizes["temporary"] - sizes["reused"]
+    return sizes | {"peak": whole}
+
+
+def machine(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {"chip": mesh.devices.flat[0].device_kind, "devices": mesh.size, "jax": jax.__version__}
+
+
+def told(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    sizes, product = figures["compiled_bytes"], figures["gemm"]
+    gb = lambda count: f"{count / 1e9:.2f} GB"
+    peak = figures["peak_bytes"]
+    lines = [
+        f"{figures['preset']}: {figures['parameters'] / 1e6:.1f} M parameters, "
+        f"{figures['trained'] / 1e6:.1f} M trained; {figures['rows']} × {figures['positions']} "
+        f"positions, {figures['dtype']}, on {figures['devices']} × {figures['chip']}",
+        f"update      {figures['seconds'] * 1e3:.1f} ms, median of {figures['updates']} "
+        f"({figures['fastest'] * 1e3:.1f} to {figures['slowest'] * 1e3:.1f}); "
+        f"compiled in {figures['compile_seconds']:.1f} s",
+        f"rate        {figures['tflops']:.3f} TFLOP/s, {figures['gemm_share']:.1%} of the "
+        f"{product['tflops']:.3f} of {product['size']}³ in {product['dtype']}"
+        + ("" if figures["mfu"] is None else f"; MFU {figures['mfu']:.1%}"),
+        f"speed       {figures['tokens_per_second']:.0f} positions/s, "
+        f"{figures['audio_seconds_per_second']:.0f} s of audio a second",
+        f"memory      {gb(sizes['peak'])} a device by the compiler: {gb(sizes['arguments'])} of "
+        f"state and batch, {gb(sizes['temporary'])} temporary"
+        + ("" if peak is None else f"; {gb(peak)} at most in use"),
+    ]
+    return "\n".join(lines)
+
+
+def _rates(
+    run: config.Run, mesh: jax.sharding.Mesh, product: gemm.Gemm, taken: dict[str, list[float]]
+) -> dict[str, Any]:
+    """FLOP/s of the update, and its share of what products reach and of what the chip's maker says.
+
+    Devices of a CPU share its cores, so that one product is the limit of all.
+    """
+    chip = flops.chip(mesh.devices.flat[0].device_kind)
+    limits = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.size
+    pairs = zip(taken["update"], taken["product"], strict=True)
+    share = statistics.median(
+        flops.step(run) / update / (product.flops / other * limits) for update, other in pairs
+    )
+    seconds = stopwatch.medians(taken)
+    reached = flops.step(run) / seconds["update"]
+    return {
+        "flops": flops.step(run),
+        "tflops": reached / 1e12,
+        "gemm": {
+            "size": product.size,
+            "dtype": product.dtype,
+            "tflops": product.flops / seconds["product"] / 1e12,
+        },
+        "gemm_share": share,
+        "mfu": reached / (chip.flops * mesh.size) if chip else None,
+    }
+
+
+def _count(state: State) -> int:
+    return sum(x.size for x in jax.tree.leaves(state.trained))

@@ -1,0 +1,46 @@
+"""What XLA is asked for beside the program: collectives that run while matrix products do.
+
+The same for training and for `plan`, so that what is planned is what runs. Of chips before v5p the
+TensorCore itself must carry collectives on beside its products ("async collective fusion", by
+libtpu's own word for v5e alone); from v5p on SparseCores take them over.
+"""
+
+from collections.abc import Mapping
+
+import jax
+
+_FUSED = {
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+    "xla_enable_async_all_gather": True,
+}
+_OFFLOADED = {
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": False,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": False,
+    "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": False,
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+}
+OPTIONS: Mapping[str, Mapping[str, bool]] = {  # by JAX's device_kind
+    "TPU v5 lite": _FUSED,
+    "TPU v5": _OFFLOADED,
+    "TPU v5p": _OFFLOADED,
+    "TPU v6 lite": _OFFLOADED,
+}
+
+
+def options(mesh: jax.sharding.Mesh) -> dict[str, str | bool]:
+    """Options for `lowered.compile` of a program on this mesh; none where one device is alone."""
+    if mesh.size == 1:
+        return {}
+    return dict(OPTIONS.get(mesh.devices.flat[0].device_kind, {}))
+
+
+def absent(mesh: jax.sharding.Mesh) -> dict[str, str | bool]:
+    """`options`, and what a compiler for chips that are not here needs beside them."""
+    gpu = mesh.devices.flat[0].platform in ("cuda", "gpu")
+    # Nothing can be timed to choose among kernels.
+    return {**options(mesh), **({"xla_gpu_autotune_level": "0"} if gpu else {})}
