@@ -9,7 +9,7 @@ from typing import Any
 from launch.arguments import RunArguments, run_arguments
 from launch.progress import Bar
 from melllm_jax import config, estimate, plan, pods, presets
-from melllm_jax.errors import Mistake
+from melllm_jax.errors import Fault, Mistake
 from melllm_jax.plan import Plan
 
 TRIED = 6  # ways that `--search` compiles where --tries does not say
@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 def planned(run: config.Run, pod: pods.Pod) -> Plan:
     """The plan of `run` as it stands; by arithmetic where no compiler for the pod is installed."""
+    sizes = plan.sizes(run, pod)
     if pods.compiles(pod):
         return plan.plan(run, pod)
     print(
@@ -78,30 +79,36 @@ def planned(run: config.Run, pod: pods.Pod) -> Plan:
         f"'melllm_jax[{'plan-gpu' if pod.gpu else 'plan'}]'): arithmetic alone",
         file=sys.stderr,
     )
-    return plan.arithmetic(run, pod, plan.sizes(run, pod))
+    return plan.arithmetic(run, pod, sizes)
 
 
 def searched(run: config.Run, pod: pods.Pod, tries: int) -> list[Plan]:
     """Ways to run `run` on `pod`: those that fit first, the fastest of them first.
 
     All are ranked by arithmetic; the `tries` most promising are compiled. Raises Mistake where no
-    mesh splits the run.
+    mesh splits the run, Fault where none of the ways compiles.
     """
     ways = sorted(_ways(run, pod), key=lambda way: (not way[1].fits, way[1].step, way[1].serial))
     if not ways:
         raise Mistake(f"search: no mesh of {pod.chips} chips splits data.b={run.data.b} evenly")
     if not pods.compiles(pod):
         return [rough for _, rough in ways[:tries]]
-    bar, found = Bar(tries, unit="way"), []
+    bar, found, failed = Bar(tries, unit="way"), [], []
     for way, rough in ways[:tries]:
         bar.doing(f"compiling {_way(rough)}…")
-        found.append(plan.plan(way, pod))
+        try:
+            found.append(plan.plan(way, pod))
+        except Fault as fault:  # of the compiler's own, with one program and not with another
+            failed.append(f"{_way(rough)}: {fault}")
+            bar.say(f"left out: {failed[-1]}")
     bar.close()
+    if not found:
+        raise Fault(f"search: none of {len(failed)} ways compiles: {failed[0]}")
     return sorted(found, key=lambda one: (not one.fits, one.step, one.serial))
 
 
 def _ways(run: config.Run, pod: pods.Pod) -> Iterator[tuple[config.Run, Plan]]:
-    for mesh in estimate.meshes(pod.chips, pod.slices, run):
+    for mesh in estimate.meshes(pod.chips * pod.chip.devices, pod.slices, run):
         rows = run.data.b // (mesh["replica"] * mesh["fsdp"])
         for micro in (size for size in (1, 2, 4, 8, 16) if rows % size == 0):
             for name, kept in REMATS:

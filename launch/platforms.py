@@ -18,9 +18,14 @@ ALONE = {  # what libtpu would ask a TPU VM's metadata server for, and complain 
 def settle() -> None:
     """Tell libtpu that there is no TPU, where it is installed and no chip is seen.
 
-    What is set already stays as it is.
+    JAX itself is kept from loading it: once loaded, its profiler crashes on a missing chip. What is
+    set already stays as it is.
     """
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-    if importlib.util.find_spec("libtpu") is not None and not chips:
-        for name, value in ALONE.items():
-            os.environ.setdefault(name, value)
+    if importlib.util.find_spec("libtpu") is None or chips:
+        return
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    gpu = glob.glob("/dev/nvidia[0-9]*") and any(map(importlib.util.find_spec, plugins))
+    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if gpu else "cpu")

@@ -78,7 +78,12 @@ class Checkpoints:
         Waits for a save still under way. Raises Fault if that one failed.
         """
         self.wait()
-        parts = {"weights": dict(weights), "state": state, "data": _Together(data, step)}
+        together = jax.process_count() > 1 and hasattr(data, "save")
+        parts = {
+            "weights": dict(weights),
+            "state": state,
+            "data": _Together(data, step) if together else data,
+        }
         try:
             self._orbax = self._orbax or self._opened()
             response = self._orbax.save_checkpointables_async(step, parts, force=True)

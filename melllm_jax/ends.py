@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from melllm_jax import layout
 
-CHUNK = 8192  # tokens of a device's share whose scores stand at once
+CHUNK = 8448  # tokens of a device's share whose scores stand at once, at most
 NEVER = -1e30  # the score of no token: finite, so that no gradient is NaN
 
 
@@ -45,8 +45,8 @@ def looked_up(table_vd: Float[Array, "v d"], tokens_bt: Int[Array, "b t"]) -> Fl
         return jax.lax.all_to_all(found, layout.WIDTH, split_axis=0, concat_axis=2, tiled=True)
 
     split = layout.w("v d"), layout.a("b t")
-    tokens_bt = jax.reshard(tokens_bt, split[1])
-    return jax.shard_map(here, in_specs=split, out_specs=layout.a("b t d"))(table_vd, tokens_bt)
+    placed = (jax.reshard(x, spec) for x, spec in zip((table_vd, tokens_bt), split, strict=True))
+    return jax.shard_map(here, in_specs=split, out_specs=layout.a("b t d"))(*placed)
 
 
 def scored(
@@ -81,7 +81,8 @@ def scored(
 
     split = layout.a("b t d"), layout.w(dims), layout.a("b t"), layout.a("b t")
     function: Callable[..., Sums] = jax.shard_map(here, in_specs=split, out_specs=jax.P())
-    return function(x_btd, table, targets_bt, weights_bt)
+    inputs = (x_btd, table, targets_bt, weights_bt)
+    return function(*(jax.reshard(x, spec) for x, spec in zip(inputs, split, strict=True)))
 
 
 def _through(x_nd: Array, rows: Array, targets: Array) -> Seen:
@@ -91,9 +92,8 @@ def _through(x_nd: Array, rows: Array, targets: Array) -> Seen:
     """
     size = rows.shape[0]
     first = jax.lax.axis_index(layout.TOKENS) * size
-    count, rest = divmod(size, CHUNK)
-    if size <= CHUNK:
-        count, rest = 0, size
+    length = _even(size)
+    count, rest = divmod(size, length) if size > CHUNK else (0, size)
     # In float32 gradients of all chunks add up without rounding each sum to bfloat16.
     wide, dtype = x_nd.astype(jnp.float32), x_nd.dtype
 
@@ -117,7 +117,16 @@ def _through(x_nd: Array, rows: Array, targets: Array) -> Seen:
     if not count:
         return part(sums, (rows, first))[0]
     again = jax.checkpoint(part, prevent_cse=False)  # a scan's passes are not merged
-    most, last = jax.lax.split(rows, (count * CHUNK, rest)) if rest else (rows, None)
-    starts = first + CHUNK * jnp.arange(count, dtype=jnp.int32)
-    sums = jax.lax.scan(again, sums, (most.reshape(count, CHUNK, -1), starts))[0]
-    return sums if last is None else again(sums, (last, first + count * CHUNK))[0]
+    most, last = jax.lax.split(rows, (count * length, rest)) if rest else (rows, None)
+    starts = first + length * jnp.arange(count, dtype=jnp.int32)
+    sums = jax.lax.scan(again, sums, (most.reshape(count, length, -1), starts))[0]
+    return sums if last is None else again(sums, (last, first + count * length))[0]
+
+
+def _even(size: int) -> int:
+    """Length of the chunks of `size` tokens: one that leaves no rest, unless it were very short.
+
+    A rest is compiled anew: of 200,064 tokens, 24 chunks of 8,336 leave none.
+    """
+    least = max(CHUNK // 4, 1)
+    return next((n for n in range(CHUNK, least, -1) if size % n == 0), CHUNK)

@@ -10,7 +10,7 @@ import math
 
 from melllm_jax import config, flops
 
-CHUNK = 8192  # tokens whose scores stand at once: as in `ends`
+CHUNK = 8448  # tokens whose scores stand at once: as in `ends`
 NAMES = ("qkv", "attended", "out", "gate_up")  # what remat may keep of a layer: as in `remat`
 
 
@@ -45,18 +45,39 @@ def _kept(run: config.Run) -> frozenset[str]:
     return frozenset() if remat == "full" else frozenset(run.model.kept)
 
 
+def _numbers(run: config.Run, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Weights on a chip by what they are for, but for norms and biases, which are not split.
+
+    The two of LoRA's that face the heads or the MLP's width are split by tp alone, since neither
+    rank nor head is split by fsdp; the conv stem's own are whole.
+    """
+    p, m, fsdp, tp = flops.parameters(run), run.model, sizes["fsdp"], sizes["tp"]
+    inner = 2 * (m.n + m.k) * m.h + 3 * m.f
+    wide = 0 if m.front == "none" else (run.mel.p if m.front == "linear" else m.c + m.d) * m.d
+    return {
+        "ends": (p.embed + p.head) / (fsdp * tp),
+        "layers": p.layers / (fsdp * tp),
+        "lora": m.l * run.lora.r * (4 * m.d / fsdp + inner / tp),
+        "front": wide / fsdp + p.front - wide,
+    }
+
+
+def _trained(run: config.Run, sizes: Mapping[str, int]) -> float:
+    """Numbers on a chip that change."""
+    here = _numbers(run, sizes)
+    return sum(here.values()) if run.optim.train == "all" else here["lora"] + here["front"]
+
+
 def _bytes_of_weights(run: config.Run, sizes: Mapping[str, int]) -> dict[str, float]:
     """state: what stays; passing: gradients, and weights gathered for the layer at work."""
     p, m, tp = flops.parameters(run), run.model, sizes["tp"]
-    parts = sizes["fsdp"] * tp
-    small = p.front + p.lora
-    base = p.total - small
+    here, trained = _numbers(run, sizes), _trained(run, sizes)
     all_trained = run.optim.train == "all"
-    trained = p.total if all_trained else small
-    per_trained = 4 + 8 if run.optim.kind == "adamw" else 4 + 4
-    state = (trained * per_trained + (0 if all_trained else base * 2)) / parts
+    state = trained * (4 + 8) + (0 if all_trained else (here["ends"] + here["layers"]) * 2)
+    if run.optim.kind == "muon" and all_trained:
+        state -= here["layers"] * 4  # one moment, of the layers' matrices alone
     # Gradients in float32, once more while micro-batches are added up; the cast to bfloat16.
-    passing = trained * (4 * (1 + (run.optim.micro > 1)) + 2) / parts
+    passing = trained * (4 * (1 + (run.optim.micro > 1)) + 2)
     passing += 2 * (p.layers / m.l) * 2 / tp  # this layer's and the next one's, gathered
     return {"state": state, "passing": passing}
 
@@ -105,13 +126,14 @@ def _again(run: config.Run, kept: frozenset[str]) -> float:
         "gate_up": 4 * m.d * m.f,
     }
     head = 2 * m.d * m.v if m.v > CHUNK else 0  # scores are made again, chunk by chunk
-    return positions * (m.l * sum(cost[name] for name in cost if name not in kept) + head)
+    return float(positions * (m.l * sum(cost[name] for name in cost if name not in kept) + head))
 
 
 def _sent(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dict[str, float]:
     """Ring collectives: (n − 1) / n of what is gathered or scattered, twice that when summed."""
     m, p, tp = run.model, flops.parameters(run), sizes["tp"]
     trained = p.total if run.optim.train == "all" else p.front + p.lora
+    summed_up = _trained(run, sizes)  # over copies, once an update
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _tokens(run, sizes), run.optim.micro
     ring = {axis: (size - 1) / size for axis, size in sizes.items()}
@@ -120,10 +142,10 @@ def _sent(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]) -> di
     summed = m.l * 2 * twice * 2 * m.d + 2 * m.d
     gathered = m.l * 2 * (2 if "qkv" in kept else 3) * 2 * m.k * m.h / tp
     return {
-        "replica": 2 * ring["replica"] * trained * number / (sizes["fsdp"] * tp),
+        "replica": 2 * ring["replica"] * summed_up * number,
         "fsdp": micro * ring["fsdp"] * (2 * weights + trained * number / tp),
         "seq": micro * (ring["seq"] * sizes["seq"] * tokens * gathered * number / 2)
-        + (2 * ring["seq"] * trained * number / (sizes["fsdp"] * tp)),
+        + 2 * ring["seq"] * summed_up * number,
         "tp": micro * ring["tp"] * tokens * summed * number,
     }
 
@@ -140,6 +162,8 @@ def meshes(chips: int, slices: int, run: config.Run) -> list[dict[str, int]]:
             if rest or not fsdp or odd or not rows or any(x % y for x, y in splits):
                 continue
             if data.t // seq % 128 and math.prod((seq, tp)) > 1:
+                continue
+            if run.keep.score and seq > 1:  # decoding takes time whole
                 continue
             found.append({"replica": slices, "fsdp": fsdp, "seq": seq, "tp": tp})
     return found

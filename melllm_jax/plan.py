@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from melllm_jax import compiler, config, counted, flops, kernels, layout, links, pods, program, wire
 from melllm_jax.batch import Batch
-from melllm_jax.errors import Mistake
+from melllm_jax.errors import Fault, Mistake
 from melllm_jax.estimate import estimate
 from melllm_jax.update import Update
 
@@ -84,11 +84,11 @@ class Plan:
 def plan(run: config.Run, pod: pods.Pod) -> Plan:
     """Compile the step of `run` for `pod`, on its mesh.
 
-    Raises Mistake for a mesh that is not the pod's size or does not divide what it splits.
+    Raises Mistake for a mesh that is not the pod's size or does not divide what it splits, Fault
+    where the compiler itself fails.
     """
     sizes(run, pod)
     mesh = layout.make_mesh(run.mesh, pods.devices(pod))
-    layout.check(run, mesh)
     with jax.set_mesh(mesh):
         update = Update(run)
         state = update.shapes(mesh)
@@ -99,7 +99,9 @@ def plan(run: config.Run, pod: pods.Pod) -> Plan:
             compiled, text = program.compiled(traced.lower(), compiler.absent(mesh))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+                raise Fault(
+                    f"{pod} cannot be compiled for: {str(error).splitlines()[0]}"
+                ) from error
             compiled, short = None, str(error)
         seconds = time.perf_counter() - began
     rough = arithmetic(run, pod, dict(mesh.shape))
@@ -119,9 +121,10 @@ def plan(run: config.Run, pod: pods.Pod) -> Plan:
         )
     allotted = compiled.memory_analysis()
     assert allotted is not None, "XLA tells the memory of all that it compiles for chips"
-    arguments, code = allotted.argument_size_in_bytes, allotted.generated_code_size_in_bytes
+    arguments = float(allotted.argument_size_in_bytes)
+    code = float(allotted.generated_code_size_in_bytes)
     results = allotted.output_size_in_bytes - allotted.alias_size_in_bytes
-    activations = allotted.temp_size_in_bytes + results
+    activations = float(allotted.temp_size_in_bytes + results)
     memory = Memory(
         rough.memory.capacity, arguments + activations + code, arguments, activations, code
     )
@@ -159,7 +162,7 @@ def arithmetic(run: config.Run, pod: pods.Pod, sizes: Mapping[str, int]) -> Plan
         "matmul": found.executed / peak,
         "hbm": 0.0,
         "ici": inside / ici,
-        "dcn": outside / (chip.network * pod.chips / pod.slices),
+        "dcn": outside / chip.network * parts,  # by an adapter of its own
     }
     trained = count.total if run.optim.train == "all" else count.front + count.lora
     return Plan(
@@ -187,14 +190,19 @@ def arithmetic(run: config.Run, pod: pods.Pod, sizes: Mapping[str, int]) -> Plan
 
 
 def sizes(run: config.Run, pod: pods.Pod) -> dict[str, int]:
-    """The mesh of a run on a pod, by axis. Raises Mistake where it is not the pod's size."""
+    """The mesh of a run on a pod, by axis.
+
+    Raises Mistake where it is not the pod's size or does not divide what it splits.
+    """
     devices = pod.chips * pod.chip.devices
     whole = layout.filled(run.mesh, devices, f"of {pod}")
     if whole.replica % pod.slices:
         raise Mistake(
             f"mesh.replica={whole.replica}: must be a multiple of the {pod.slices} slices"
         )
-    return {axis: getattr(whole, axis) for axis in layout.AXES}
+    found = {axis: getattr(whole, axis) for axis in layout.AXES}
+    layout.check(run, jax.sharding.AbstractMesh(tuple(found.values()), tuple(found)))
+    return found
 
 
 def shapes(run: config.Run, mesh: jax.sharding.Mesh) -> Batch:

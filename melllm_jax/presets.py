@@ -159,8 +159,8 @@ def _on(name: str, run: Run, mesh: Mesh, b: int, **model: Any) -> Run:
 
     64,000 h three times are 1.1e10 positions, some of them text and some padding.
     """
-    data = dataclasses.replace(run.data, t=4096, b=b)
-    steps = round(1.1e10 / (data.t * b), -2)
+    data = dataclasses.replace(run.data, t=4096, b=b, lanes=64)  # as many hosts, or fewer
+    steps = round(1.1e10 / (data.t * b), -2)  # to the nearest hundred
     optim = dataclasses.replace(run.optim, steps=int(steps), warmup=int(steps) // 10)
     kept = {"remat": "named", "kept": ("qkv", "attended", "out", "gate_up")} | model
     return dataclasses.replace(

@@ -79,7 +79,7 @@ def test_sums_equal_log_softmax_and_argmax_in_numpy(small):
     assert hits > 0
 
 
-@pytest.mark.parametrize("chunk", [8, 12])  # 32 tokens a device: evenly, and with 8 left over
+@pytest.mark.parametrize("chunk", [8, 12])  # of 32 tokens a device: four chunks of 8 either way
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_loss_in_chunks_equals_the_loss_at_once(chunk, tied, monkeypatch):
     run = models.run(dataclasses.replace(models.MODEL, tied=tied), config.Lora())

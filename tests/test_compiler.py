@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from melllm_jax import compiler, config, layout, pods
+
+FUSED = "xla_tpu_enable_async_collective_fusion"
+OFFLOADED = "xla_tpu_enable_sparse_core_collective_offload_all_gather"
+
+
+def tpus(topology):
+    pytest.importorskip("libtpu", reason="needs the extra `plan`")
+    return layout.make_mesh(config.Mesh(), pods.devices(pods.pod(topology)))
+
+
+def lowered(mesh):
+    """A product whose weight is gathered and whose gradient is scattered."""
+    w = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P()))
+    x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=w.sharding)
+
+    def loss(w, x):
+        w = jax.reshard(w, jax.P("fsdp", None))
+        return jnp.sum(jnp.dot(x, jax.reshard(w, jax.P())).astype(jnp.float32))
+
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.grad(loss)).lower(w, x)
+
+
+@pytest.mark.parametrize(
+    ("topology", "has", "lacks"),
+    [("v5e:2x2", FUSED, OFFLOADED), ("v5p:2x2x1", OFFLOADED, FUSED), ("v6e:2x2", OFFLOADED, FUSED)],
+)
+def test_options_of_a_pod_are_its_chips_and_the_compiler_knows_each(topology, has, lacks):
+    mesh = tpus(topology)
+    told = compiler.options(mesh)
+    assert told[has] is True
+    assert lacks not in told
+    assert compiler.absent(mesh) == told
+    program = lowered(mesh)
+    program.compile(compiler_options=told)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_no_such_thing"):
+        program.compile(compiler_options={**told, "xla_tpu_no_such_thing": True})
+
+
+def test_a_chip_without_options_of_its_own_has_none():
+    assert compiler.options(tpus("v4:2x2x1")) == {}
+
+
+def test_devices_that_are_here_and_are_no_tpus_have_no_options():
+    mesh = layout.make_mesh(config.Mesh())
+    assert mesh.size == 8
+    assert compiler.options(mesh) == compiler.absent(mesh) == {}
+
+
+def test_one_device_alone_has_no_collectives_and_no_options():
+    pytest.importorskip("libtpu", reason="needs the extra `plan`")
+    first = pods.devices(pods.pod("v5e:2x2"))[:1]
+    assert compiler.options(layout.make_mesh(config.Mesh(), first)) == {}
