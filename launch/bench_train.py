@@ -10,7 +10,7 @@ import jax
 
 from launch import gemm, heap, noise, stopwatch
 from launch.arguments import RunArguments, run_arguments
-from melllm_jax import config, flops, layout, memory, presets
+from melllm_jax import compiler, config, flops, layout, memory, presets
 from melllm_jax.update import State, Update
 
 
@@ -47,7 +47,8 @@ def measured(run: config.Run, updates: int) -> dict[str, Any]:
         memory.check(update, mesh)
         batch = layout.place(noise.batch(run))
         began = time.perf_counter()
-        step = jax.jit(update, donate_argnums=0).lower(update.shapes(mesh), batch).compile()
+        lowered = jax.jit(update, donate_argnums=0).lower(update.shapes(mesh), batch)
+        step = compiler.tried(lambda options: lowered.compile(compiler_options=options), mesh)
         compiling = time.perf_counter() - began
         sizes = compiled_bytes(step)
         memory.refuse(run.name, sizes["peak"], mesh, "the compiled update and its state")

@@ -5,9 +5,12 @@ TensorCore itself must carry collectives on beside its products ("async collecti
 libtpu's own word for v5e alone); from v5p on SparseCores take them over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
+
+Program = TypeVar("Program")
 
 _FUSED = {
     "xla_tpu_enable_async_collective_fusion": True,
@@ -39,8 +42,28 @@ def options(mesh: jax.sharding.Mesh) -> dict[str, str | bool]:
     return dict(OPTIONS.get(mesh.devices.flat[0].device_kind, {}))
 
 
-def absent(mesh: jax.sharding.Mesh) -> dict[str, str | bool]:
-    """`options`, and what a compiler for chips that are not here needs beside them."""
+def tried(
+    compiled: Callable[[dict[str, str | bool]], Program],
+    mesh: jax.sharding.Mesh,
+    say: Callable[[str], None] = lambda text: None,
+) -> Program:
+    """`compiled` with the mesh's options; without them where XLA itself fails at those, and said.
+
+    libtpu 0.0.52 did at one of hundreds of programs: async-collective-start "overlaps with another
+    chunk", for v5e with time split eightfold.
+    """
+    wanted = options(mesh)
+    try:
+        return compiled(wanted)
+    except jax.errors.JaxRuntimeError as error:
+        if not wanted or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        why = str(error).splitlines()[0][:200]
+        say(f"XLA fails at asynchronous collectives ({why}): compiling without them")
+        return compiled({})
+
+
+def elsewhere(mesh: jax.sharding.Mesh) -> dict[str, str | bool]:
+    """Options that a compiler needs for chips which are not here: none can time its kernels."""
     gpu = mesh.devices.flat[0].platform in ("cuda", "gpu")
-    # Nothing can be timed to choose among kernels.
-    return {**options(mesh), **({"xla_gpu_autotune_level": "0"} if gpu else {})}
+    return {"xla_gpu_autotune_level": "0"} if gpu else {}

@@ -117,7 +117,7 @@ def _activations(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]
 def _again(run: config.Run, kept: frozenset[str]) -> float:
     """FLOPs done twice."""
     m, positions = run.model, run.data.b * run.data.t
-    seen = min(m.window, run.data.t) if m.window else (run.data.t + 1) / 2
+    seen = flops.seen(m, run.data.t)
     heads = m.n * m.h
     cost = {
         "qkv": 2 * m.d * (heads + 2 * m.k * m.h),

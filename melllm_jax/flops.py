@@ -79,14 +79,19 @@ def parameters(run: config.Run) -> Parameters:
 def forward(run: config.Run) -> float:
     """FLOPs of one position's forward pass in a full row: 2 a weight and multiply, and attention.
 
-    Attention counts the pairs that a causal mask leaves (half the square, or the window). The
+    Attention counts the pairs that a causal mask and the window leave (`seen`). The
     embedding is a look-up and costs none; the head reads every position. The front end costs at
     speech positions only; it is counted as if every position were speech, an upper bound.
     """
     p, m, t = parameters(run), run.model, run.data.t
-    seen = min(m.window, t) if m.window else (t + 1) / 2
-    attention = m.l * 4 * m.n * m.h * seen
+    attention = m.l * 4 * m.n * m.h * seen(m, t)
     return 2.0 * (p.layers + p.lora + m.v * m.d + p.front) + attention
+
+
+def seen(model: config.Model, t: int) -> float:
+    """Positions that one of `t` attends to, on average: itself and earlier ones in its window."""
+    window = min(model.window or t, t)
+    return window - window * (window - 1) / (2 * t)
 
 
 def step(run: config.Run) -> float:

@@ -96,7 +96,10 @@ def plan(run: config.Run, pod: pods.Pod) -> Plan:
         executed = counted.of(traced.jaxpr)
         began = time.perf_counter()
         try:
-            compiled, text = program.compiled(traced.lower(), compiler.absent(mesh))
+            lowered, beside = traced.lower(), compiler.elsewhere(mesh)
+            compiled, text = compiler.tried(
+                lambda options: program.compiled(lowered, {**options, **beside}), mesh
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise Fault(

@@ -35,7 +35,7 @@ def test_options_of_a_pod_are_its_chips_and_the_compiler_knows_each(topology, ha
     told = compiler.options(mesh)
     assert told[has] is True
     assert lacks not in told
-    assert compiler.absent(mesh) == told
+    assert compiler.elsewhere(mesh) == {}
     program = lowered(mesh)
     program.compile(compiler_options=told)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_no_such_thing"):
@@ -49,10 +49,41 @@ def test_a_chip_without_options_of_its_own_has_none():
 def test_devices_that_are_here_and_are_no_tpus_have_no_options():
     mesh = layout.make_mesh(config.Mesh())
     assert mesh.size == 8
-    assert compiler.options(mesh) == compiler.absent(mesh) == {}
+    assert compiler.options(mesh) == compiler.elsewhere(mesh) == {}
 
 
 def test_one_device_alone_has_no_collectives_and_no_options():
     pytest.importorskip("libtpu", reason="needs the extra `plan`")
     first = pods.devices(pods.pod("v5e:2x2"))[:1]
     assert compiler.options(layout.make_mesh(config.Mesh(), first)) == {}
+
+
+def failing(message):
+    """A compilation that fails with any option, and says which it was tried with."""
+    tried = []
+
+    def compiled(options):
+        tried.append(dict(options))
+        if options:
+            raise jax.errors.JaxRuntimeError(message)
+        return "compiled"
+
+    return compiled, tried
+
+
+def test_what_xla_fails_at_is_compiled_without_options_and_said(monkeypatch):
+    mesh, said = layout.make_mesh(config.Mesh()), []
+    monkeypatch.setitem(compiler.OPTIONS, "cpu", {"xla_some_option": True})
+    compiled, tried = failing("INTERNAL: overlaps with another chunk\nand more")
+    assert compiler.tried(compiled, mesh, said.append) == "compiled"
+    assert tried == [{"xla_some_option": True}, {}]
+    assert len(said) == 1
+    assert "INTERNAL: overlaps with another chunk" in said[0]
+
+
+def test_too_little_memory_is_no_fault_of_the_options(monkeypatch):
+    monkeypatch.setitem(compiler.OPTIONS, "cpu", {"xla_some_option": True})
+    compiled, tried = failing("RESOURCE_EXHAUSTED: HBM")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="HBM"):
+        compiler.tried(compiled, layout.make_mesh(config.Mesh()))
+    assert len(tried) == 1

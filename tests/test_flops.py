@@ -113,7 +113,10 @@ def test_forward_counts_two_a_weight_and_the_pairs_that_see_each_other():
     scores = 3 * 2 * (2 * 2 * 4) * 4  # layers · heads · (q·k and share·v) · mean positions seen
     assert flops.forward(run) == 2 * weights_read + scores
     near = dataclasses.replace(run, model=dataclasses.replace(model, window=2))
-    assert flops.forward(near) == 2 * weights_read + scores / 2
+    seen = (1 + 2 * 6) / 7  # itself at first, then one before as well; 4 without a window
+    assert flops.forward(near) == pytest.approx(2 * weights_read + scores * seen / 4)
+    far = dataclasses.replace(run, model=dataclasses.replace(model, window=100))
+    assert flops.forward(far) == flops.forward(run)
     assert flops.step(run) == 3 * 14 * flops.forward(run)
 
 
