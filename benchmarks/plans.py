@@ -36,9 +36,8 @@ def main() -> None:
         words = [sys.executable, "-c", start, "plan", name, "--json"]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
         found[name] = json.loads(done.stdout)
-        print(f"{name}: {found[name]['step_seconds']:.3f} s", file=sys.stderr)
-    ordered = {name: found[name] for name in known if name in found}
-    report("plans of the production presets: estimates", {"plans": ordered}, arguments.out)
+        ordered = {name: found[name] for name in known if name in found}
+        report("plans of the production presets: estimates", {"plans": ordered}, arguments.out)
 
 
 if __name__ == "__main__":
