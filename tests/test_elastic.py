@@ -16,6 +16,7 @@ from runs import (
     corpus,
     done,
     losses,
+    reached,
     steps_on_disk,
     tiny,
 )
@@ -162,8 +163,13 @@ def check(straight, workdir):
 
 
 def stopped(processes, workdir, update, how):
-    """Stop the first of them past that update, and wait for all: what they said."""
+    """Stop the first of them past that update, and wait for all: what they said.
+
+    Not before a checkpoint stands: on a busy machine the first is still being written by then.
+    """
     until(processes, workdir, update)
+    saved = lambda: any(step >= update - 4 for step in steps_on_disk(workdir))
+    reached(processes[0], lambda: (workdir / "checkpoints").exists() and saved())
     how(processes[0])
     for process in processes[1:]:
         how(process)
