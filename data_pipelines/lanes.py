@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 import dataclasses
 import json
+from queue import SimpleQueue
+import threading
 from typing import Any, Protocol
 import weakref
 
@@ -220,7 +222,14 @@ class LanesIterator(grain.DatasetIterator):
         self, parent: grain.DatasetIterator, readers: Readers, count: int, sizes: list[int]
     ) -> None:
         super().__init__(parent)
-        self._readers, self._count, self._sizes = readers, count, sizes
+        self._count, self._sizes = count, sizes
+        # What is no longer held may be collected in a thread that closing would wait for.
+        gone = SimpleQueue[None]()
+        self._closer = threading.Thread(
+            target=_close_after, args=(gone, parent, readers), daemon=True
+        )
+        self._closer.start()
+        self._gone = weakref.finalize(self, gone.put, None)
         weakref.finalize(self, _close, weakref.ref(self))  # at exit, before modules are taken down
 
     def __next__(self) -> Batch:
@@ -270,10 +279,19 @@ class LanesIterator(grain.DatasetIterator):
 
     def close(self) -> None:
         """Stops the readers and lets go of them: Grain's own cannot close again at exit."""
-        if not self._closed:
-            super().close()
-            self._readers.close()
-            self._parents = ()
+        self._closed = True
+        self._parents = ()
+        self._gone()
+        self._closer.join()
+
+    def __del__(self) -> None:
+        """Grain's closes here and now."""
+
+
+def _close_after(gone: SimpleQueue[None], parent: grain.DatasetIterator, readers: Readers) -> None:
+    gone.get()
+    parent.close()
+    readers.close()
 
 
 def _close(reference: weakref.ref[LanesIterator]) -> None:

@@ -63,7 +63,7 @@ class Filling:
         context = tensorstore.Context(
             {"file_io_sync": False, "cache_pool": {"total_bytes_limit": 0}}  # as cp does
         )
-        self._arrays = {
+        opening = {
             name: tensorstore.open(
                 {
                     "driver": "zarr3",
@@ -77,14 +77,12 @@ class Filling:
             )
             for name, x in blanks.items()
         }
+        self._arrays = {name: _done(name, array) for name, array in opening.items()}
 
     def write(self, name: str, index: Index, values: np.ndarray) -> None:
         """Put a block of a weight in its place; returns once it is in the file."""
-        target = self._arrays[name].result()[index]
-        try:
-            target.write(values, can_reference_source_data_indefinitely=True).result()
-        except ValueError as error:  # TensorStore's word for any trouble with a file
-            raise OSError(f"{name}: {error}") from error
+        target = self._arrays[name][index]
+        _done(name, target.write(values, can_reference_source_data_indefinitely=True))
 
     def seal(self) -> None:
         """The checkpoint is whole: write down its sums, and let it count."""
@@ -128,6 +126,14 @@ class Stored:
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """A block of a weight."""
         return np.asarray(self._arrays[name][index].read().result())
+
+
+def _done(name: str, under_way: Any) -> Any:
+    """What an action on a weight gives in the end."""
+    try:
+        return under_way.result()
+    except ValueError as error:  # TensorStore's word for any trouble with a file
+        raise OSError(f"{name}: {error}") from error
 
 
 def _metadata(x: Blank) -> dict[str, Any]:

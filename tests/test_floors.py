@@ -14,7 +14,7 @@ PACKAGES = ("melllm_jax", "data_pipelines", "launch")
 # one room may not see of another is said by FENCES.
 FLOORS = (
     # melllm_jax: the library
-    {"melllm_jax.errors"},
+    {"melllm_jax.errors", "melllm_jax.interrupt"},
     {
         "melllm_jax.config",
         "melllm_jax.batch",

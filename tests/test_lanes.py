@@ -2,12 +2,17 @@
 
 import asyncio
 import dataclasses
+import gc
 import json
+import threading
+import time
+import weakref
 
 from corpora import run_over, write_corpus
 import numpy as np
 import pytest
 
+from data_pipelines.examples import Examples
 from data_pipelines.lanes import Share
 from data_pipelines.pipeline import train_batches
 from data_pipelines.screen import progress
@@ -158,3 +163,39 @@ def test_lanes_that_do_not_divide_the_rows_are_refused(forty):
     with pytest.raises(Mistake, match="data.lanes=3: does not divide data.b=8"):
         dataclasses.replace(data, lanes=3)
     assert [dataclasses.replace(data, lanes=0, b=b).streams for b in (8, 12, 3, 64)] == [8, 4, 1, 8]
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_an_iterator_may_be_collected_in_a_thread_of_its_own(forty, monkeypatch, ahead):
+    """Closing there would wait for itself; Python could only print what that raises."""
+    permits, plain = threading.Semaphore(0), Examples.train
+    dropped = threading.Event()
+
+    def train(self, *args):
+        permits.acquire()
+        if dropped.is_set():
+            gc.collect()
+        return plain(self, *args)
+
+    monkeypatch.setattr(Examples, "train", train)
+    before = threading.active_count()
+    iterator = iter(train_batches(over(forty, threads=8, ahead=ahead), BYTES))
+    iterator.itself = iterator
+    gone = weakref.ref(iterator)
+    gc.disable()
+    try:
+        asking = threading.Thread(target=next, args=(iterator,))
+        asking.start()
+        while asking.is_alive():
+            permits.release()
+            asking.join(0.002)
+        del asking, iterator  # its threads wait in `train`
+        dropped.set()
+        permits.release(1000)
+        end = time.monotonic() + 30
+        while threading.active_count() > before and time.monotonic() < end:
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+    assert gone() is None
+    assert threading.active_count() == before

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from melllm_jax import interrupt
+
 MOST = 1 << 24  # elements of a block: 32 MB of bfloat16
 THREADS = 3  # blocks under way: one waits for the disk while two are put in order
 
@@ -62,7 +64,8 @@ def each(
 ) -> None:
     """Run `move` on all items in a few threads; the first error stops the rest.
 
-    `move` returns the bytes that it moved, which `moved` is told.
+    `move` returns the bytes that it moved, which `moved` is told. However it ends, no thread is at
+    work any more.
     """
     lock = threading.Lock()
     trouble: list[BaseException] = []
@@ -81,11 +84,15 @@ def each(
             with lock:
                 moved(size)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        done = [pool.submit(work) for _ in range(THREADS)]
-        try:
-            for future in done:
-                future.result()
-        except BaseException as error:  # Control-C reaches this thread alone
-            trouble.append(error)
-            raise
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        with interrupt.held_back():  # a pool forgets a thread whose start was interrupted
+            done = [pool.submit(work) for _ in range(THREADS)]
+        for future in done:
+            future.result()
+    except BaseException as error:  # Control-C reaches this thread alone
+        trouble.append(error)
+        raise
+    finally:
+        with interrupt.held_back():
+            pool.shutdown()

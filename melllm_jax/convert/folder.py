@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 
+from melllm_jax import interrupt
 from melllm_jax.errors import Mistake
 
 
@@ -30,13 +31,18 @@ def made(field: str, target: pathlib.Path, needed: int) -> Iterator[pathlib.Path
         yield scratch
         scratch.rename(target)
     except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _removed(scratch)
         raise Mistake(f"{field}={target}: {_why(error, target, needed)}") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _removed(scratch)
         for path in missing:
             with contextlib.suppress(OSError):  # it holds `target`, or never came to be
                 path.rmdir()
+
+
+def _removed(scratch: pathlib.Path) -> None:
+    with interrupt.held_back():  # a second Control-C, for whom it takes too long
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _why(error: OSError, target: pathlib.Path, needed: int) -> str:

@@ -13,7 +13,7 @@ import pathlib
 import shutil
 from typing import Any, Literal
 
-from melllm_jax import config, rundir, store
+from melllm_jax import config, interrupt, rundir, store
 from melllm_jax.convert import blocks, dialects, phi, tensors
 from melllm_jax.convert.folder import made
 from melllm_jax.convert.rules import LeftOut, Piece, Tensor, expand, settle
@@ -104,7 +104,8 @@ def bring(what: Survey, target: pathlib.Path, moved: Callable[[int], None]) -> N
 
 def _fill(what: Survey, scratch: pathlib.Path, moved: Callable[[int], None]) -> None:
     (scratch / rundir.CHECKPOINTS).mkdir(parents=True)
-    filling = store.Filling(scratch / rundir.CHECKPOINTS / "0", what.blanks)
+    with interrupt.held_back():  # Orbax writes in threads of its own
+        filling = store.Filling(scratch / rundir.CHECKPOINTS / "0", what.blanks)
 
     def move(piece: tuple[str, Piece]) -> int:
         name, block = piece
