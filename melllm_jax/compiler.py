@@ -42,6 +42,15 @@ def options(mesh: jax.sharding.Mesh) -> dict[str, str | bool]:
     return dict(OPTIONS.get(mesh.devices.flat[0].device_kind, {}))
 
 
+def compiled(
+    lowered: jax.stages.Lowered,
+    mesh: jax.sharding.Mesh,
+    say: Callable[[str], None] = lambda text: None,
+) -> jax.stages.Compiled:
+    """A program for the mesh that is here, compiled as `tried` does."""
+    return tried(lambda options: lowered.compile(compiler_options=options), mesh, say)
+
+
 def tried(
     compiled: Callable[[dict[str, str | bool]], Program],
     mesh: jax.sharding.Mesh,

@@ -9,9 +9,8 @@ import dataclasses
 import math
 
 from melllm_jax import config, flops
-
-CHUNK = 8448  # tokens whose scores stand at once: as in `ends`
-NAMES = ("qkv", "attended", "out", "gate_up")  # what remat may keep of a layer: as in `remat`
+from melllm_jax.ends import CHUNK
+from melllm_jax.remat import NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ def estimate(run: config.Run, sizes: Mapping[str, int]) -> Estimate:
     return Estimate(
         state=held["state"],
         activations=held["passing"] + _activations(run, sizes, kept),
-        executed=flops.step(run) + _again(run, kept),
+        executed=flops.step(run) + _again(run, sizes, kept),
         sent=_sent(run, sizes, kept),
     )
 
@@ -114,7 +113,7 @@ def _activations(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]
     return number * tokens * (m.l * stays + working) + scores
 
 
-def _again(run: config.Run, kept: frozenset[str]) -> float:
+def _again(run: config.Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:
     """FLOPs done twice."""
     m, positions = run.model, run.data.b * run.data.t
     seen = flops.seen(m, run.data.t)
@@ -125,7 +124,9 @@ def _again(run: config.Run, kept: frozenset[str]) -> float:
         "out": 2 * heads * m.d,
         "gate_up": 4 * m.d * m.f,
     }
-    head = 2 * m.d * m.v if m.v > CHUNK else 0  # scores are made again, chunk by chunk
+    head = (
+        2 * m.d * m.v if m.v / sizes["tp"] > CHUNK else 0
+    )  # scores are made again, chunk by chunk
     return float(positions * (m.l * sum(cost[name] for name in cost if name not in kept) + head))
 
 

@@ -21,11 +21,13 @@ import numpy as np
 
 from melllm_jax import layout
 from melllm_jax.attention import Place, weighed, whole_time
+from melllm_jax.errors import Mistake
 from melllm_jax.remat import named
 
 WHOLE = 1024  # positions up to which "auto" lets [t, s] stand whole
 BLOCK = 512  # queries whose scores stand at once in `blocks`
 TILE = 512  # queries and keys in a tile of splash
+MOST = 1 << 15  # positions whose first and last fit one int32
 LANES = 128  # a TPU's registers are this wide: splash wants multiples
 
 See = Callable[..., Float[Array, "b t n h"]]  # (q, k, v) → what is attended to
@@ -157,6 +159,11 @@ def _splash(
     t, n, h = q_btnh.shape[1:]
     s = k_bskh.shape[1]
     windowed = 0 < window < s
+    if windowed and s > MOST:
+        raise Mistake(
+            f"data.t={s}: splash under a window takes rows of {MOST} positions at most; "
+            f"--model.attention blocks takes longer ones"
+        )
     mask = Stretch((t, s), window if windowed else s, causal, windowed)
     q_tile, kv_tile = math.gcd(t, TILE), math.gcd(s, TILE)
     sizes = splash.BlockSizes(
@@ -236,7 +243,7 @@ def computed(t: int, window: int) -> float:
 
 
 def _packed(first: Array, last: Array) -> Array:
-    """Two indices in one int32: rows of at most 32,768 positions."""
+    """Two indices in one int32: rows of at most MOST positions."""
     return (first << 16) | last
 
 

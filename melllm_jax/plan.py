@@ -6,7 +6,6 @@ memory; everything else is an estimate.
 
 from collections.abc import Mapping
 import dataclasses
-import math
 import re
 import time
 from typing import Literal
@@ -156,16 +155,15 @@ def arithmetic(run: config.Run, pod: pods.Pod, sizes: Mapping[str, int]) -> Plan
     slow = {"replica"} if pod.slices > 1 else set()
     inside = sum(x for axis, x in found.sent.items() if axis not in slow)
     outside = sum(x for axis, x in found.sent.items() if axis in slow)
-    if chip.torus:
-        ici = 2 * chip.link * chip.torus / parts
-    else:
-        crosses = pod.chips > chip.domain
-        ici = min(chip.link, chip.network * chip.domain) if crosses else chip.link
+    ici = (2 * chip.link * chip.torus if chip.torus else chip.link) / parts
+    dcn = chip.network / parts  # by an adapter of its own
+    if not chip.torus and pod.chips > chip.domain:  # rings go through all servers
+        inside, outside, dcn = 0.0, inside, min(ici, chip.network * chip.domain)
     limits = {
         "matmul": found.executed / peak,
         "hbm": 0.0,
         "ici": inside / ici,
-        "dcn": outside / chip.network * parts,  # by an adapter of its own
+        "dcn": outside / dcn,
     }
     trained = count.total if run.optim.train == "all" else count.front + count.lora
     return Plan(
@@ -251,4 +249,4 @@ def _seconds_sent(
 def _first_size(text: str, otherwise: float) -> float:
     """Bytes of the first size such as "(73.53G)" in a compiler's complaint."""
     found = re.search(r"\(([\d.]+)([KMGT])\)", text)
-    return float(found[1]) * UNITS[found[2]] if found else max(otherwise, math.inf)
+    return float(found[1]) * UNITS[found[2]] if found else otherwise

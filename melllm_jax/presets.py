@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import types
-from typing import Any
 
 from melllm_jax.config import Data, Keep, Lora, Mel, Mesh, Model, Optim, Rope, Run, Text
 from melllm_jax.errors import Mistake
@@ -217,7 +216,7 @@ def mel_llm_asr_14b_v5p_512() -> Run:
     )
 
 
-def _on(name: str, run: Run, mesh: Mesh, b: int, **model: Any) -> Run:
+def _on(name: str, run: Run, mesh: Mesh, b: int) -> Run:
     """`run` for a pod: rows of 4,096 positions, and as many updates as three epochs ask for.
 
     64,000 h three times are 1.1e10 positions, some of them text and some padding.
@@ -225,11 +224,12 @@ def _on(name: str, run: Run, mesh: Mesh, b: int, **model: Any) -> Run:
     data = dataclasses.replace(run.data, t=4096, b=b, lanes=64)  # as many hosts, or fewer
     steps = round(1.1e10 / (data.t * b), -2)  # to the nearest hundred
     optim = dataclasses.replace(run.optim, steps=int(steps), warmup=int(steps) // 10)
-    kept = {"remat": "named", "kept": ("qkv", "attended", "out", "gate_up")} | model
     return dataclasses.replace(
         run,
         name=name,
-        model=dataclasses.replace(run.model, **kept),
+        model=dataclasses.replace(
+            run.model, remat="named", kept=("qkv", "attended", "out", "gate_up")
+        ),
         data=data,
         optim=optim,
         mesh=mesh,

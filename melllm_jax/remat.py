@@ -16,6 +16,7 @@ from jaxtyping import Array
 from melllm_jax import config
 
 Layer = Callable[..., Any]
+NAMES = ("qkv", "attended", "out", "gate_up")
 CUDNN = "dot_product_attention_fwd"  # its sums have no name that could be given from outside
 
 

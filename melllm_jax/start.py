@@ -12,6 +12,8 @@ from melllm_jax.layers import Fixed
 from melllm_jax.update import State, Update
 from melllm_jax.weights import Weights, some
 
+COMPUTED = ("remat", "kept", "attention", "scan")  # of a model: how, not what
+
 
 def adopted(run: config.Run, folder: str) -> config.Run:
     """`run` with the sizes, the mel and the tokenizer of the model in `folder`.
@@ -21,7 +23,7 @@ def adopted(run: config.Run, folder: str) -> config.Run:
     `folder` holds no model.
     """
     spec = rundir.spec(folder)
-    own = {name: getattr(run.model, name) for name in ("remat", "scan", "speech")}
+    own = {name: getattr(run.model, name) for name in (*COMPUTED, "speech")}
     mel = spec.mel
     if spec.model.front == "none":
         own |= {"front": run.model.front, "c": run.model.c}

@@ -140,11 +140,7 @@ def train(
                 if compiled is None:
                     progress.doing("compiling…")
                     lowered = jax.jit(update, donate_argnums=0).lower(state, here)
-                    compiled = compiler.tried(
-                        lambda options: lowered.compile(compiler_options=options),  # noqa: B023
-                        mesh,
-                        progress.say,
-                    )
+                    compiled = compiler.compiled(lowered, mesh, progress.say)
                     spent.now("update")
                 # Dispatch, then read the update before: the device never waits for the host.
                 state, numbers = compiled(state, here)

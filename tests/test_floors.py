@@ -33,7 +33,6 @@ FLOORS = (
     },
     {
         "melllm_jax.presets",
-        "melllm_jax.estimate",
         "melllm_jax.pods",
         "melllm_jax.traffic",
         "melllm_jax.meter",
@@ -57,7 +56,7 @@ FLOORS = (
         "melllm_jax.convert.phi",
         "melllm_jax.convert.tensors",
     },
-    {"melllm_jax.model"},
+    {"melllm_jax.model", "melllm_jax.estimate"},
     {"melllm_jax.weights"},
     {
         "melllm_jax.objective",

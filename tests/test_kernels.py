@@ -9,6 +9,7 @@ import pytest
 
 from melllm_jax import attention, config, kernels, layout
 from melllm_jax.attention import Place
+from melllm_jax.errors import Mistake
 from tests import models
 
 RULES = {
@@ -142,3 +143,15 @@ def test_auto_takes_what_the_platform_has(platform, t, dtype, expected):
     with jax.sharding.use_abstract_mesh(mesh):
         assert kernels.chosen("auto", t, dtype) == expected
         assert kernels.chosen("blocks", t, dtype) == "blocks"
+
+
+def test_splash_under_a_window_refuses_rows_whose_indices_it_could_not_pack():
+    def see(q, row):
+        q, row = jax.reshard(q, layout.a("b t n h")), jax.reshard(row, layout.a("b t"))
+        span = kernels.Span(row, row, row)
+        return kernels.seeing("splash", span, window=512, both_ways=False)(q, q, q)
+
+    x = jax.ShapeDtypeStruct((1, 2**16, 2, 128), jnp.float32)
+    row = jax.ShapeDtypeStruct((1, 2**16), jnp.int32)
+    with split_as("one"), pytest.raises(Mistake, match=r"data\.t=65536: .*32768"):
+        jax.eval_shape(see, x, row)

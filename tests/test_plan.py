@@ -124,6 +124,19 @@ def test_arithmetic_shares_a_chips_memory_among_its_devices(topology):
     assert found.limits["matmul"] == found.executed / found.peak
 
 
+def test_what_servers_send_each_other_is_dcn_and_what_one_sends_inside_is_ici():
+    """As compiled plans have it: `links.rate`."""
+    inside, across = (
+        plans.rough(f"h100:{servers}x8", mesh=config.Mesh(), data_b=16) for servers in (1, 2)
+    )
+    chip = flops.CHIPS["H100"]
+    assert inside.limits["dcn"] == across.limits["ici"] == 0.0
+    slower = chip.link / min(chip.link, 8 * chip.network)
+    grown = (15 / 16) / (7 / 8)  # a ring of 16 in place of 8
+    more = across.limits["dcn"] / inside.limits["ici"]
+    assert more == pytest.approx(slower * grown, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -267,7 +267,7 @@ replica_groups=[4,2]<=[8], use_global_device_ids=true, to_apply=%add.clone.clone
 %async_computation.1 (p1: bf16[16,256]) -> bf16[16,256] {
   %p1 = bf16[16,256]{1,0:T(8,128)(2,1)} parameter(0)
   ROOT %custom-call.3 = bf16[16,256]{1,0:T(8,128)(2,1)} custom-call(%p1), \
-custom_call_target="TODO", called_computations={%called_computation.6}
+custom_call_target="sparse_core", called_computations={%called_computation.6}
 }, execution_thread="sparsecore"
 
 ENTRY %main (x: bf16[16,256]) -> bf16[16,256] {

@@ -217,6 +217,15 @@ def test_training_from_another_checkpoint_in_the_same_folder_is_refused(folder, 
     assert (straight / "run.json").read_bytes() == before
 
 
+def test_how_a_model_is_computed_stays_the_run_s(folder):
+    own = {"model.remat": "offload", "model.kept": ("out",), "model.scan": False}
+    run = config.override(presets.preset("mel_llm_asr"), own | {"model.attention": "blocks"})
+    found = start.adopted(run, str(folder / "speech")).model
+    asked = found.remat, found.kept, found.scan, found.attention
+    assert asked == ("offload", ("out",), False, "blocks")
+    assert found.d == rundir.spec(str(folder / "speech")).model.d != run.model.d
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_another_run(straight, tmp_path):
     """The first update's rate is 0, so the checkpoint after it holds what it started from."""
