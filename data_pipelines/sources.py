@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines import shards
 from data_pipelines.audio import BadAudio, decode
-from data_pipelines.shards import Shards
+from data_pipelines.reader import Shards
 from data_pipelines.utterance import Utterance
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.mel_tables import RATE

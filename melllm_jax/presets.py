@@ -146,8 +146,8 @@ def mel_llm_asr_full_v5e_256() -> Run:
     """All weights of `mel_llm_asr` trained on 256 chips of v5e.
 
     Planned, all estimates but memory: 9.0 of 16 GiB a chip; 0.60 s an update if
-    all hides behind its products, 1.03 s if nothing does, which allows an MFU of
-    89 and 52 %; 448 chip-hours at best for 10,500 updates.
+    all hides behind its products, 1.04 s if nothing does, which allows an MFU of
+    89 and 51 %; 448 chip-hours at best for 10,500 updates.
 
     melllm plan mel_llm_asr_full_v5e_256
     """
@@ -173,7 +173,7 @@ def mel_llm_asr_full_v5p_128() -> Run:
 def mel_llm_asr_full_v6e_256() -> Run:
     """All weights of `mel_llm_asr` trained on 256 chips of v6e.
 
-    Planned, all estimates but memory: 9.3 of 32 GiB a chip; 0.15 s an update if
+    Planned, all estimates but memory: 9.2 of 32 GiB a chip; 0.15 s an update if
     all hides behind its memory, 0.37 s if nothing does, which allows an MFU of
     77 and 31 %; 110 chip-hours at best for 10,500 updates.
 
@@ -199,7 +199,7 @@ def mel_llm_asr_full_h100_64() -> Run:
 def mel_llm_asr_14b_v5p_512() -> Run:
     """Phi-4 of 14 B weights, all trained, on two slices of 128 chips (256 cores) of v5p.
 
-    Planned, all estimates but memory: 21.9 of 95 GiB a chip; 0.85 s an update if
+    Planned, all estimates but memory: 22.0 of 95 GiB a chip; 0.85 s an update if
     all hides behind its products, 1.44 s if nothing does, which allows an MFU of
     95 and 56 %; 633 chip-hours at best for 10,500 updates.
 

@@ -4,7 +4,7 @@ import json
 from etils import epath
 import pytest
 
-from data_pipelines import shards
+from data_pipelines import reader, shards
 from data_pipelines.utterance import Utterance, encode
 from melllm_jax.config import Mel
 from melllm_jax.errors import Fault, Mistake
@@ -26,7 +26,7 @@ def write(folder, count=7, per_shard=3, mel=None):
 
 
 def opened(folder):
-    return shards.Shards(epath.Path(folder), shards.read_index(epath.Path(folder)), "train")
+    return reader.Shards(epath.Path(folder), shards.read_index(epath.Path(folder)), "train")
 
 
 def test_shards_of_seven_records_hold_them_in_order(tmp_path):
