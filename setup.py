@@ -12,8 +12,15 @@ VERSION = re.search(
 
 EVAL = ["jiwer>=4.0,<5", "whisper-normalizer>=0.1.12,<0.2"]
 DEMO = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9"]
+PARQUET = ["pyarrow>=17"]
+TFDS = ["tensorflow-datasets>=4.9.9"]
+BEAM = ["apache-beam>=2.65"]
+DASK = ["apache-beam[dask]>=2.65"]
 TEST = [
     *DEMO,
+    *DASK,
+    *PARQUET,
+    *TFDS,
     "beartype>=0.20",
     "librosa>=0.11,<0.12",  # the reference of mel
     "mypy>=1.15",
@@ -57,13 +64,20 @@ setup(
         "demo": DEMO,  # melllm quickstart: voices, pictures, scores
         "test": TEST,
         # References for the tests, and what `melllm convert check` holds an import against.
-        "parity": ["torch==2.13.0", "transformers>=5.20,<6", "peft>=0.19,<1"],
+        "parity": [
+            "torch==2.13.0",
+            "transformers>=5.20,<6",
+            "peft>=0.19,<1",
+            "lhotse>=1.30,<2",  # needs torch; writes the cuts that an importer reads
+        ],
         "hub": ["huggingface_hub>=0.30"],  # names on the hub in place of a folder
         "plan": ["libtpu>=0.0.40"],  # compile for TPU pods on a machine without one
         "plan-gpu": ["jax[cuda12]>=0.10.2,<0.13"],  # the same for GPUs: 5.5 GB
         "eval": EVAL,
-        "tfds": ["tensorflow-datasets>=4.9.9"],
-        "beam": ["apache-beam>=2.65"],
+        "parquet": PARQUET,  # melllm data import --kind parquet
+        "tfds": [*TFDS, "tensorflow>=2.18"],  # its stock Audio feature is read by nothing else
+        "beam": BEAM,  # melllm prepare, on the cores of this machine; Dataflow: apache-beam[gcp]
+        "dask": DASK,  # melllm prepare --runner dask
         "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     },

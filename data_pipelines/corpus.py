@@ -10,9 +10,10 @@ from etils import epath
 
 from data_pipelines import shards, synth
 from data_pipelines.audio import to_flac
-from data_pipelines.examples import Reject
+from data_pipelines.checked import Made, Making, Refused, made
 from data_pipelines.grammar import Split
-from data_pipelines.prepare import record
+from data_pipelines.mel import Moments
+from data_pipelines.tally import Rows, Tally, columns, spread
 from data_pipelines.utterance import Utterance
 from melllm_jax.config import Mel
 from melllm_jax.errors import Fault
@@ -39,18 +40,30 @@ def write_shards(
     out = epath.Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     written: dict[str, tuple[shards.Shard, ...]] = {}
+    facts: dict[str, shards.Facts] = {}
+    tallies, moments = [], Moments()
     # Spawned, not forked: the parent may have threads, and espeak-ng wants a process of its own.
     context = multiprocessing.get_context("spawn")
     workers = processes or os.cpu_count() or 1
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         for split, count in counts.items():
-            make = functools.partial(_record, split, seed, mel)
+            make = functools.partial(_made, split, seed, mel)
             writer = shards.Writer(out, split, per_shard=5000)
-            for made in pool.map(make, range(count), chunksize=CHUNK):
-                writer.add(*made)
+            rows = Rows()
+            for line, made in enumerate(pool.map(make, range(count), chunksize=CHUNK)):
+                writer.add(made.record, made.utterance.duration)
+                rows.add(made, line)
+                if split == "train":
+                    moments += made.moments
                 tick()
             written[split] = writer.close()
-    index = shards.Index(mel, written)
+            tally = Tally()
+            tally.add(rows.array(), rows.names())
+            facts[split] = tally.facts({})
+            tallies.append(tally)
+            shards.write_columns(out, split, [columns(rows.array())], count)
+    statistics = shards.Statistics(mel.kind, mel.m, *moments.constants()) if moments.count else None
+    index = shards.Index(mel, written, facts, statistics=statistics, loudness=spread(tallies))
     shards.write_index(out, index)
     return index
 
@@ -63,8 +76,8 @@ def utterance(split: Split, index: int, seed: int = 0) -> Utterance:
     return Utterance(spoken.id, spoken.text, seconds, spoken.speaker, audio=flac)
 
 
-def _record(split: Split, seed: int, mel: Mel, index: int) -> tuple[bytes, float]:
-    made = record(utterance(split, index, seed), mel)
-    if isinstance(made, Reject):
-        raise Fault(f"{made.id}: espeak-ng said nothing usable: {made.detail}")
-    return made
+def _made(split: Split, seed: int, mel: Mel, index: int) -> Made:
+    (found,) = made(utterance(split, index, seed), Making("mel", mel))
+    if isinstance(found, Refused):
+        raise Fault(f"{found.id}: espeak-ng said nothing usable: {found.detail}")
+    return found

@@ -1,29 +1,34 @@
 """One utterance to the columns of one example, or to the reason why it is unusable.
 
-Pure functions of their arguments: the same utterance and random state give the same example, on
-any thread. Nothing here raises for a bad utterance; whoever counts decides how many are too many.
+Pure functions of their arguments: the same utterance, noises and random state give the same
+example, on any thread. Nothing here raises for a bad utterance; whoever counts decides how many
+are too many.
 """
 
+from collections.abc import Callable, Sequence, Set
 import dataclasses
 import math
+import typing
 
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 import ml_dtypes
 import numpy as np
 
-from data_pipelines.audio import BadAudio
-from data_pipelines.augment import shifted, spec_augment
+from data_pipelines.audio import BadAudio, Reason
+from data_pipelines.augment import Draws, augmented
 from data_pipelines.interleave import asr_example, asr_prompt_example
 from data_pipelines.mel import frame_count, log_mel
 from data_pipelines.prompt import asr_prompt
 from data_pipelines.sources import sound
 from data_pipelines.text import BadText, Tokenizer
 from data_pipelines.utterance import Utterance
+from data_pipelines.waves import BAD_NOISE, BAD_ROOM, UNCHANGED, BadEffect, Effects
 from melllm_jax.config import Data, Mel, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.mel_tables import RATE
 
 WIRE = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+TOO_SHORT = "too short"  # for a frame
 
 
 class Unfit(Mistake):
@@ -56,23 +61,24 @@ class Trial:
 
 def reasons(cfg: Data) -> tuple[str, ...]:
     """Every reason that `Examples` gives under `cfg`."""
-    audio = (
-        "missing",
-        "undecodable",
-        "rate",
-        "empty",
-        "not finite",
-        "too short",
-        _too_long(cfg.longest),
-    )
+    audio = (*typing.get_args(Reason), TOO_SHORT, _too_long(cfg.longest), BAD_NOISE, BAD_ROOM)
     return (*audio, "empty transcript", "unknown characters", _too_wide(cfg))
 
 
 class Examples:
-    """Makes the examples of one run."""
+    """Makes the examples of one run; `effects` are those of run.data.augment, for training.
 
-    def __init__(self, run: Run, tokenizer: Tokenizer) -> None:
-        self._run, self._tokenizer = run, tokenizer
+    `ready` are the numbers of the corpora whose ids are those of `tokenizer`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        tokenizer: Tokenizer,
+        effects: Effects = UNCHANGED,
+        ready: Set[int] = frozenset(),
+    ) -> None:
+        self._run, self._tokenizer, self._effects, self._ready = run, tokenizer, effects, ready
         self._prompt = asr_prompt(tokenizer, run.text)
 
     def train(
@@ -83,18 +89,21 @@ class Examples:
         Beside those of `interleave`, `sources`; patches are of the wire's dtype.
         """
         source, utterance = drawn
-        data = self._run.data
+        data, draws = self._run.data, Draws(rng)
+        change = lambda wave: self._effects(wave, draws)
         try:
-            mel = heard(utterance, self._run.mel, longest=data.longest)
-            ids = self._tokenizer.encode(utterance.text)
-            mel = shifted(spec_augment(mel, data, rng), data, rng)
-            columns = asr_example(mel, ids, self._prompt, r=self._run.mel.r)
+            mel = heard(utterance, self._run.mel, longest=data.longest, change=change)
+            ids: Sequence[int] | None = utterance.tokens if source in self._ready else None
+            if ids is None:
+                ids = self._tokenizer.encode(utterance.text)
+            mel = augmented(mel, data.augment, draws)
+            r, dtype = self._run.mel.r, WIRE[data.wire]
+            columns = asr_example(mel, ids, self._prompt, r=r, dtype=dtype)
             t = len(columns["tokens"])
             if t > data.t:
                 raise Unfit(_too_wide(data), f"{utterance.id}: takes t={t} positions")
-        except (BadAudio, BadText, Unfit) as error:
+        except (BadAudio, BadText, BadEffect, Unfit) as error:
             return Reject(source, utterance.id, error.reason, str(error))
-        columns["patches"] = columns["patches"].astype(WIRE[data.wire])
         columns["sources"] = np.full(t, source, np.int32)
         return columns
 
@@ -108,17 +117,26 @@ class Examples:
         return Trial(utterance.id, utterance.text, utterance.duration, columns)
 
 
-def heard(utterance: Utterance, cfg: Mel, *, longest: float) -> Float32[np.ndarray, "frames m"]:
-    """The mel of an utterance, ready in it or made now. Raises BadAudio, and Unfit for its length.
+Wave = Float32[np.ndarray, "_"]
 
-    Audio that lasts more than `longest` seconds by its manifest is not opened.
+
+def heard(
+    utterance: Utterance, cfg: Mel, *, longest: float, change: Callable[[Wave], Wave] = lambda w: w
+) -> Float[np.ndarray, "frames m"]:
+    """The mel of an utterance, ready in it in bfloat16, or made now of its sound after `change`.
+
+    Audio that lasts more than `longest` seconds by its manifest is not opened; how long it lasts
+    after `change` does not matter here. Raises BadAudio, Unfit for its length, and what `change`
+    raises.
     """
     _check_longest(utterance.id, utterance.duration, longest)
     if utterance.mel is not None:
+        if not len(utterance.mel):
+            raise Unfit(TOO_SHORT, f"{utterance.id}: its ready mel has 0 frames")
         return utterance.mel
     wave = sound(utterance)
     _check_longest(utterance.id, wave.size / RATE, longest)
-    return framed(wave, cfg, utterance.id)
+    return framed(change(wave), cfg, utterance.id)
 
 
 def framed(wave: Float32[np.ndarray, "w"], cfg: Mel, name: str) -> Float32[np.ndarray, "frames m"]:
@@ -126,7 +144,7 @@ def framed(wave: Float32[np.ndarray, "w"], cfg: Mel, name: str) -> Float32[np.nd
     try:
         frame_count(wave.size, cfg)
     except Mistake as error:
-        raise Unfit("too short", f"{name}: {error}") from error
+        raise Unfit(TOO_SHORT, f"{name}: {error}") from error
     return log_mel(wave, cfg)
 
 

@@ -5,6 +5,7 @@ the same frames. Safe to call from several threads at once.
 """
 
 from collections.abc import Iterable
+import dataclasses
 import functools
 
 from jaxtyping import Float32
@@ -36,7 +37,11 @@ def log_mel(wave: Float32[np.ndarray, "w"], cfg: Mel) -> Float32[np.ndarray, "fr
     utterance: every band to mean 0 and variance 1 over these frames. global: (x - mean) * invstd
     with cfg's values, as Phi-4-MM's checkpoint does. Raises Mistake where cfg has none.
     """
-    mels = extract(wave, cfg)
+    return normalised(extract(wave, cfg), cfg)
+
+
+def normalised(mels: Float32[np.ndarray, "frames m"], cfg: Mel) -> Float32[np.ndarray, "frames m"]:
+    """What `extract` gave, normalised in place as cfg.normalize says. Raises Mistake."""
     if cfg.normalize == "utterance":
         mels -= mels.mean(axis=0, dtype=np.float64).astype(np.float32)
         variance = np.square(mels).mean(axis=0, dtype=np.float64)
@@ -82,29 +87,54 @@ def extract(wave: Float32[np.ndarray, "w"], cfg: Mel) -> Float32[np.ndarray, "fr
     return mels
 
 
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Frames of a mel, their mean and their squared distances from it, all of each band.
+
+    Those of two parts add up to those of the whole in float64 (Chan, Golub and LeVeque 1979), and
+    no two large sums are subtracted. The order of the parts shows in the last digits.
+    """
+
+    count: int = 0  # frames
+    mean: tuple[float, ...] = ()
+    squares: tuple[float, ...] = ()  # summed over the frames
+
+    @classmethod
+    def of(cls, mels: Float32[np.ndarray, "frames m"]) -> "Moments":
+        """Those of some frames."""
+        if not len(mels):
+            return cls()
+        mean = mels.mean(axis=0, dtype=np.float64)
+        squares = np.square(mels - mean).sum(axis=0)
+        return cls(len(mels), tuple(mean.tolist()), tuple(squares.tolist()))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        if not (self.count and other.count):
+            return self if self.count else other
+        count = self.count + other.count
+        mean, squares = np.array(self.mean), np.array(self.squares)
+        apart = np.array(other.mean) - mean
+        squares = squares + other.squares
+        squares = squares + np.square(apart) * (self.count * other.count / count)
+        mean = mean + apart * (other.count / count)
+        return Moments(count, tuple(mean.tolist()), tuple(squares.tolist()))
+
+    def constants(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and inverse standard deviation of each band, for Mel.mean and Mel.invstd."""
+        if not self.count:
+            raise Mistake("mel statistics of 0 frames: needs at least one clip of sound")
+        variance = np.array(self.squares) / self.count
+        return self.mean, tuple((1.0 / np.sqrt(variance + EPS)).tolist())
+
+
 def statistics(
     mels: Iterable[Float32[np.ndarray, "_ m"]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and inverse standard deviation of each band over all frames, for Mel.mean, Mel.invstd.
 
-    Reads `mels` once and keeps one band-wide sum of squared distances from the mean so far, in
-    float64 (Chan, Golub and LeVeque 1979), so that no two large sums are subtracted. Raises
-    Mistake where there is no frame.
+    Reads `mels` once. Raises Mistake where there is no frame.
     """
-    count, mean, squares = 0, np.zeros(1), np.zeros(1)
-    for part in mels:
-        added = len(part)
-        if not added:
-            continue
-        part_mean = part.mean(axis=0, dtype=np.float64)
-        apart = part_mean - mean
-        squares = squares + np.square(part - part_mean).sum(axis=0)
-        squares = squares + np.square(apart) * (count * added / (count + added))
-        mean = mean + apart * (added / (count + added))
-        count += added
-    if not count:
-        raise Mistake("mel statistics of 0 frames: needs at least one clip of sound")
-    return tuple(mean.tolist()), tuple((1.0 / np.sqrt(squares / count + EPS)).tolist())
+    return sum(map(Moments.of, mels), Moments()).constants()
 
 
 def _framed(wave: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ rows side by side, made ahead. Up to the share all is a function of the seed and
 index; from there on of the lane alone, whichever host runs it. Imports no jax itself (Grain does).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -13,23 +13,35 @@ from typing import Any
 import grain
 import numpy as np
 
+from data_pipelines.ahead import BUFFER, Read, Readers, Share
 from data_pipelines.examples import Examples, Reject, Trial
-from data_pipelines.lanes import BUFFER, Lanes, Packed, Read, Readers, Share
-from data_pipelines.screen import Count, Lost, Screen, Tally
-from data_pipelines.sources import Corpus, digest, open_source
+from data_pipelines.lanes import Lanes
+from data_pipelines.mixture import Mixture
+from data_pipelines.packed import Packed
+from data_pipelines.reader import Damaged
+from data_pipelines.screen import DAMAGED, Count, Lost, Screen, Tally
+from data_pipelines.sources import Corpus
+from data_pipelines.subset import Subset
 from data_pipelines.text import Tokenizer
 from data_pipelines.utterance import Utterance
+from data_pipelines.waves import Effects
 from melllm_jax.batch import Batch
 from melllm_jax.config import Data, Mel, Run
 from melllm_jax.errors import Mistake
 
-_COLUMNS = ("tokens", "patches", "frames", "clips", "loss_weight", "sources")
-
 
 def train_batches(
-    run: Run, tokenizer: Tokenizer, *, lanes: Sequence[int] | None = None, split: str = "train"
-) -> grain.IterDataset:
-    """An endless stream of the Batch of some lanes, in NumPy: [rows t ...], all of them if None.
+    run: Run,
+    tokenizer: Tokenizer,
+    *,
+    lanes: Sequence[int] | None = None,
+    split: str = "train",
+    say: Callable[[str], None] = lambda _: None,
+) -> Lanes:
+    """A stream of the Batch of some lanes, in NumPy: [rows t ...], all of them if None.
+
+    It ends with the last full batch once every corpus is drawn data.epochs times, or never. `say`
+    is told, once each, of damaged shards that are skipped.
 
     Every host must draw it with the same run, and with the lanes of its rows (`layout.lanes`). Of
     one corpus, all lanes together see every example once before any of them sees one again. The
@@ -39,27 +51,21 @@ def train_batches(
     share of unusable examples exceeds data.bad.
     """
     data, count = run.data, run.data.streams
-    corpora = _opened(run, split)
-    window, augment, pack, *order = _seeds(run.seed, 3 + len(corpora))
-    drawn = grain.MapDataset.mix(
-        [_endless(corpus, i, order[i]) for i, corpus in enumerate(corpora)],
-        [source.weight for source in data.sources],
-    )
-    examples = drawn.random_map(Examples(run, tokenizer).train, seed=augment)
+    window, augment, order = _seeds(run.seed, 3)
+    mixed = Mixture(data, split, order, functools.partial(_check, run))
+    ready = mixed.tokenized(tokenizer.digest())
+    train = functools.partial(_made, Examples(run, tokenizer, Effects(data.augment), ready))
 
-    def chain(lane: int, readers: Readers, counts: list[Count]) -> grain.IterDataset:
-        rows = Packed(
-            Screen(Read(examples, Share(lane, count, window), readers), data, counts),
-            first=1 + lane * data.bins // count,
-            bins=data.bins,
-            length_struct=dict.fromkeys(_COLUMNS, data.t),
-            seed=pack,
-            meta_features=(*_COLUMNS[1:], "lost"),
-        )
-        return Tally(rows.batch(data.b // count, batch_fn=_batch), data, len(corpora))
+    def chain(
+        lane: int, mixture: Mixture, readers: Readers, counts: list[Count]
+    ) -> grain.IterDataset:
+        examples = grain.MapDataset.source(mixture).random_map(train, seed=augment)
+        read = Read(examples, mixture, Share(lane, count, window), readers)
+        rows = Packed(Screen(read, data, counts, say), read.again, data.t, data.bins)
+        batches = rows.batch(data.b // count, drop_remainder=True, batch_fn=_batch)
+        return Tally(batches, data, mixture)
 
-    mine = range(count) if lanes is None else lanes
-    return Lanes(chain, data, mine, [len(corpus) for corpus in corpora])
+    return Lanes(chain, data, range(count) if lanes is None else lanes, mixed)
 
 
 def eval_examples(
@@ -76,20 +82,24 @@ def eval_examples(
     yield from _read(trials.map(Examples(run, tokenizer).trial), run.data)
 
 
-def _opened(run: Run, split: str) -> list[Corpus]:
-    if not run.data.sources:
-        raise Mistake("data.sources=(): needs one corpus at least")
-    corpora = []
-    for source in run.data.sources:
-        corpus = open_source(source.path, split)
-        _check_mel(corpus, run.mel)
-        if split == "train" and source.digest not in ("", now := digest(source.path, split)):
-            raise Mistake(f"data.sources.digest={source.digest}: {source.path} has {now} now")
-        corpora.append(corpus)
-    return corpora
+def _made(
+    examples: Examples, drawn: tuple[int, Utterance | Damaged], rng: np.random.Generator
+) -> dict[str, np.ndarray] | Reject:
+    source, utterance = drawn
+    if isinstance(utterance, Damaged):
+        return Reject(source, utterance.path, DAMAGED, str(utterance))
+    return examples.train((source, utterance), rng)
 
 
-def _check_mel(corpus: Corpus, cfg: Mel) -> None:
+def _check(run: Run, corpus: Corpus | Subset) -> None:
+    """Raises Mistake where a corpus does not suit the run."""
+    _check_mel(corpus, run.mel)
+    if corpus.mel is not None and (changes := run.data.augment.on_sound):
+        names = ", ".join(changes)
+        raise Mistake(f"data.augment: {names}: {corpus.path} holds ready mel, no sound")
+
+
+def _check_mel(corpus: Corpus | Subset, cfg: Mel) -> None:
     """Raises Mistake where ready mel was made otherwise; r, how it is cut, is not in it."""
     if corpus.mel is None:
         return
@@ -105,23 +115,15 @@ def _seeds(seed: int, count: int) -> list[int]:
     return [int(word) for word in np.random.SeedSequence(seed).generate_state(count)]
 
 
-def _endless(corpus: Corpus, number: int, seed: int) -> grain.MapDataset:
-    """Every utterance of a corpus with the corpus's number, each epoch in another order."""
-    once = grain.MapDataset.source(corpus).shuffle(seed=seed)
-    return once.repeat().map(functools.partial(_numbered, number))
-
-
-def _numbered(number: int, utterance: Utterance) -> tuple[int, Utterance]:
-    return number, utterance
-
-
 def _read(examples: grain.MapDataset, cfg: Data) -> grain.IterDataset:
     options = grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=BUFFER * cfg.threads)
     return examples.to_iter_dataset(options)
 
 
 def _batch(rows: Sequence[Mapping[str, Any]]) -> tuple[Batch, list[Lost]]:
-    columns = {name: np.stack([row[name] for row in rows]) for name in _COLUMNS}
-    columns["segments"] = np.stack([row["tokens_segment_ids"] for row in rows])
-    columns["positions"] = np.stack([row["tokens_positions"] for row in rows])
+    one = len(rows) == 1  # as in lanes of a row each: nothing to copy
+    columns = {
+        name: rows[0][name][None] if one else np.stack([row[name] for row in rows])
+        for name in Batch._fields
+    }
     return Batch(**columns), [lost for row in rows for lost in row["lost"]]

@@ -6,16 +6,19 @@ of a lane, so that the figures of a run stopped and resumed are those of one tha
 """
 
 from collections import Counter
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
 import grain
 
 from data_pipelines.examples import Reject, reasons
+from data_pipelines.mixture import Mixture
 from melllm_jax.batch import Batch
 from melllm_jax.config import Data
 from melllm_jax.errors import Mistake
 
+DAMAGED = "damaged shard"  # the reason of what cannot be read of one
 FEWEST = 100  # examples seen before a share of bad ones means anything
 NAMED = 5  # bad examples that the message names
 
@@ -35,6 +38,7 @@ class Count:
     seen: int = 0
     # Of a fixed length: Orbax and Grain want states of one form.
     first: list[str] = dataclasses.field(default_factory=lambda: [""] * NAMED)
+    damaged: set[str] = dataclasses.field(default_factory=set)  # shards told of since the start
 
     def add(self, reject: Reject) -> None:
         """Count an unusable example that has been seen."""
@@ -42,6 +46,11 @@ class Count:
         if "" in self.first and name not in self.first:
             self.first[self.first.index("")] = name
         self.bad[reject.reason] += 1
+
+
+def counted(cfg: Data) -> tuple[str, ...]:
+    """Every reason that is counted."""
+    return (*reasons(cfg), DAMAGED)
 
 
 def progress(iterator: grain.DatasetIterator) -> dict[str, Any]:
@@ -56,7 +65,7 @@ def progress(iterator: grain.DatasetIterator) -> dict[str, Any]:
     while "lanes" not in state:
         state = state["parent"]
     lanes, sizes = list(state["lanes"].values()), state["sizes"]
-    drawn = [sum(counts) for counts in zip(*(lane["drawn"] for lane in lanes), strict=True)]
+    drawn = [sum(lane["drawn"][name] for lane in lanes) for name in state["sources"]]
     share = len(lanes) / state["of"]
     sources = [
         {"seen": count, "epoch": count / share / size}
@@ -72,35 +81,52 @@ class Screen(grain.IterDataset):
     """Examples without the Rejects, which it counts; each carries those before it as `lost`.
 
     `counts` are those of all lanes of this host, whose share is judged as one: it takes its place
-    among them.
+    among them. `say` is told of every damaged shard once.
     """
 
-    def __init__(self, parent: grain.IterDataset, cfg: Data, counts: list[Count]) -> None:
+    def __init__(
+        self,
+        parent: grain.IterDataset,
+        cfg: Data,
+        counts: list[Count],
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         super().__init__(parent)
-        self._cfg, self._counts = cfg, counts
+        self._cfg, self._counts, self._say = cfg, counts, say
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _ScreenIterator(self._parent.__iter__(), self._cfg, self._counts)
+        return _ScreenIterator(self._parent.__iter__(), self._cfg, self._counts, self._say)
 
 
 class _ScreenIterator(grain.DatasetIterator):
-    def __init__(self, parent: grain.DatasetIterator, cfg: Data, counts: list[Count]) -> None:
+    def __init__(
+        self,
+        parent: grain.DatasetIterator,
+        cfg: Data,
+        counts: list[Count],
+        say: Callable[[str], None],
+    ) -> None:
         super().__init__(parent)
-        self._cfg, self._counts = cfg, counts
-        self._count = Count(dict.fromkeys(reasons(cfg), 0))
+        self._cfg, self._counts, self._say = cfg, counts, say
+        self._count = Count(dict.fromkeys(counted(cfg), 0))
         counts.append(self._count)
 
     def __next__(self) -> dict[str, Any]:
         lost = []
         while True:
-            example = next(self._parent)
+            turn, example = next(self._parent)
             self._count.seen += 1
             if isinstance(example, Reject):
+                if example.reason == DAMAGED and not any(
+                    example.id in count.damaged for count in self._counts
+                ):
+                    self._count.damaged.add(example.id)
+                    self._say(f"{example.detail}: what cannot be read of it is skipped")
                 self._count.add(example)
                 lost.append((example.source, example.reason))
             self._check_share()
             if not isinstance(example, Reject):
-                return example | {"lost": Lost(tuple(lost))}
+                return example | {"turn": turn, "lost": Lost(tuple(lost))}
 
     def _check_share(self) -> None:
         seen = sum(count.seen for count in self._counts)
@@ -111,7 +137,7 @@ class _ScreenIterator(grain.DatasetIterator):
             return
         bad = {
             reason: sum(count.bad[reason] for count in self._counts)
-            for reason in reasons(self._cfg)
+            for reason in counted(self._cfg)
         }
         names = dict.fromkeys(name for count in self._counts for name in count.first if name)
         counts = ", ".join(f"{count} {reason}" for reason, count in bad.items() if count)
@@ -139,19 +165,20 @@ class _ScreenIterator(grain.DatasetIterator):
 class Tally(grain.IterDataset):
     """A lane's rows, counted by corpus; what it gives is a Batch without their `lost`."""
 
-    def __init__(self, parent: grain.IterDataset, cfg: Data, sources: int) -> None:
+    def __init__(self, parent: grain.IterDataset, cfg: Data, mixture: Mixture) -> None:
         super().__init__(parent)
-        self._cfg, self._sources = cfg, sources
+        self._cfg, self._mixture = cfg, mixture
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _TallyIterator(self._parent.__iter__(), self._cfg, self._sources)
+        return _TallyIterator(self._parent.__iter__(), self._cfg, self._mixture)
 
 
 class _TallyIterator(grain.DatasetIterator):
-    def __init__(self, parent: grain.DatasetIterator, cfg: Data, sources: int) -> None:
+    def __init__(self, parent: grain.DatasetIterator, cfg: Data, mixture: Mixture) -> None:
         super().__init__(parent)
-        self._drawn = [0] * sources
-        self._bad = dict.fromkeys(reasons(cfg), 0)
+        self._mixture = mixture
+        self._drawn = dict.fromkeys(mixture.names, 0)
+        self._bad = dict.fromkeys(counted(cfg), 0)
 
     def __next__(self) -> Batch:
         batch, losts = next(self._parent)
@@ -161,12 +188,19 @@ class _TallyIterator(grain.DatasetIterator):
             for source, reason in lost.rejects:
                 drawn[source] += 1
                 self._bad[reason] += 1
-        self._drawn = [count + drawn[i] for i, count in enumerate(self._drawn)]
+        for number, count in drawn.items():
+            name = self._mixture.names[number]
+            self._drawn[name] = self._drawn.get(name, 0) + count
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        return {"parent": self._parent.get_state(), "drawn": self._drawn, "bad": dict(self._bad)}
+        return {
+            "parent": self._parent.get_state(),
+            "drawn": dict(self._drawn),
+            "bad": dict(self._bad),
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["parent"])
-        self._drawn, self._bad = list(state["drawn"]), dict(state["bad"])
+        self._drawn = dict.fromkeys(self._mixture.names, 0) | state["drawn"]
+        self._bad = dict(state["bad"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 import io
 import re
+from typing import Literal
 
 from etils import epath
 import sentencepiece
@@ -10,29 +11,42 @@ import sentencepiece
 from data_pipelines.text import SPECIALS, SentencePiece
 from melllm_jax.errors import Mistake
 
+Kind = Literal["unigram", "bpe", "char", "word"]
+ALL = 1_000_000  # more tokens than any texts yield
 _LINE = 1 << 24  # bytes: the library leaves out longer texts without a word
 
 
 def train_sentencepiece(
-    texts: Iterable[str], folder: epath.PathLike, v: int, *, byte_fallback: bool = False
+    texts: Iterable[str],
+    folder: epath.PathLike,
+    size: int,
+    *,
+    kind: Kind = "unigram",
+    byte_fallback: bool = False,
 ) -> SentencePiece:
-    """A unigram table of `v` tokens, special ones included, written to `folder` as well.
+    """A table of `size` tokens, special ones included, written to `folder` as well.
 
-    `v` = 0 takes all the tokens that the texts yield. Every character of the texts is a token;
-    others are refused by `encode`, or spelt in bytes (256 tokens more) with `byte_fallback`. The
-    same texts in the same order give the same table. Raises Mistake, saying the bound, where `v`
-    is more than the texts yield or too few for their characters.
+    `size` = 0 takes all the tokens that the texts yield. Every character of the texts is a token
+    (of "word", every word, the most frequent ones where `size` is less); others are refused by
+    `encode`, or spelt in bytes (256 tokens more) with `byte_fallback`. The same texts in the same
+    order give the same table. Raises Mistake, saying the bound, where `size` is more than the texts
+    yield or too few for their characters.
 
-    Kudo 2018, "Subword Regularization", https://arxiv.org/abs/1804.10959.
+    unigram: Kudo 2018, "Subword Regularization", https://arxiv.org/abs/1804.10959. bpe: Sennrich,
+    Haddow and Birch 2016, https://arxiv.org/abs/1508.07909.
     """
+    fewest = len(SPECIALS) + 2 + 256 * byte_fallback  # with <unk>, and one word
+    if kind == "word" and 0 < size < fewest:
+        raise Mistake(f"size={size}: leaves no room for a word: at least {fewest}")
     model = io.BytesIO()
+    exact = size > 0 and kind != "char"  # char leaves out the rarest, or stays short, untold
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
             model_writer=model,
-            model_type="unigram",
-            vocab_size=v or 1_000_000,
-            hard_vocab_limit=v > 0,
+            model_type=kind,
+            vocab_size=size if exact else ALL,
+            hard_vocab_limit=exact,
             byte_fallback=byte_fallback,
             character_coverage=1.0,
             control_symbols=list(SPECIALS),
@@ -45,8 +59,13 @@ def train_sentencepiece(
             minloglevel=4,  # nothing on standard error
         )
     except RuntimeError as error:
-        raise Mistake(f"v={v}: {_rule(str(error))}") from error
+        raise Mistake(f"size={size}: {_rule(str(error))}") from error
     tokenizer = SentencePiece(model.getvalue(), {})
+    if size not in (0, tokenizer.size):
+        few = "is too few for the characters of the texts: at least"
+        many = "is more than the texts yield: at most"
+        rule = few if size < tokenizer.size else many
+        raise Mistake(f"size={size}: {rule} {tokenizer.size}")
     tokenizer.save(folder)
     return tokenizer
 

@@ -25,31 +25,44 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from melllm_jax.config import Data, Init, Keep, Mel, Mesh, Optim, Run, Source, Text
+from melllm_jax.config import Data, Init, Keep, Mel, Mesh, Optim, Run, Sounds, Source, Text
 from melllm_jax.errors import Mistake
 
 Kind = TypeVar("Kind")
 
 
 def source(text: str) -> Source:
-    """The corpus that `DIR` or `DIR=WEIGHT` names. Raises Mistake for a weight that is none."""
-    path, equals, weight = text.rpartition("=")
+    """The corpus that `DIR`, `DIR=WEIGHT` or `DIR=WEIGHT:HOURSh` names.
+
+    Raises Mistake for a weight, or hours, that are none.
+    """
+    path, equals, share = text.rpartition("=")
     if not equals:
         return Source(text)
+    weight, colon, hours = share.partition(":")
+    if colon and not hours.endswith("h"):
+        raise Mistake(f"{text}: what follows : must be hours, such as 10h, not {hours!r}")
     try:
-        return Source(path, float(weight))
+        return Source(path, float(weight), hours=float(hours[:-1]) if colon else 0.0)
     except ValueError as error:
         raise Mistake(
-            f"{text}: what follows = must be a positive weight, not {weight!r}"
+            f"{text}: what follows = must be a positive weight, then :HOURSh or nothing, not "
+            f"{share!r}"
         ) from error
+
+
+def said(source: Source) -> str:
+    """What `source` reads back."""
+    hours = f":{source.hours:g}h" if source.hours else ""
+    return f"{source.path}={source.weight:g}{hours}"
 
 
 DATA = PrimitiveConstructorSpec(
     nargs=1,
-    metavar="DIR[=WEIGHT]",
+    metavar="DIR[=WEIGHT[:HOURSh]]",
     instance_from_str=lambda words: source(words[0]),
     is_instance=lambda value: isinstance(value, Source),
-    str_from_instance=lambda value: [f"{value.path}={value.weight:g}"],
+    str_from_instance=lambda value: [said(value)],
 )
 FLAGS: Mapping[type, Mapping[str, Any]] = {
     Run: {"name": Annotated[str, Suppress]},
@@ -69,12 +82,14 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
             arg(
                 name="data",
                 prefix_name=False,
-                metavar="DIR[=WEIGHT]",
-                help="folder of shards or of SPLIT.jsonl manifests, and its share of the "
-                "examples drawn, relative to the others (1 if not said)",
+                metavar="DIR[=WEIGHT[:HOURSh]]",
+                help="folder of shards or of SPLIT.jsonl manifests, its share of the examples "
+                "drawn, relative to the others (1 if not said), and how many hours of it to draw "
+                "from (all if not said): speech=2:100h",
             ),
         ]
     },
+    Sounds: {"digest": Annotated[str, Suppress]},
     Mesh: {
         "topology": Annotated[str, arg(aliases=("--topology",))],
         "slices": Annotated[int, arg(aliases=("--slices",))],

@@ -1,13 +1,12 @@
 """`melllm bench WHAT`: figures for this machine, against its own limit."""
 
 from collections.abc import Callable, Mapping, Sequence
-import difflib
 import json
 import types
 from typing import Any
 
 from launch import bench_checkpoint, bench_data, bench_decode, bench_train
-from melllm_jax.errors import Mistake
+from launch.choice import chosen
 
 Bench = Callable[[Sequence[str]], tuple[dict[str, Any], str, bool]]
 BENCHES: Mapping[str, tuple[Bench, str]] = types.MappingProxyType(
@@ -26,12 +25,8 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(_help())
         return 0
-    if not argv or argv[0] not in BENCHES:
-        near = difflib.get_close_matches(argv[0] if argv else "", BENCHES, n=1, cutoff=0.0)
-        asked = f"bench={argv[0]}: is none of" if argv else "say what to measure:"
-        hint = f"; did you mean {near[0]}?" if argv else ""
-        raise Mistake(f"{asked} {', '.join(BENCHES)}{hint}")
-    what, rest = argv[0], list(argv[1:])
+    what = chosen("bench", argv, BENCHES, missing="say what to measure")
+    rest = list(argv[1:])
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         rest = [PRESET, *rest]
     figures, text, as_json = BENCHES[what][0](rest)

@@ -1,59 +1,210 @@
-"""`melllm bench data`: how fast corpora become batches, without a model."""
+"""`melllm bench data` and `melllm data bench`: how fast corpora become batches, without a model."""
 
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import itertools
+import json
+import os
 import time
 from typing import Any
 
+from tqdm import tqdm
+
 from data_pipelines import pipeline
+from data_pipelines.sources import open_source
+from data_pipelines.stages import stages
+from data_pipelines.text import Tokenizer
 from launch.arguments import RunArguments, run_arguments
+from launch.drawn import indices
+from launch.feeding import feeding
+from launch.stopwatch import medians, turns
 from launch.train import completed
 from melllm_jax import config, presets
+from melllm_jax.errors import Mistake
 from melllm_jax.update import HOP
 
 WARM = 3  # batches before the clock starts: files are opened, and the bins of the packer filled
+ROUNDS = 5  # of the stages: medians
+ROWS, LANES = 8, 2  # a batch of more rows is read as so many: those of a large run fill no memory
+FED = "mel_llm_asr_full_v5p_128"  # of `melllm data bench DIR` where no preset is named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(RunArguments):
-    """Read the corpora of --data as PRESET (quickstart if none is given) does in training."""
+    """Read the corpora of --data as PRESET (quickstart if none is given) does in training.
 
-    seconds: float = 10.0  # how long to read
+    Each stage is timed by itself on the same utterances, and the whole chain with one reading
+    thread, two, four, and so on up to the machine's cores. A batch of more than 8 rows is read as
+    8. `melllm data bench DIR... [--preset NAME]` means the same; there the preset, unless one is
+    named, is mel_llm_asr_full_v5p_128.
+    """
+
+    seconds: float = 10.0  # how long to read, with each number of threads
+    utterances: int = 64  # that the stages are timed on; they are held in memory
+    chip: str = "TPU v5p"  # that trains PRESET: how many of them reading feeds
+    mfu: float = 0.5  # assumed: share of the chip's peak FLOP/s that training reaches
     json: bool = False  # print one JSON object on standard output and nothing else
 
+    def __post_init__(self) -> None:
+        if self.utterances < 1:
+            raise Mistake(f"utterances={self.utterances}: must be positive")
 
-def bench(argv: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
+
+def main(argv: Sequence[str]) -> int:
+    """`melllm data bench DIR… [--preset NAME] [flags]`, or PRESET and flags as `melllm bench`."""
+    figures, text, as_json = bench(_reordered(list(argv)), prog="melllm data bench")
+    print(json.dumps(figures) if as_json else text)
+    return 0
+
+
+def bench(argv: Sequence[str], prog: str = "melllm bench data") -> tuple[dict[str, Any], str, bool]:
     """Figures, the same as text, and whether JSON was asked for. Raises Mistake."""
-    arguments = run_arguments(
-        Arguments, argv, presets.preset, prog="melllm bench data", presets=presets.PRESETS
-    )
-    figures = measured(arguments.run, arguments.seconds)
+    arguments = run_arguments(Arguments, argv, presets.preset, prog=prog, presets=presets.PRESETS)
+    figures = measured(arguments)
     return figures, told(figures), arguments.json
 
 
-def measured(run: config.Run, seconds: float) -> dict[str, Any]:
-    """The figures of reading for so many seconds."""
-    run, tokenizer = completed(run)
-    with contextlib.closing(iter(pipeline.train_batches(run, tokenizer))) as batches:
-        for _ in range(WARM):
-            next(batches)
-        count = positions = 0
-        audio = 0.0
-        began, worked = time.perf_counter(), time.process_time()
-        while (passed := time.perf_counter() - began) < seconds or not count:
-            batch = next(batches)
-            count += 1
-            positions += int((batch.segments > 0).sum())
-            audio += float(batch.frames.sum()) * HOP
-        worked = time.process_time() - worked
-    return {
+def measured(arguments: Arguments) -> dict[str, Any]:
+    """The figures of all stages, and of the whole by number of threads."""
+    fed = arguments.run
+    feeding(fed, 0.0, arguments.chip, arguments.mfu)  # mistakes are told before anything is read
+    run, tokenizer = completed(_smaller(fed))
+    apart = _apart(run, tokenizer, arguments.utterances)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    counts = sorted({*_doubled(cores or 1), run.data.threads})
+    by_threads = {
+        n: _whole(run, tokenizer, n, arguments.seconds)
+        for n in tqdm(counts, unit="number of threads", disable=None)
+    }
+    whole = by_threads[run.data.threads]
+    figures = {
         "what": "data",
         "preset": run.name,
         "data": [source.path for source in run.data.sources],
-        "threads": run.data.threads,
         "rows": run.data.b,
         "positions": run.data.t,
+        **whole,
+        "stages": apart,
+        "workers": list(by_threads.values()),
+    }
+    if (decoded := apart.get("decode")) is not None:
+        alone = decoded["audio_seconds_per_second"]
+        figures["share_of_decoding"] = whole["audio_seconds_per_core_second"] / alone
+    best = max(by_threads.values(), key=lambda one: one["audio_seconds_per_second"])
+    rate = best["batches_per_second"] * run.data.b * run.data.t
+    found = feeding(fed, rate, arguments.chip, arguments.mfu)
+    figures["feeds"] = dataclasses.asdict(found) | {
+        "threads": best["threads"],
+        "chips_per_core": found.chips / best["cores"],
+        "audio_seconds_per_position": best["audio_seconds_per_second"] / rate,
+    }
+    return figures
+
+
+def told(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        f"{figures['preset']}: {figures['batches']} batches of {figures['rows']} × "
+        f"{figures['positions']} positions in {figures['seconds']:.1f} s, "
+        f"{figures['filled']:.1%} of them filled",
+        f"speed       {figures['batches_per_second']:.2f} batches/s, "
+        f"{figures['audio_seconds_per_second']:.0f} s of audio a second",
+        f"cost        {figures['audio_seconds_per_core_second']:.0f} s of audio a second of "
+        f"one core; {figures['cores']:.2f} cores were busy, {figures['threads']} threads read",
+    ]
+    for name, stage in figures["stages"].items():
+        lines.append(
+            f"{name:11} {stage['audio_seconds_per_second']:,.0f} s of audio a second, "
+            f"{stage['share']:.1%} of the stages' time"
+        )
+    if "share_of_decoding" in figures:
+        share = figures["share_of_decoding"]
+        lines.append(
+            f"limit       all of it on a core is {share:.2f} times as fast as decoding alone"
+        )
+    for one in figures["workers"]:
+        lines.append(
+            f"{one['threads']} thread{'s' if one['threads'] > 1 else ' '}   "
+            f"{one['audio_seconds_per_second']:,.0f} s of audio a second, "
+            f"{one['filled']:.1%} of positions filled"
+        )
+    feeds = figures["feeds"]
+    lines.append(
+        f"feeds       {feeds['chips']:.3g} × {feeds['chip']} that train {figures['preset']} at an "
+        f"assumed MFU of {feeds['mfu']:.0%}: {feeds['positions']:,.0f} positions a second each, "
+        f"{1000 * feeds['audio_seconds_per_position']:.0f} ms of audio a position; "
+        f"{feeds['chips_per_core']:.3g} chips a core"
+    )
+    return "\n".join(lines)
+
+
+def _reordered(words: list[str]) -> list[str]:
+    """DIR… and --preset NAME as PRESET --data DIR …; other words as they are."""
+    if not words or words[0] in (*presets.PRESETS, "-h", "--help"):
+        return words
+    folders = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    rest = words[len(folders) :]
+    name = FED
+    if "--preset" in rest:
+        place = rest.index("--preset")
+        if place + 1 == len(rest):
+            raise Mistake("preset: --preset needs a name")
+        name = rest[place + 1]
+        del rest[place : place + 2]
+    return [name, *(word for folder in folders for word in ("--data", folder)), *rest]
+
+
+def _smaller(run: config.Run) -> config.Run:
+    """`run` with batches of at most ROWS rows, in LANES lanes where it had more rows."""
+    if run.data.b <= ROWS:
+        return run
+    return config.override(run, {"data.b": ROWS, "data.lanes": LANES})
+
+
+def _doubled(cores: int) -> list[int]:
+    """1, 2, 4, … and the number of cores."""
+    return [*itertools.takewhile(lambda n: n < cores, (2**i for i in range(20))), cores]
+
+
+def _apart(run: config.Run, tokenizer: Tokenizer, count: int) -> dict[str, dict[str, float]]:
+    """The stages, timed in turns on utterances of the first corpus."""
+    corpus = open_source(run.data.sources[0].path, "train")
+    found = stages(run, tokenizer, corpus, indices(corpus, count, run.seed))
+    taken = medians(turns(found.actions, ROUNDS))
+    audio = {name: found.packed if name == "pack" else found.audio for name in taken}
+    cost = {name: taken[name] / audio[name] for name in taken}
+    return {
+        name: {
+            "audio_seconds_per_second": 1 / cost[name],
+            "share": cost[name] / sum(cost.values()),
+            "seconds": taken[name],
+            "utterances": found.utterances,
+        }
+        for name in taken
+    }
+
+
+def _whole(run: config.Run, tokenizer: Tokenizer, threads: int, seconds: float) -> dict[str, Any]:
+    """The figures of reading for so many seconds with so many threads."""
+    run = config.override(run, {"data.threads": threads})
+    with contextlib.closing(iter(pipeline.train_batches(run, tokenizer))) as batches:
+        for _ in itertools.islice(batches, WARM):
+            pass
+        count = positions = 0
+        audio = 0.0
+        began, worked = time.perf_counter(), time.process_time()
+        for batch in batches:
+            count += 1
+            positions += int((batch.segments > 0).sum())
+            audio += float(batch.frames.sum()) * HOP
+            if time.perf_counter() - began >= seconds:
+                break
+        passed, worked = time.perf_counter() - began, time.process_time() - worked
+    if not count:
+        raise Mistake(f"data.sources: give {WARM} batches or fewer, then end: too few to measure")
+    return {
+        "threads": threads,
         "seconds": passed,
         "batches": count,
         "batches_per_second": count / passed,
@@ -62,18 +213,3 @@ def measured(run: config.Run, seconds: float) -> dict[str, Any]:
         "cores": worked / passed,
         "filled": positions / (count * run.data.b * run.data.t),
     }
-
-
-def told(figures: dict[str, Any]) -> str:
-    """The figures for people."""
-    return "\n".join(
-        [
-            f"{figures['preset']}: {figures['batches']} batches of {figures['rows']} × "
-            f"{figures['positions']} positions in {figures['seconds']:.1f} s, "
-            f"{figures['filled']:.1%} of them filled",
-            f"speed       {figures['batches_per_second']:.2f} batches/s, "
-            f"{figures['audio_seconds_per_second']:.0f} s of audio a second",
-            f"cost        {figures['audio_seconds_per_core_second']:.0f} s of audio a second of "
-            f"one core; {figures['cores']:.2f} cores were busy, {figures['threads']} threads read",
-        ]
-    )

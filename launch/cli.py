@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "make a spoken corpus, train on it, score it, transcribe it",
     ),
     "prepare": ("launch.prepare", "turn a corpus into shards that training reads at random"),
+    "data": ("launch.data", "look at a corpus, measure how fast it reads, train a tokenizer on it"),
     "train": ("launch.train", "train a preset on prepared data, or go on where it stopped"),
     "evaluate": ("launch.evaluate", "word error rate and speed of a run on a split"),
     "transcribe": ("launch.transcribe", "text of wav, flac, mp3 and ogg files"),

@@ -93,7 +93,6 @@ def fit(run: Run, workdir: str, bar: Bar | None = None, profile: Span | None = N
         )
     if run.optim.train == "lora" and not run.init.path:
         raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
-    corpora = [sources.open_source(source.path, "train") for source in run.data.sources]
     scoring = dev_score(run, tokenizer) if run.keep.score else None
     begin: Callable[[Update], State] = Update.initial
     with jax.set_mesh(mesh):
@@ -102,19 +101,30 @@ def fit(run: Run, workdir: str, bar: Bar | None = None, profile: Span | None = N
         if run.init.path:
             begin = lambda update: start.state(update, run.init.path, mesh)
             start.check(update, run.init.path)
-    batches = iter(pipeline.train_batches(run, tokenizer, lanes=lanes))
+    say = lambda text: bar.say(text) if bar is not None else None
+    batches = iter(pipeline.train_batches(run, tokenizer, lanes=lanes, say=say))
     claim(run, workdir, tokenizer)
     bar = bar or (Bar(run.optim.steps) if jax.process_index() == 0 else None)
+
+    def changed() -> Mapping[str, Any]:
+        """The mixture, where the run was resumed with another one."""
+        if batches.change is None:
+            return {}
+        say(str(batches.change))
+        return {"mixture": dataclasses.asdict(batches.change)}
+
     try:
         train(
             run,
             batches,
             pathlib.Path(workdir),
             mesh,
-            sizes=[len(corpus) for corpus in corpora],
+            sizes=batches.sizes,
             progress=bar or SILENT,
             score=scoring,
             rejected=lambda: tally(batches)["bad"],
+            carried=lambda: batches.carried,
+            changed=changed,
             start=begin,
             profile=profile,
         )
@@ -156,6 +166,10 @@ def completed(run: Run) -> tuple[Run, Tokenizer]:
         for source in run.data.sources
     ]
     changes: dict[str, Any] = {"data.sources": known, "text.digest": tokenizer.digest()}
+    for name, sounds in (("noises", run.data.augment.noises), ("rooms", run.data.augment.rooms)):
+        if sounds.path:
+            found = sources.digest(sounds.path, sounds.split)
+            changes[f"data.augment.{name}.digest"] = found
     if run.init.path:
         changes["init.digest"] = start.digest(run.init.path)
     if run.mel.normalize == "global" and not run.mel.mean:

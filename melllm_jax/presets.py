@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import types
 
-from melllm_jax.config import Data, Keep, Lora, Mel, Mesh, Model, Optim, Rope, Run, Text
+from melllm_jax.config import Augment, Data, Keep, Lora, Mel, Mesh, Model, Optim, Rope, Run, Text
 from melllm_jax.errors import Mistake
 
 
@@ -21,7 +21,7 @@ def quickstart() -> Run:
         name="quickstart",
         model=_small(v=128),
         mel=Mel(kind="phi4", r=8, normalize="utterance"),
-        data=Data(t=128, b=8, wire="float32", shift=7),
+        data=Data(t=128, b=8, wire="float32", augment=Augment(shift=7)),
         optim=Optim(steps=600, lr=2e-3, kind="muon", warmup=50, compute="float32"),
         keep=Keep(every=200, score=100),
     )
@@ -44,11 +44,7 @@ def digits() -> Run:
             t=128,
             b=8,
             wire="float32",
-            shift=7,
-            time_masks=2,
-            time_width=10,
-            band_masks=2,
-            band_width=15,
+            augment=Augment(mask=1.0, time_width=10, time_share=0.2, band_width=15, shift=7),
         ),
         optim=Optim(steps=800, lr=2e-3, kind="muon", warmup=50, compute="float32"),
         keep=Keep(every=200),

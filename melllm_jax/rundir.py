@@ -46,9 +46,10 @@ def claimed(workdir: str, run: config.Run) -> None:
 
 
 def _check(workdir: str, run: config.Run) -> None:
+    """Raises Mistake for another run; its mixture may change, but not what a corpus holds."""
     other = read(workdir)
-    if config.identity(other) != config.identity(run):
-        asked, there = dict(_deciding(run)), dict(_deciding(other))
+    asked, there = dict(_fixed(run, other)), dict(_fixed(other, run))
+    if asked != there:
         names = [n for n in asked | there if asked.get(n) != there.get(n)]
         differ = [f"{n}={asked.get(n)} (it has {there.get(n)})" for n in names]
         raise Mistake(
@@ -82,6 +83,22 @@ def spec(folder: str) -> config.Spec:
         return found
     text = dataclasses.replace(found.text, tokenizer=f"{folder}/{TOKENIZER}")
     return dataclasses.replace(found, text=text)
+
+
+def _fixed(run: config.Run, other: config.Run) -> Iterator[tuple[str, Any]]:
+    """What a resume of `run` or of `other` may not change, as (dotted name, value).
+
+    Sources may come and go, but one at least stays, and none changes in its place.
+    """
+    still = dataclasses.replace(run.data, sources=(), temperature=0.0, epochs=0)
+    yield from _deciding(dataclasses.replace(run, data=still))
+    held, others = ({(x.digest, x.hours) for x in r.data.sources} for r in (run, other))
+    places = {source.path for source in other.data.sources}
+    for source in run.data.sources:
+        changed = source.path in places and (source.digest, source.hours) not in others
+        if changed or held.isdisjoint(others):
+            hours = f"{source.hours:g} h of " if source.hours else ""
+            yield f"data.sources.{source.path}", f"{hours}{source.digest}"
 
 
 def _deciding(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

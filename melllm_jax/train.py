@@ -70,6 +70,8 @@ def train(
     progress: Progress = SILENT,
     score: Callable[[SpeechLM], Mapping[str, Any]] | None = None,
     rejected: Callable[[], Mapping[str, int]] = dict,
+    carried: Callable[[], Sequence[int]] | None = None,
+    changed: Callable[[], Mapping[str, Any]] = dict,
     start: Callable[[Update], State] = Update.initial,
     profile: Span | None = None,
 ) -> State:
@@ -79,8 +81,12 @@ def train(
     Where several processes train together, process 0 alone writes metrics; `rejected` is its own.
     `sizes` gives the examples of each source, for the epoch; `score` turns the model into metrics
     each `keep.score` updates; `rejected` counts bad examples by reason; `profile` is what to trace.
-    Returns the last state; after SIGTERM that is the state saved then. Raises Fault where the loss
-    is not finite or a checkpoint cannot be written, Mistake where what to trace is past.
+    Once `batches` are at their place, `carried` gives the number there of each source, -1 for a new
+    one, and `changed` metrics of what is different from then on, for the first update's line.
+    Returns the last state; after SIGTERM that is the state saved then, and where the data ends on
+    any host, that after the last update for which all had a batch, saved as well. Raises Fault
+    where the loss is not finite or a checkpoint cannot be written, Mistake where what to trace is
+    past.
     """
     with (
         jax.set_mesh(mesh),
@@ -90,6 +96,9 @@ def train(
         spent = Goodput(workdir)
         update = Update(run)
         state, seen = _resumed(update, checkpoints, batches, mesh, start, progress)
+        if carried is not None:
+            seen = np.array([seen[i] if i >= 0 else 0 for i in carried()], np.int64)
+        news = changed()
         first = int(state.step)
         if profile is not None:
             profile.check(first, run.optim.steps)
@@ -116,7 +125,7 @@ def train(
                 metrics = meter.read(jax.device_get(numbers)) | {"rejected": bad}
                 if not metrics.pop("finite"):
                     raise _halt(workdir, step, batch, state, metrics["loss"])
-                found = more()
+                found = {**more(), **(news if step == first + 1 else {})}
                 if found or step % run.keep.log == 0 or step == run.optim.steps:
                     record.write(step, {**metrics, **found})
                 progress.step(step, metrics)
@@ -132,10 +141,21 @@ def train(
                 """Whether the devices still have an update to make."""
                 return late is not None and not late[1]["loss"].is_ready()  # type: ignore[attr-defined]
 
+            saved = first
             for step in traced.updates(range(first + 1, run.optim.steps + 1), settle):
                 # Data first: its wait is measured, and its place is saved with this update.
                 with spent.waiting(busy):
-                    batch = next(batches)
+                    batch = _next(batches, ends=run.data.epochs > 0)
+                if batch is None:
+                    settle()
+                    done = step - 1
+                    if saved < done:
+                        with spent.spending("checkpoint"):
+                            checkpoints.save(done, *_saved(state, meter), batches)
+                        spent.save(done)
+                    times = f"data.epochs={run.data.epochs} times"
+                    progress.say(f"the data ends after update {done}: all was drawn {times}")
+                    break
                 here = layout.place(batch)
                 if compiled is None:
                     progress.doing("compiling…")
@@ -155,6 +175,7 @@ def train(
                     with spent.spending("checkpoint"):
                         checkpoints.save(step, *_saved(state, meter), batches)
                     spent.save(step)
+                    saved = step
                 if last:
                     break
         if compiled is not None:
@@ -195,6 +216,24 @@ class Stop:
 
     def _ask(self, number: int, frame: types.FrameType | None) -> None:
         self.asked = True
+
+
+def _next(batches: Iterator[Batch], ends: bool) -> Batch | None:
+    """The next batch; None where this host, or with `ends` another, has none any more.
+
+    Of several processes, those that have one go back to where they were: their place is saved.
+    """
+    if not ends or jax.process_count() == 1:
+        return next(batches, None)
+    place = batches.get_state()  # type: ignore[attr-defined]
+    batch = next(batches, None)
+    # Waits for the update under way: streams that end are short.
+    with jax.transfer_guard("allow"):
+        all_have = bool(multihost_utils.process_allgather(np.bool_(batch is not None)).all())
+    if all_have:
+        return batch
+    batches.set_state(place)  # type: ignore[attr-defined]
+    return None
 
 
 def _record(workdir: pathlib.Path, first: int) -> Record | Unwritten:

@@ -94,17 +94,29 @@ def test_weight_that_is_no_positive_number_is_refused(text):
     assert text in refusal(trained, "tiny", *OWN, "--data", text)
 
 
+def test_hours_of_a_corpus_follow_its_weight():
+    found = trained("tiny", *OWN, "--data", "a=2:0.5h", "--data", "b=c=1:100h").run.data.sources
+    assert found == (Source("a", 2.0, hours=0.5), Source("b=c", 1.0, hours=100.0))
+
+
+@pytest.mark.parametrize("text", ["d=1:10", "d=1:h", "d=1:-1h", "d=1:nanh", "d=:1h", "d=1:1h:2h"])
+def test_hours_that_are_none_are_refused(text):
+    assert text in refusal(source, text)
+    assert text in refusal(trained, "tiny", *OWN, "--data", text)
+
+
 def test_help_shows_every_field_with_its_comment_and_the_presets_value(capsys):
     with pytest.raises(SystemExit) as end:
         trained("tiny", "--help")
     assert end.value.code == 0
     told = capsys.readouterr().out
-    hidden = {"name", "text.digest", "init.digest", "mel.mean", "mel.invstd", "data.sources"}
+    hidden = {"name", "mel.mean", "mel.invstd", "data.sources"}
+    hidden |= {name for name, _ in fields(RUN) if name.endswith(".digest")}
     for name, _ in fields(RUN):
         assert (f"--{name.replace('_', '-')} " in told) == (name not in hidden), name
     words = " ".join(told.replace("│", " ").split())
     assert "hidden_size (default: 64)" in words
-    assert "--data DIR[=WEIGHT] folder of shards" in words
+    assert "--data DIR[=WEIGHT[:HOURSh]] folder of shards" in words
     assert "--workdir STR folder of the run (required)" in words
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.audio import BadAudio, decode, duration, resample, to_flac
+from data_pipelines.audio import BadAudio, decode, duration, resample, to_flac, to_opus
 from melllm_jax.errors import Fault, Mistake
 
 FSDD = pathlib.Path(__file__).parents[2] / "shared/data/fsdd"
@@ -111,6 +111,29 @@ def test_to_flac_of_samples_out_of_range_clips_them():
     np.testing.assert_array_equal(decode(to_flac(loud)), np.float32([-1, 32_767 / 32_768, 0]))
 
 
+def test_to_opus_decodes_to_as_many_samples_and_nearly_the_same_sound():
+    for samples in (1, 319, 16_000, 33_333):
+        assert decode(to_opus(tone(16_000, 3)[:samples])).size == samples
+    middle = slice(2000, 14_000)
+    error = decode(to_opus(tone(16_000)))[middle] - tone(16_000)[middle]
+    assert np.abs(error).max() < LOSS["opus"]
+
+
+def test_to_opus_gives_the_same_bytes_each_time():
+    stream = io.BytesIO()
+    soundfile.write(stream, noise(), 16_000, format="OGG", subtype="OPUS")
+    first, second = to_opus(noise()), to_opus(noise())
+    assert first == second
+    assert first[14:18] == bytes(4) != stream.getvalue()[14:18]  # the serial number, by chance
+
+
+def test_decode_of_a_header_that_promises_terabytes_takes_no_such_memory():
+    whole = bytearray(encoded(noise(), kind="flac"))
+    whole[21] |= 0x0F  # the number of samples: 36 bits from the middle of byte 21 on
+    whole[22] = 0xFF
+    assert reason(decode, bytes(whole)) == "undecodable"
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_duration_of_a_file_is_that_of_its_sound(kind):
     assert duration(encoded(tone(48_000, seconds=1.5), 48_000, kind)) == pytest.approx(1.5)
@@ -177,8 +200,8 @@ def test_a_path_that_is_no_file_is_missing(call, tmp_path):
     assert reason(call, tmp_path) == "missing"
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_decode_of_samples_that_are_no_numbers_is_not_finite(value):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -32_768.0])
+def test_decode_of_samples_that_are_no_sound_is_not_finite(value):
     sound = noise()
     sound[1234] = value
     assert reason(decode, encoded(sound, kind="float wav")) == "not finite"
@@ -229,3 +252,22 @@ def test_real_recordings_at_8_khz_have_the_manifests_durations():
         file = FSDD / row["audio_filepath"]
         assert duration(file) == pytest.approx(row["duration"], abs=1e-3)
         assert decode(file).size == pytest.approx(16_000 * duration(file), abs=1)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_stretch_of_a_file_is_that_part_of_the_whole(kind):
+    content = encoded(noise(), kind=kind)
+    whole = decode(content)
+    np.testing.assert_array_equal(decode(content, part=(0.25, 0.1)), whole[4000:5600])
+    end = whole.size / 16_000
+    np.testing.assert_array_equal(decode(content, part=(end - 0.1, 9.0)), whole[-1600:])
+
+
+def test_stretch_that_is_not_there_says_why():
+    content = encoded(noise(), kind="flac")
+    end = len(noise()) / 16_000
+    assert reason(lambda source: decode(source, part=(end, 0.1)), content) == "empty"
+    assert reason(lambda source: decode(source, part=(0.1, 0.0)), content) == "empty"
+    cut = content[: len(content) // 2]
+    assert decode(cut, part=(0.0, 0.1)).size == 1600
+    assert reason(lambda source: decode(source, part=(0.9 * end, 0.05)), cut) == "undecodable"

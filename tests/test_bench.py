@@ -93,9 +93,9 @@ def test_bench_checkpoint_on_a_folder_that_is_none_is_a_fault(capsys, tmp_path):
 
 def test_bench_data_counts_batches_and_audio(capsys, tmp_path):
     folder = corpus(tmp_path / "data")  # 0.3 s a clip
-    found = bench(capsys, "data", "--data", folder, "--seconds", 0.5)
+    found = bench(capsys, "data", "--data", folder, "--seconds", 0.3)
     assert found["data"] == [str(folder)]
-    assert found["seconds"] >= 0.5
+    assert found["seconds"] >= 0.3
     assert found["batches"] == pytest.approx(found["batches_per_second"] * found["seconds"])
     a_batch = found["audio_seconds_per_second"] / found["batches_per_second"]
     assert 8 * 0.3 < a_batch < 8 * 64 * 0.08
@@ -103,6 +103,52 @@ def test_bench_data_counts_batches_and_audio(capsys, tmp_path):
         found["audio_seconds_per_second"]
     )
     assert 0.5 < found["filled"] <= 1
+
+
+def test_bench_data_times_stages_and_numbers_of_threads_and_what_they_feed(capsys, tmp_path):
+    folder = corpus(tmp_path / "data")
+    found = bench(capsys, "data", "--data", folder, "--seconds", 0.2, "--mfu", 0.4)
+    stages = found["stages"]
+    assert list(stages) == ["read", "decode", "mel", "augment", "tokenise", "assemble", "pack"]
+    assert sum(one["share"] for one in stages.values()) == pytest.approx(1)
+    cost = [1 / one["audio_seconds_per_second"] for one in stages.values()]
+    assert stages["mel"]["share"] == pytest.approx(cost[2] / sum(cost))
+    assert {one["utterances"] for one in stages.values()} == {12}
+    threads = [one["threads"] for one in found["workers"]]
+    assert threads[0] == 1 and threads == sorted(set(threads)) and found["threads"] in threads
+    feeds, best = found["feeds"], max(one["batches_per_second"] for one in found["workers"])
+    run = digits()
+    a_position = flops.step(run) / (8 * 64)
+    assert feeds["chips"] == pytest.approx(best * 8 * 64 * a_position / (0.4 * 459e12))
+    assert 0 < feeds["audio_seconds_per_position"] < 0.08
+    alone = stages["decode"]["audio_seconds_per_second"]
+    share = found["audio_seconds_per_core_second"] / alone
+    assert found["share_of_decoding"] == pytest.approx(share)
+
+
+def test_data_bench_takes_folders_and_a_preset_and_reads_few_rows_of_it(capsys, tmp_path):
+    folder = corpus(tmp_path / "data")
+    words = [str(folder), "--preset", "mel_llm_asr_full_v5p_128", "--seconds", "0.1", "--json"]
+    assert cli.main(["data", "bench", *words, "--data.t", "256", "--data.bins", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["preset"], found["rows"]) == ("mel_llm_asr_full_v5p_128", 8)
+    assert found["data"] == [str(folder)]
+
+
+def test_data_bench_says_the_same_to_people_and_takes_a_preset_first(capsys, tmp_path):
+    folder = corpus(tmp_path / "data")
+    words = ["data", "bench", "digits", *TINY, "--data", str(folder), "--seconds", "0.1"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("digits: ") and "\n1 thread " in told and "\ndecode " in told
+    assert "× TPU v5p that train digits at an assumed MFU of 50%" in told
+
+
+def test_data_bench_of_what_does_not_fit_is_refused(capsys, tmp_path):
+    assert refused(["data", "bench", "x", "--preset"], capsys) == "preset: --preset needs a name"
+    words = ["data", "bench", str(tmp_path), "--chip", "v9"]
+    assert refused(words, capsys).startswith("chip=v9: is none of TPU v4")
+    assert refused(["data", "bench", str(tmp_path / "no")], capsys).endswith("is no folder")
 
 
 def test_bench_data_without_a_corpus_asks_for_one(capsys):

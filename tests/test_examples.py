@@ -1,14 +1,18 @@
 import dataclasses
 import math
+import typing
 
 from corpora import MEL, run_over, spelled, write_corpus
 import numpy as np
 import pytest
+import soundfile
 
+from data_pipelines.audio import Reason
 from data_pipelines.examples import Examples, Reject, Trial, heard, reasons
 from data_pipelines.sources import open_source
 from data_pipelines.text import load
-from melllm_jax.config import Mel, Text
+from data_pipelines.utterance import Utterance
+from melllm_jax.config import Data, Mel, Text
 
 BYTES = load("bytes")
 
@@ -68,6 +72,33 @@ def test_example_of_less_sound_than_a_frame_is_a_reject(tmp_path):
     reject = Examples(run, BYTES).train((0, corpus[0]), np.random.default_rng(0))
     assert reject.reason == "too short"
     assert reject.reason in reasons(run.data)
+
+
+@pytest.mark.parametrize(("value", "reason"), [(np.nan, "not finite"), (0.1, "rate")])
+def test_example_of_a_file_that_decodes_to_nothing_usable_is_a_reject(tmp_path, value, reason):
+    wave = np.full(4000, 0.1, np.float32)
+    wave[7] = value
+    folder = write_corpus(tmp_path, 1, changes={0: {"audio_filepath": "odd.wav"}})
+    rate = 4000 if reason == "rate" else 16_000
+    soundfile.write(folder / "odd.wav", wave, rate, subtype="FLOAT")
+    reject = Examples(run_over(folder), BYTES).train(
+        (0, open_source(folder, "train")[0]), np.random.default_rng(0)
+    )
+    assert reject.reason == reason
+    assert "odd.wav" in reject.detail
+    assert reason in reasons(run_over(folder).data)
+
+
+def test_example_of_ready_mel_without_a_frame_is_a_reject(tmp_path):
+    utterance = Utterance("a", "one", 0.0, "me", mel=np.zeros((0, 8), np.float32))
+    run = run_over(tmp_path)
+    reject = Examples(run, BYTES).train((0, utterance), np.random.default_rng(0))
+    assert reject.reason == "too short"
+
+
+def test_reasons_hold_every_reason_of_bad_audio():
+    """A lane counts in a table made of them: another reason would stop the run by a KeyError."""
+    assert set(typing.get_args(Reason)) < set(reasons(Data(t=1, b=1)))
 
 
 def test_example_that_just_fills_its_row_is_used(tmp_path):

@@ -12,8 +12,8 @@ from corpora import run_over, write_corpus
 import numpy as np
 import pytest
 
+from data_pipelines.ahead import Share
 from data_pipelines.examples import Examples
-from data_pipelines.lanes import Share
 from data_pipelines.pipeline import train_batches
 from data_pipelines.screen import progress
 from data_pipelines.text import load
@@ -90,7 +90,7 @@ def test_global_batch_is_the_same_for_any_number_of_hosts(forty, hosts):
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 2), (2, 4)])
 def test_place_saved_by_some_hosts_is_gone_on_from_by_others(forty, tmp_path, before, after):
     run = over(forty)
-    for step in (1, 4, 9):  # in the first packs, and past them
+    for step in (1, 9):  # in the first rows, and past them
         straight, stopped, resumed = side(run, 1), side(run, before), side(run, after)
         for _ in range(step):
             batch(straight), batch(stopped)
@@ -125,7 +125,7 @@ def test_place_of_other_lanes_or_data_is_refused(forty, tmp_path):
     with pytest.raises(Mistake, match="data: the saved place has of=2, the run 4"):
         four.set_state(json.loads(json.dumps(two.get_state())))
     other = write_corpus(tmp_path, 9, seconds=0.15)
-    with pytest.raises(Mistake, match=r"data: the saved place has sizes=\[40\], the run \[9\]"):
+    with pytest.raises(Mistake, match=r"data.sources: none of those of the saved place: .*forty"):
         side(over(other), 1)[0].set_state(four.get_state())
 
 
@@ -135,27 +135,6 @@ def test_share_gives_each_example_to_one_lane_and_no_lane_a_fixed_one():
         assert sorted(share[turn] for share in shares) == [4 * turn + i for i in range(4)]
     places = np.bincount([shares[0][turn] % 4 for turn in range(4000)], minlength=4)
     assert places.min() > 900  # of 1000 expected
-
-
-def test_lanes_do_not_pack_in_the_same_batch_for_ever(forty):
-    """A pack is 8 batches of one row a lane; the first are of 1 and of 5 rows."""
-    run = over(forty, lanes=2, b=2, bins=8, ahead=0, threads=0)
-    iterator = iter(train_batches(run, BYTES))
-    begun = {"0": set(), "1": set()}  # the batches that begin a pack of each lane
-    for number in range(34):
-        lanes = iterator.get_state()["lanes"]
-        for name, lane in lanes.items():
-            if _rows(lane) == 0:
-                begun[name].add(number)
-        next(iterator)
-    assert begun == {"0": {0, 1, 9, 17, 25, 33}, "1": {0, 5, 13, 21, 29}}
-
-
-def _rows(state):
-    """Rows handed out of a lane's present pack."""
-    while "next_row" not in state:
-        state = state["parent"]
-    return state["next_row"]
 
 
 def test_lanes_that_do_not_divide_the_rows_are_refused(forty):
@@ -173,7 +152,7 @@ def test_an_iterator_may_be_collected_in_a_thread_of_its_own(forty, monkeypatch,
 
     def train(self, *args):
         permits.acquire()
-        if dropped.is_set():
+        if dropped.is_set() and gone():
             gc.collect()
         return plain(self, *args)
 
@@ -198,4 +177,4 @@ def test_an_iterator_may_be_collected_in_a_thread_of_its_own(forty, monkeypatch,
     finally:
         gc.enable()
     assert gone() is None
-    assert threading.active_count() == before
+    assert threading.active_count() <= before

@@ -24,7 +24,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from launch import cli
-from melllm_jax import rundir
+from launch.train import completed
+from melllm_jax import config, rundir
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 
@@ -140,6 +141,15 @@ def test_train_in_the_folder_of_another_run_is_refused_and_touches_nothing(data,
     assert said.startswith(f"workdir={tmp_path}: belongs to run ")
     assert "model.d=16 (it has 8)" in said
     assert everything(tmp_path) == before
+
+
+def test_run_among_noises_knows_them_by_their_content(data, tmp_path):
+    found = []
+    for name, count in (("here", 2), ("moved", 2), ("grown", 3)):
+        noises = {"noise": 1.0, "noises.path": str(corpus(tmp_path / name, count))}
+        changes = {f"data.augment.{field}": value for field, value in noises.items()}
+        found.append(config.identity(completed(config.override(tiny(data), changes))[0]))
+    assert found[0] == found[1] != found[2]
 
 
 def test_train_that_is_no_longer_finite_ends_in_one_line_and_status_1(data, tmp_path, capsys):

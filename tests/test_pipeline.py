@@ -16,6 +16,7 @@ from data_pipelines.screen import progress
 from data_pipelines.sources import by_length, digest, open_source
 from data_pipelines.text import load
 from melllm_jax.batch import Batch
+from melllm_jax.config import Augment
 from melllm_jax.errors import Mistake
 
 BYTES = load("bytes")
@@ -145,7 +146,7 @@ def test_stream_follows_the_seed_alone(forty):
 
 
 def test_augmentation_is_the_same_for_any_number_of_lanes(forty):
-    fields = {"time_masks": 1, "band_masks": 1, **ORDERED}
+    fields = {"augment": Augment(mask=1.0), **ORDERED}
     alone = dict(stream(run_over(forty, **fields), 40))
     shared = dict(stream(run_over(forty, **fields | {"lanes": 2}), 20, [0]))
     plain = dict(stream(run_over(forty, **ORDERED), 40))
@@ -157,7 +158,7 @@ def test_augmentation_changes_with_the_seed_and_the_epoch(tmp_path):
     folder = write_corpus(tmp_path, 1)  # one utterance: no seed changes its order
 
     def patches(seed):
-        run = run_over(folder, seed=seed, band_masks=2, **ORDERED)
+        run = run_over(folder, seed=seed, augment=Augment(mask=1.0), **ORDERED)
         return [columns["patches"].tobytes() for _, columns in stream(run, 4)]
 
     assert patches(0) == patches(0)
@@ -168,7 +169,7 @@ def test_augmentation_changes_with_the_seed_and_the_epoch(tmp_path):
 @pytest.mark.parametrize("fields", [{"ahead": 0, "threads": 0}, {"ahead": 2, "threads": 2}])
 def test_chain_restored_at_any_batch_goes_on_alike(forty, tmp_path, fields):
     other = write_corpus(tmp_path, 9, seconds=0.15, first=100, changes={104: GONE})
-    run = run_over(forty, other, bad=0.5, time_masks=1, **fields)
+    run = run_over(forty, other, bad=0.5, augment=Augment(mask=1.0), **fields)
     batches = experimental.LimitIterDataset(train_batches(run, BYTES), 5)
     experimental.assert_equal_output_after_checkpoint(batches)
 
@@ -261,3 +262,26 @@ next(iterator)
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ids_that_a_corpus_holds_are_used_if_they_are_the_tokenizers_own(tmp_path, forty):
+    prepare(forty, tmp_path / "ids", tokenizer="bytes")
+    run = run_over(tmp_path / "ids", **ORDERED)
+    plain = texts(run_over(forty, **ORDERED), 60)
+    assert texts(run, 60) == plain
+
+    class Mute(type(BYTES)):
+        """As `bytes`, but for `encode`."""
+
+        def encode(self, text):
+            raise AssertionError(f"{text} is encoded once more")
+
+    def encoded(corpus, tokenizer):
+        return next(iter(train_batches(run_over(corpus), tokenizer)))
+
+    assert np.array_equal(encoded(tmp_path / "ids", Mute()).tokens, encoded(forty, BYTES).tokens)
+    with pytest.raises(AssertionError, match="is encoded once more"):
+        encoded(forty, Mute())
+    Mute.digest = lambda self: "another"
+    with pytest.raises(AssertionError, match="is encoded once more"):
+        encoded(tmp_path / "ids", Mute())

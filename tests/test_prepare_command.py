@@ -1,10 +1,14 @@
 import json
+import sys
+import typing
 
 import pytest
 from runs import corpus, everything, refused
 
+from data_pipelines import imported
 from data_pipelines.sources import open_source
 from launch import cli
+from launch.prepare import Kind
 
 GONE = {"audio_filepath": "audio/none.flac"}
 
@@ -17,7 +21,7 @@ def data(tmp_path):
 
 
 def prepare(data, out, *more):
-    return ["prepare", str(data), "--out", str(out), *more]
+    return ["prepare", str(data), "--out", str(out), "--runner", "inline", *more]
 
 
 def test_prepare_prints_one_json_object_and_leaves_shards_of_every_split(data, tmp_path, capsys):
@@ -50,7 +54,11 @@ def test_prepare_as_mel_keeps_how_it_was_made(data, tmp_path, capsys):
     ("flags", "rule"),
     [
         (["--per-shard", "0"], "per_shard=0: must be positive"),
-        (["--kind", "kaldi"], "kind"),
+        (["--kind", "kaldi"], "has no wav.scp"),
+        (["--kind", "wav"], "kind"),
+        (["--bad", "2"], "bad=2.0: must lie in [0, 1]"),
+        (["--long", "split"], "long=split: cuts only what has no text"),
+        (["--tokenizer", "none"], "text.tokenizer=none: is neither bytes nor"),
         (["--mel.m", "81"], "mel.m=81: is no band count of phi4"),
         (["--stor", "mel"], "unknown flag --stor: did you mean --store?"),
     ],
@@ -80,3 +88,31 @@ def test_prepare_of_too_much_unusable_audio_says_how_much_and_why(tmp_path, caps
     assert said.startswith("bad=0.01: 1 of 4 utterances (25.0%) are unusable: 1 missing.")
     assert cli.main(prepare(data, tmp_path / "again", "--bad", "0.5")) == 0
     assert len(open_source(tmp_path / "again", "train")) == 3
+
+
+def test_prepare_tells_what_it_left_out_by_reason_and_source(tmp_path, capsys):
+    changes = {1: GONE, 2: GONE, 3: {"text": " ", "source": "read"}}
+    data = corpus(tmp_path / "data", 6, changes=changes)
+    assert cli.main(prepare(data, tmp_path / "out", "--bad", "0.5")) == 0
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [line[-2:] for line in lines[2:]] == [
+        ["missing", "(train)"],
+        ["empty transcript", "(train read)"],
+    ]
+    assert cli.main(prepare(data, tmp_path / "again", "--bad", "0.5", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rejects"] == [
+        {"split": "train", "source": "", "reason": "missing", "count": 2},
+        {"split": "train", "source": "read", "reason": "empty transcript", "count": 1},
+    ]
+
+
+def test_prepare_without_beam_says_which_extra_to_install(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    said = refused(["prepare", data, "--out", tmp_path / "out"], capsys)
+    assert 'pip install "melllm_jax[beam]", or --runner inline' in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepare_takes_every_kind_that_is_imported():
+    assert set(typing.get_args(Kind)) == {"jsonl", *imported.KINDS}

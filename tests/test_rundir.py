@@ -31,20 +31,36 @@ def test_claim_by_another_run_names_what_differs_and_touches_nothing(tmp_path):
     assert everything(tmp_path) == before
 
 
-def test_claim_by_a_run_on_other_data_names_the_source(tmp_path):
-    one, two = Source("a", digest="x"), Source("b", weight=2.0)
-    run = tiny("corpus")
-    run, other = (
-        dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources))
-        for sources in ((one,), (dataclasses.replace(one, path="moved", digest="y"), two))
-    )
+def over(run, *sources, **data):
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, sources=sources, **data))
+
+
+@pytest.mark.parametrize(
+    ("sources", "named"),
+    [
+        ([Source("moved", digest="y")], "data.sources.moved=y (it has None)"),
+        ([Source("a", digest="y"), Source("b", digest="z")], "data.sources.a=y (it has x)"),
+        ([Source("a", digest="x", hours=5.0)], "data.sources.a=5 h of x (it has x)"),
+    ],
+)
+def test_claim_by_a_run_on_other_data_names_the_source(tmp_path, sources, named):
+    run = over(tiny("corpus"), Source("a", digest="x"), Source("b", digest="z"))
     rundir.claim(str(tmp_path), run)
+    before = everything(tmp_path)
     with pytest.raises(Mistake) as mistake:
-        rundir.claim(str(tmp_path), other)
-    assert str(mistake.value).partition("they differ in ")[2] == (
-        "data.sources.0.digest=y (it has x), data.sources.1.weight=2.0 (it has None), "
-        "data.sources.1.digest= (it has None)"
-    )
+        rundir.claim(str(tmp_path), over(run, *sources))
+    assert named in str(mistake.value).partition("they differ in ")[2]
+    assert everything(tmp_path) == before
+
+
+def test_claim_by_a_run_with_another_mixture_is_granted_and_written_down(tmp_path):
+    run = over(tiny("corpus"), Source("a", digest="x"), Source("b", digest="z"))
+    rundir.claim(str(tmp_path), run)
+    moved = Source("moved", 3.0, digest="x")
+    other = over(run, moved, Source("c", digest="w"), temperature=2.0, epochs=4)
+    rundir.claim(str(tmp_path), other)
+    assert rundir.read(str(tmp_path)) == other
+    assert config.identity(run) != config.identity(other)
 
 
 def test_claim_changed_only_in_where_it_runs_is_granted_and_written_down(tmp_path):

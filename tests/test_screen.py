@@ -98,15 +98,17 @@ def test_screen_of_nothing_but_bad_examples_stops_and_says_why(tmp_path):
 def test_screen_remembers_after_a_resume_what_it_saw(tmp_path):
     folder = write_corpus(tmp_path, 10, seconds=0.05, changes={4: GONE})
 
+    fields = {"bad": 0.1, "ahead": 0, "bins": 1, "b": 1}
+
     def batches_before_stopping(stop_at):
-        iterator, count = started(folder, bad=0.1, ahead=0), 0
+        iterator, count = started(folder, **fields), 0
         with pytest.raises(Mistake, match="data.bad") as caught:
             while True:
                 next(iterator)
                 count += 1
                 if count == stop_at:
                     state = iterator.get_state()
-                    iterator = started(folder, bad=0.1, ahead=0)
+                    iterator = started(folder, **fields)
                     iterator.set_state(state)
         return count, str(caught.value)
 
@@ -117,5 +119,5 @@ def test_screen_remembers_after_a_resume_what_it_saw(tmp_path):
 
 def test_state_of_other_data_is_refused(tmp_path):
     state = started(write_corpus(tmp_path, 10)).get_state()
-    with pytest.raises(Mistake, match=r"data: the saved place has sizes=\[10\], the run \[9\]"):
+    with pytest.raises(Mistake, match=r"data.sources=.*: its content, or hours, is not what"):
         started(write_corpus(tmp_path, 9)).set_state(state)

@@ -2,12 +2,21 @@ import dataclasses
 import json
 
 from etils import epath
+import numpy as np
 import pytest
 
 from data_pipelines import reader, shards
 from data_pipelines.utterance import Utterance, encode
 from melllm_jax.config import Mel
 from melllm_jax.errors import Fault, Mistake
+
+FACTS = shards.Facts(
+    characters=42,
+    speakers=1,
+    languages={"en": shards.Share(7, 0.5)},
+    sources={"read": shards.Share(7, 0.5)},
+    rejects={"missing": 2},
+)
 
 
 def spoken(number):
@@ -20,7 +29,7 @@ def write(folder, count=7, per_shard=3, mel=None):
     writer = shards.Writer(epath.Path(folder), "train", per_shard=per_shard)
     for number in range(count):
         writer.add(encode(spoken(number)), 0.5)
-    index = shards.Index(mel, {"train": writer.close()})
+    index = shards.Index(mel, {"train": writer.close()}, {"train": FACTS})
     shards.write_index(epath.Path(folder), index)
     return index
 
@@ -92,7 +101,7 @@ def test_shard_missing_is_a_fault_that_names_it(tmp_path):
         opened(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}'])
 def test_index_damaged_is_a_fault_that_names_it(tmp_path, text):
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(Fault, match=r"index.json: cannot be read"):
@@ -100,8 +109,8 @@ def test_index_damaged_is_a_fault_that_names_it(tmp_path, text):
 
 
 def test_index_of_another_version_is_refused(tmp_path):
-    (tmp_path / "index.json").write_text('{"version": 2}')
-    with pytest.raises(Mistake, match="version=2: this release reads 1"):
+    (tmp_path / "index.json").write_text('{"version": 1}')
+    with pytest.raises(Mistake, match="version=1: this release reads 2"):
         shards.read_index(epath.Path(tmp_path))
 
 
@@ -117,3 +126,37 @@ def test_index_holds_the_hash_of_every_shard(tmp_path):
         3,
         1.5,
     )
+
+
+def test_columns_written_shard_by_shard_read_back_as_one(tmp_path):
+    rows = np.zeros(5, shards.ROW)
+    rows["hash"] = [shards.identity("read", f"id{number}") for number in range(5)]
+    rows["seconds"], rows["characters"] = np.arange(5) / 4, np.arange(5)
+    shards.write_columns(epath.Path(tmp_path), "train", [rows[:2], rows[2:2], rows[2:]], 5)
+    np.testing.assert_array_equal(shards.columns(epath.Path(tmp_path), "train"), rows)
+    np.testing.assert_array_equal(np.load(tmp_path / "train.columns.npy"), rows)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY\x01\x00", b"text"])
+def test_columns_missing_or_damaged_are_a_fault_that_names_them(tmp_path, content):
+    if content is not None:
+        (tmp_path / "train.columns.npy").write_bytes(content)
+    with pytest.raises(Fault, match=r"train.columns.npy: cannot be read"):
+        shards.columns(epath.Path(tmp_path), "train")
+
+
+def test_columns_of_another_kind_are_a_fault(tmp_path):
+    np.save(tmp_path / "train.columns.npy", np.zeros(3))
+    with pytest.raises(Fault, match="has columns None, not"):
+        shards.columns(epath.Path(tmp_path), "train")
+
+
+def test_records_of_a_shard_come_in_order_and_a_damaged_one_is_a_fault(tmp_path):
+    write(tmp_path)
+    path = epath.Path(tmp_path / "train-00001.array_record")
+    assert list(shards.records(path)) == [encode(spoken(number)) for number in (3, 4, 5)]
+    content = bytearray(path.read_bytes())
+    content[content.index(bytes([4] * 50))] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(Fault, match=r"train-00001.array_record: cannot be read"):
+        list(shards.records(path))

@@ -1,6 +1,3 @@
-import json
-import pathlib
-
 from corpora import write_corpus
 import pytest
 
@@ -8,73 +5,6 @@ from data_pipelines import sources
 from data_pipelines.audio import BadAudio
 from data_pipelines.prepare import prepare
 from melllm_jax.errors import Mistake
-
-FSDD = pathlib.Path(__file__).parents[2] / "shared/data/fsdd"
-LINE = {"audio_filepath": "a.flac", "text": "one", "duration": 1.0, "speaker": "s", "id": "i"}
-
-
-def write_lines(folder, *lines):
-    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def test_manifest_line_becomes_an_utterance(tmp_path):
-    write_lines(tmp_path, json.dumps(LINE), json.dumps(LINE | {"id": "j", "offset": 2.5}))
-    first, second = sources.open_source(tmp_path, "train")
-    assert first.id == "i"
-    assert first.text == "one"
-    assert first.duration == 1.0
-    assert first.speaker == "s"
-    assert first.audio == tmp_path / "a.flac"
-    assert (first.offset, second.offset) == (None, 2.5)
-
-
-def test_manifest_without_a_last_line_break_keeps_its_last_line(tmp_path):
-    (tmp_path / "train.jsonl").write_text(json.dumps(LINE) + "\n\n" + json.dumps(LINE))
-    assert len(sources.open_source(tmp_path, "train")) == 2
-
-
-@pytest.mark.parametrize(
-    ("line", "rule"),
-    [
-        ("{oops", "is no JSON"),
-        ("[1]", "is no object of fields"),
-        ('{"text": "one"}', "lacks audio_filepath: has text"),
-        (json.dumps(LINE | {"duration": "1"}), "duration='1': must be a number"),
-        (json.dumps(LINE | {"duration": -1.0}), "duration=-1.0: must be seconds from 0"),
-        (json.dumps(LINE | {"duration": float("inf")}), "duration=inf: must be seconds from 0"),
-        (json.dumps(LINE | {"offset": "x"}), "offset='x': must be seconds from 0"),
-        (json.dumps(LINE | {"text": None}), "text=None: must be a string"),
-    ],
-)
-def test_manifest_line_that_is_wrong_is_named(tmp_path, line, rule):
-    write_lines(tmp_path, json.dumps(LINE), "", line)
-    with pytest.raises(Mistake) as caught:
-        sources.open_source(tmp_path, "train")
-    assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}:3: ")
-    assert rule in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_manifest_line_past_the_checked_ones_is_named_when_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CHECKED", 1)
-    write_lines(tmp_path, json.dumps(LINE), "{oops")
-    manifest = sources.open_source(tmp_path, "train")
-    assert manifest[0].id == "i"
-    with pytest.raises(Mistake, match=r"train.jsonl:2: is no JSON"):
-        manifest[1]
-
-
-def test_manifest_searched_in_small_chunks_has_the_same_lines(tmp_path, monkeypatch):
-    write_lines(tmp_path, *(json.dumps(LINE | {"id": f"i{n}"}) for n in range(40)))
-    monkeypatch.setattr(sources, "_CHUNK", 7)
-    ids = [utterance.id for utterance in sources.open_source(tmp_path, "train")]
-    assert ids == [f"i{n}" for n in range(40)]
-
-
-def test_manifest_without_lines_is_refused(tmp_path):
-    (tmp_path / "train.jsonl").write_text("")
-    with pytest.raises(Mistake, match=r"train.jsonl: has 0 lines"):
-        sources.open_source(tmp_path, "train")
 
 
 def test_source_of_a_missing_folder_is_refused(tmp_path):
@@ -151,10 +81,3 @@ def test_by_length_puts_the_longest_first(tmp_path):
     changes = {n: {"duration": seconds} for n, seconds in enumerate((1.0, 3.0, 2.0, 3.0))}
     corpus = sources.open_source(write_corpus(tmp_path, 4, changes=changes), "train")
     assert sources.by_length(corpus) == [1, 3, 2, 0]
-
-
-@pytest.mark.skipif(not FSDD.exists(), reason="needs the digits corpus beside the project")
-def test_manifest_of_the_digits_corpus_opens_whole():
-    corpus = sources.open_source(FSDD, "train")
-    assert len(corpus) == 2700
-    assert sources.sound(corpus[2699]).size == round(corpus[2699].duration * 16_000)

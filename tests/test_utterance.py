@@ -12,6 +12,15 @@ def test_record_of_encoded_audio_comes_back_equal():
     assert decode(encode(SPOKEN)) == SPOKEN
 
 
+def test_record_keeps_language_source_and_tokens_only_where_there_are_some():
+    told = dataclasses.replace(SPOKEN, language="de", source="talks", tokens=(5, 0, 7))
+    assert decode(encode(told)) == told
+    assert decode(encode(dataclasses.replace(SPOKEN, tokens=()))).tokens == ()
+    for name in (b"language", b"source", b"tokens"):
+        assert name in encode(told)
+        assert name not in encode(SPOKEN)
+
+
 def test_record_of_mel_comes_back_as_its_nearest_bfloat16():
     mel = np.array([[1.0, 257.0], [-0.5, 3.14159]], np.float32)
     back = decode(encode(dataclasses.replace(SPOKEN, audio=None, mel=mel)))

@@ -38,7 +38,9 @@ def test_train_given_size_is_the_size_and_special_tokens_are_in_it(sayings, tmp_
 
 def test_train_size_beyond_the_texts_is_a_mistake_saying_the_largest(sayings, tmp_path):
     largest = train_sentencepiece(sayings, tmp_path, 0).size
-    with pytest.raises(Mistake, match=f"v=4000: is more than the texts yield: at most {largest}$"):
+    with pytest.raises(
+        Mistake, match=f"size=4000: is more than the texts yield: at most {largest}$"
+    ):
         train_sentencepiece(sayings, tmp_path, 4000)
     assert train_sentencepiece(sayings, tmp_path, largest).size == largest
 
@@ -46,12 +48,12 @@ def test_train_size_beyond_the_texts_is_a_mistake_saying_the_largest(sayings, tm
 def test_train_size_below_the_characters_is_a_mistake_saying_the_least(sayings, tmp_path):
     characters = len(set("".join(sayings)))  # the blank is one of them, as ▁
     least = characters + 1 + len(text.SPECIALS)  # and <unk>
-    with pytest.raises(Mistake, match=f"v=20: is too few .*: at least {least}$"):
+    with pytest.raises(Mistake, match=f"size=20: is too few .*: at least {least}$"):
         train_sentencepiece(sayings, tmp_path, 20)
 
 
 def test_train_no_texts_is_a_mistake(tmp_path):
-    with pytest.raises(Mistake, match="v=100: there are no texts to train on"):
+    with pytest.raises(Mistake, match="size=100: there are no texts to train on"):
         train_sentencepiece([], tmp_path, 100)
 
 
@@ -84,6 +86,42 @@ def test_train_text_that_spells_a_special_token_is_refused_as_text(sayings, tmp_
     tokenizer = train_sentencepiece(sayings, tmp_path, 0)
     with pytest.raises(text.BadText, match="unknown characters: '<'"):
         tokenizer.encode("one<|end|>")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char", "word"])
+def test_train_each_kind_gives_the_size_asked_for_and_reads_back(sayings, tmp_path, kind):
+    most = train_sentencepiece(sayings, tmp_path / "most", 0, kind=kind)
+    size = most.size if kind == "char" else most.size - 4
+    tokenizer = train_sentencepiece(sayings, tmp_path / "less", size, kind=kind)
+    assert tokenizer.size == size
+    assert text.load(tmp_path / "less") == tokenizer
+    if kind != "word":  # the rarest words are unknown then
+        assert tokenizer.decode(tokenizer.encode(sayings[0])) == sayings[0]
+
+
+def test_train_kinds_cut_texts_as_their_names_say(sayings, tmp_path):
+    pieces = {
+        kind: train_sentencepiece(sayings, tmp_path / kind, 0, kind=kind).pieces.encode_as_pieces
+        for kind in ("char", "word")
+    }
+    assert pieces["char"]("red cat") == ["▁", "r", "e", "d", "▁", "c", "a", "t"]
+    assert pieces["word"]("red cat") == ["▁red", "▁cat"]
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_train_characters_of_another_size_than_there_are_is_a_mistake(sayings, tmp_path, off):
+    size = train_sentencepiece(sayings, tmp_path / "all", 0, kind="char").size
+    with pytest.raises(Mistake, match=f"size={size + off}: .*: at (least|most) {size}$"):
+        train_sentencepiece(sayings, tmp_path / "off", size + off, kind="char")
+    assert not (tmp_path / "off").exists()
+
+
+def test_train_words_without_room_for_one_is_a_mistake(sayings, tmp_path):
+    least = len(text.SPECIALS) + 2
+    with pytest.raises(Mistake, match=f"size=6: leaves no room for a word: at least {least}"):
+        train_sentencepiece(sayings, tmp_path, 6, kind="word")
+    tokenizer = train_sentencepiece(sayings, tmp_path, least, kind="word")
+    assert sum(len(tokenizer.pieces.encode_as_ids(w)) == 1 for w in WORDS) == len(WORDS)
 
 
 def test_train_prints_nothing(sayings, tmp_path, capfd):

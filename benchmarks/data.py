@@ -1,0 +1,171 @@
+"""Shards to packed batches on one core, beside lhotse's decoding and Fbank of the same files.
+
+    python benchmarks/data.py DATA --split train --out benchmarks/results/data.json
+
+DATA is a folder of manifests of 16 kHz sound. Its utterances are prepared twice, as FLAC and as
+ready mel of 80 bands, and read through the whole chain of training: shuffled, tokenised, packed,
+batched. lhotse decodes the FLAC of the same utterances, from memory, and makes its Fbank: nothing
+is packed. All take turns in rounds; figures are audio seconds a second of one core, medians. The
+process ties itself to one core and its libraries to one thread before they load. With --cores 2
+the chain alone is measured on one core and on two, with as many readers.
+"""
+
+import os
+import sys
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # read when the libraries load: before the imports below
+CORES = 2 if "--cores" in sys.argv and sys.argv[sys.argv.index("--cores") + 1] == "2" else 1
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+
+import argparse  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+import contextlib  # noqa: E402
+import pathlib  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from typing import Any  # noqa: E402
+
+import lhotse  # noqa: E402
+import numpy as np  # noqa: E402
+from reported import report  # noqa: E402
+import torch  # noqa: E402
+
+from data_pipelines import pipeline, sources, text  # noqa: E402
+from data_pipelines.audio import to_flac  # noqa: E402
+from launch.cli import main as melllm  # noqa: E402
+from launch.stopwatch import medians  # noqa: E402
+from melllm_jax.config import Data, Mel, Model, Optim, Run, Source  # noqa: E402
+from melllm_jax.mel_tables import RATE  # noqa: E402
+
+MODEL = Model(d=8, n=1, k=1, h=8, f=8, l=1, v=300)  # never built: a run has one
+HOP = 0.01  # seconds a frame
+STORES = ("flac", "mel")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", help="folder of SPLIT.jsonl manifests")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--most", type=float, default=3600.0, help="seconds of audio for lhotse")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of reading in each turn")
+    parser.add_argument("--cores", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--out", default="")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as opened:
+        turns: dict[str, Callable[[], float]] = {}
+        for store in STORES:
+            folder = prepared(arguments.data, store, pathlib.Path(scratch))
+            for threads in range(1, arguments.cores + 1):
+                run = packed(folder, arguments.split, threads)
+                batches = iter(pipeline.train_batches(run, text.load("bytes")))
+                opened.enter_context(contextlib.closing(batches))
+                name = f"ours from {store}" + ("" if threads == 1 else f", {threads} readers")
+                turns[name] = speed(batches, arguments.seconds)
+        if arguments.cores == 1:
+            flacs = of_one_rate(arguments.data, arguments.split, arguments.most)
+            turns |= lhotses(flacs)
+        taken: dict[str, list[float]] = {name: [] for name in turns}
+        for turn in range(arguments.rounds + 1):
+            for name, once in turns.items():
+                figure = once()
+                if turn:
+                    taken[name].append(figure)
+    report(
+        "shards to packed batches: audio seconds a second",
+        {
+            "cores": arguments.cores,
+            "audio_seconds_per_second": medians(taken),
+            "slowest": {name: min(values) for name, values in taken.items()},
+            "fastest": {name: max(values) for name, values in taken.items()},
+            **ratios(medians(taken)),
+            "rounds": arguments.rounds,
+        },
+        arguments.out,
+        ("numpy", "scipy", "soundfile", "grain", "array_record", "lhotse", "torch"),
+    )
+
+
+def prepared(data: str, store: str, scratch: pathlib.Path) -> pathlib.Path:
+    """The corpus as shards."""
+    folder = scratch / store
+    words = ["prepare", data, "--out", str(folder), "--store", store, "--bad", "0.5"]
+    if status := melllm(words):
+        raise SystemExit(status)
+    return folder
+
+
+def packed(folder: pathlib.Path, split: str, threads: int) -> Run:
+    """A run over the shards, as the presets have their data: rows of 4,096 positions."""
+    data = Data(t=4096, b=8, sources=(Source(str(folder)),), threads=threads)
+    return Run("bench", MODEL, data, Optim(steps=1), Mel(normalize="utterance"))
+
+
+def speed(batches: Iterator[Any], seconds: float) -> Callable[[], float]:
+    """A turn of reading, as audio seconds a second.
+
+    The packer hands out rows by the dozen: a turn lasts until such a dozen is through.
+    """
+
+    def once() -> float:
+        audio, began = 0.0, time.perf_counter()
+        while (passed := time.perf_counter() - began) < seconds:
+            audio += float(next(batches).frames.sum()) * HOP
+        return audio / passed
+
+    return once
+
+
+def of_one_rate(data: str, split: str, most: float) -> list[tuple[bytes, float]]:
+    """(FLAC at 16 kHz, seconds) of the first utterances of a split."""
+    corpus, found, total = sources.open_source(data, split), [], 0.0
+    for index in range(len(corpus)):
+        wave = sources.sound(corpus[index])
+        found.append((to_flac(wave), wave.size / RATE))
+        total += wave.size / RATE
+        if total >= most:
+            break
+    return found
+
+
+def lhotses(flacs: list[tuple[bytes, float]]) -> dict[str, Callable[[], float]]:
+    """lhotse's turns: decoding and Fbank, and decoding alone."""
+    recordings = [
+        lhotse.Recording.from_bytes(flac, f"{number}") for number, (flac, _) in enumerate(flacs)
+    ]
+    seconds = sum(length for _, length in flacs)
+    fbank = lhotse.Fbank(lhotse.FbankConfig(num_mel_bins=80))
+
+    def timed(action: Callable[[lhotse.Recording], object]) -> Callable[[], float]:
+        def once() -> float:
+            began = time.perf_counter()
+            for recording in recordings:
+                action(recording)
+            return seconds / (time.perf_counter() - began)
+
+        return once
+
+    def features(recording: lhotse.Recording) -> np.ndarray:
+        return np.asarray(fbank.extract(recording.load_audio(), RATE))
+
+    return {
+        "lhotse decode + Fbank": timed(features),
+        "lhotse decode": timed(lambda recording: recording.load_audio()),
+    }
+
+
+def ratios(speeds: dict[str, float]) -> dict[str, float]:
+    """What is to be told: ours over theirs, and two readers over one."""
+    found = {}
+    if theirs := speeds.get("lhotse decode + Fbank"):
+        found |= {f"{store}_over_lhotse": speeds[f"ours from {store}"] / theirs for store in STORES}
+    for store in STORES:
+        if two := speeds.get(f"ours from {store}, 2 readers"):
+            found[f"{store}_two_over_one"] = two / speeds[f"ours from {store}"]
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Reading ahead: the threads of a host, and the examples of a lane in their order."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+import dataclasses
+from typing import Any
+
+import grain
+
+from data_pipelines.mixture import Mixture
+
+BUFFER = 8  # examples read ahead by each thread
+
+
+class Readers:
+    """The threads of a host, which read for all its lanes; of 0 threads, whoever asks reads."""
+
+    def __init__(self, threads: int, lanes: int) -> None:
+        self._pool = ThreadPoolExecutor(threads) if threads else None
+        # A lane packs alone: what is read ahead for it must keep every thread busy.
+        self.ahead = max(threads, BUFFER * threads // lanes)
+
+    def read(self, examples: grain.MapDataset, index: int) -> "Future[Any]":
+        """The example at `index`, under way."""
+        if self._pool is not None:
+            return self._pool.submit(examples.__getitem__, index)
+        done: Future[Any] = Future()
+        done.set_result(examples[index])
+        return done
+
+    def close(self) -> None:
+        """Let the threads end; what nobody has begun to read is left."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which examples are a lane's: one of each `lanes` in turn, and which of them is chance.
+
+    A mix of two corpora alternates: without the chance, two lanes would get one each.
+    """
+
+    lane: int
+    lanes: int
+    seed: int
+
+    def __getitem__(self, turn: int) -> int:
+        """The index of the example of a turn, by SplitMix64 (Steele, Lea, Flood 2014)."""
+        mixed = (self.seed + turn * 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
+        return turn * self.lanes + (self.lane + (mixed ^ mixed >> 31)) % self.lanes
+
+
+class Read(grain.IterDataset):
+    """A lane's examples in order, each with its turn, read ahead by `readers`."""
+
+    def __init__(
+        self, examples: grain.MapDataset, mixture: Mixture, share: Share, readers: Readers
+    ) -> None:
+        super().__init__()
+        self._how = examples, mixture, share, readers
+
+    def again(self, turn: int) -> "Future[Any]":
+        """The example of a turn, under way once more."""
+        examples, _, share, readers = self._how
+        return readers.read(examples, share[turn])
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _ReadIterator(*self._how)
+
+
+class _ReadIterator(grain.DatasetIterator):
+    def __init__(
+        self, examples: grain.MapDataset, mixture: Mixture, share: Share, readers: Readers
+    ) -> None:
+        super().__init__()
+        self._examples, self._mixture = examples, mixture
+        self._share, self._readers = share, readers
+        self._at = 0
+        self._coming: deque[Future[Any]] = deque()
+
+    def __next__(self) -> tuple[int, Any]:
+        end = len(self._mixture)
+        if self._share[self._at] >= end:
+            raise StopIteration
+        while len(self._coming) < max(self._readers.ahead, 1):
+            index = self._share[self._at + len(self._coming)]
+            if index >= end:
+                break
+            self._coming.append(self._readers.read(self._examples, index))
+        example = self._coming.popleft().result()
+        self._at += 1
+        return self._at - 1, example
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next": self._at}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for future in self._coming:
+            future.cancel()
+        self._coming.clear()
+        self._at = state["next"]

@@ -1,0 +1,1 @@
+"""Foreign corpora to rows of the one manifest: a file a format."""

@@ -1,0 +1,76 @@
+"""Common Voice: clips/ and TSVs with a header; train, dev and test are taken where none is named.
+
+The others (validated, invalidated, other) overlap these or are not checked: name them by `splits`.
+clip_durations.tsv gives the durations where it is there; headers of MP3 files are slow and rough.
+"""
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from data_pipelines.importers.rows import Options, Row, chosen, lines, listed, row
+from melllm_jax.errors import Mistake
+
+OFFICIAL = ("train", "dev", "test")
+_DURATIONS = "clip_durations.tsv"
+
+
+def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+    """Rows of the splits asked for."""
+    if not (source / "clips").is_dir():
+        within = [path.name for path in source.iterdir() if (path / "clips").is_dir()]
+        hint = f": give one of its folders: {listed(within)}" if within else ""
+        raise Mistake(f"source={source}: has no clips/{hint}")
+    tables = {path.stem: path for path in sorted(source.glob("*.tsv")) if _is_table(path)}
+    if not tables:
+        raise Mistake(f"source={source}: has no .tsv with the columns path and sentence")
+    official = {name: path for name, path in tables.items() if name in OFFICIAL}
+    seconds = _durations(source / _DURATIONS)
+    names = chosen(tables, options, source) if options.splits else sorted(official or tables)
+    return {name: _rows(tables[name], options, seconds) for name in names}
+
+
+def _rows(table: epath.Path, options: Options, seconds: dict[str, float]) -> Iterator[Row]:
+    for where, told in _records(table):
+        clip = told["path"] if told["path"].rpartition(".")[1] else f"{told['path']}.mp3"
+        text = options.text or "sentence"
+        if text not in told:
+            raise Mistake(f"{where}: has no column {text}: has {', '.join(told)}")
+        yield row(
+            clip.rpartition(".")[0],
+            told[text],
+            table.parent / "clips" / clip,
+            seconds=seconds.get(clip),
+            speaker=told.get("client_id", ""),
+            language=told.get("locale", ""),
+        )
+
+
+def _durations(path: epath.Path) -> dict[str, float]:
+    """Seconds of each clip: 100 bytes of memory a clip, of which no language has 3 million."""
+    if not path.exists():
+        return {}
+    seconds = {}
+    for where, told in _records(path):
+        length = told.get("duration[ms]", told.get("duration", ""))
+        if "clip" not in told or not length.isdigit():
+            raise Mistake(f"{where}: must have clip and duration[ms], whole milliseconds")
+        seconds[told["clip"]] = int(length) / 1000
+    return seconds
+
+
+def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Place and columns by name of every line; quotation marks mean nothing in these files."""
+    rows = lines(path)
+    header = next(rows, (0, ""))[1].split("\t")
+    for count, line in rows:
+        cells = line.split("\t")
+        where = f"{path}:{count}"
+        if len(cells) != len(header):
+            raise Mistake(f"{where}: has {len(cells)} columns, the header {len(header)}")
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _is_table(path: epath.Path) -> bool:
+    header = next(lines(path), (0, ""))[1].split("\t")
+    return {"path", "sentence"} <= set(header)

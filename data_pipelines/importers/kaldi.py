@@ -1,0 +1,188 @@
+"""Kaldi's data folders: wav.scp and text; segments, utt2spk, utt2dur and utt2lang where they are.
+
+A folder is a split of its name; SOURCE is one, or holds several. The files are read side by side,
+in the order of ids that Kaldi itself demands, so that none is held in memory but wav.scp beside
+segments. Of pipes in wav.scp those are taken that only unpack one file, whole:
+`flac -c -d -s FILE |`, `sph2pipe -f wav FILE |`, `sox FILE -t wav - |`, `cat FILE |`.
+"""
+
+from collections.abc import Iterator
+import os
+import re
+import shlex
+
+from etils import epath
+
+from data_pipelines.importers.rows import Options, Row, chosen, folder_of, lines, number, row
+from melllm_jax.errors import Mistake
+
+_BLANK = re.compile(r"[ \t]+")
+_ARCHIVE = re.compile(r"\.ark(:\d+)?$")
+# Options that leave the sound as it is, with a value and without: what picks a channel or a stretch
+# is not among them, nor an effect. A new rate, width or number of channels makes no difference.
+_VALUED = {"flac": (), "sph2pipe": ("-f",), "sox": ("-t", "-r", "-b", "-e", "-c"), "cat": ()}
+_BARE = {
+    "flac": ("-c", "-d", "-s", "-cd", "-cds", "-dcs"),
+    "sph2pipe": ("-p",),
+    "sox": ("-G", "-V0", "-V1", "-D", "-R", "-q"),
+    "cat": (),
+}
+
+
+def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+    """Rows of every data folder."""
+    if (source / "wav.scp").exists():
+        folders = {source.name: source}
+    else:
+        held = (path for path in source.iterdir() if (path / "wav.scp").exists())
+        folders = {path.name: path for path in held}
+    if not folders:
+        raise Mistake(f"source={source}: has no wav.scp, neither has a folder in it")
+    return {name: _rows(folders[name], options) for name in chosen(folders, options, source)}
+
+
+def _rows(folder: epath.Path, options: Options) -> Iterator[Row]:
+    texts, speakers = _Column(folder / "text"), _Column(folder / "utt2spk", optional=True)
+    timed = (folder / "segments").exists() or (folder / "utt2dur").exists()
+    seconds = _Column(folder / ("utt2dur" if timed else "reco2dur"), optional=True)
+    languages = _Column(folder / "utt2lang", optional=True)
+    for name, place, offset, length, where in _sounds(folder, options):
+        told = seconds.value(name)
+        if length is None and told is not None:
+            length = number(told, "duration", where)
+        yield row(
+            name,
+            texts.value(name) or "",
+            place,
+            seconds=length,
+            offset=offset,
+            speaker=speakers.value(name) or "",
+            language=languages.value(name) or "",
+        )
+    for column in (texts, speakers, seconds, languages):
+        column.check_empty()
+
+
+Sound = tuple[str, epath.Path, float | None, float | None, str]
+
+
+def _sounds(folder: epath.Path, options: Options) -> Iterator[Sound]:
+    """Id, file, offset, seconds and line of every utterance."""
+    scp, segments = _Paths(folder, options), folder / "segments"
+    if not segments.exists():
+        for name, rest, where in _sorted(folder / "wav.scp"):
+            yield name, scp.path(rest, where), None, None, where
+        return
+    recordings = {
+        name: (rest, f"{folder / 'wav.scp'}:{count}")
+        for count, line in lines(folder / "wav.scp")
+        for name, rest in [_pair(line)]
+    }
+    for name, rest, where in _sorted(segments):
+        parts = rest.split()
+        if len(parts) != 3:
+            raise Mistake(f"{where}: must be UTTERANCE RECORDING START END")
+        if parts[0] not in recordings:
+            raise Mistake(f"{where}: wav.scp has no recording {parts[0]}")
+        place = scp.path(*recordings[parts[0]])
+        start = number(parts[1], "start", where) or 0.0
+        if parts[2] in ("-1", "-1.0"):  # up to where the recording ends
+            yield name, place, start, None, where
+            continue
+        end = number(parts[2], "end", where) or 0.0
+        if end <= start:
+            raise Mistake(f"{where}: end={end}: must lie after start={start}")
+        yield name, place, start, end - start, where
+
+
+class _Paths:
+    """Files as wav.scp names them; relative ones start where the first of them is found."""
+
+    def __init__(self, folder: epath.Path, options: Options) -> None:
+        # Recipes keep data/train and run beside data; others ship train beside its audio.
+        self._tried = [folder, folder.parent, folder.parent.parent, epath.Path().absolute()]
+        self._options = options
+        self._base: epath.Path | None = None
+
+    def path(self, rest: str, where: str) -> epath.Path:
+        name = _unpiped(rest, where) if rest.endswith("|") else rest
+        if _ARCHIVE.search(name):
+            raise Mistake(f"{where}: {name}: is an archive: write its sounds as files first")
+        if "://" in name or name.startswith("/"):
+            return epath.Path(name)
+        if self._base is None:
+            self._base = folder_of(self._tried, name, self._options, where)
+        return self._base / name
+
+
+class _Column:
+    """The values of a file by id, asked for in rising order of ids."""
+
+    def __init__(self, path: epath.Path, *, optional: bool = False) -> None:
+        rows = iter(()) if optional and not path.exists() else _sorted(path)
+        self._rows: Iterator[tuple[str, str, str]] = rows
+        self._next = next(self._rows, None)
+
+    def value(self, name: str) -> str | None:
+        """None where the file has no line of that id. Raises Mistake for a line nobody needs."""
+        if self._next is None or self._next[0] > name:
+            return None
+        key, value, where = self._next
+        if key < name:
+            raise Mistake(f"{where}: {key} is no utterance of segments or wav.scp")
+        self._next = next(self._rows, None)
+        return value
+
+    def check_empty(self) -> None:
+        """Raises Mistake where a line was never asked for."""
+        if self._next is not None:
+            raise Mistake(
+                f"{self._next[2]}: {self._next[0]} is no utterance of segments or wav.scp"
+            )
+
+
+def _sorted(path: epath.Path) -> Iterator[tuple[str, str, str]]:
+    """Id, rest and place of every line. Raises Mistake where the ids do not rise."""
+    last, before = "", ""
+    file = os.fspath(path)  # once: epath takes 7 us for it
+    for count, line in lines(path):
+        name, rest = _pair(line)
+        where = f"{file}:{count}"
+        if name == last:
+            raise Mistake(f"{where}: id {name} stands already at {before}")
+        if name < last:
+            raise Mistake(f"{where}: {name} follows {last}: sort the file (LC_ALL=C sort)")
+        yield name, rest, where
+        last, before = name, where
+
+
+def _pair(line: str) -> tuple[str, str]:
+    name, *rest = _BLANK.split(line.strip(), maxsplit=1)
+    return name, rest[0] if rest else ""
+
+
+def _unpiped(command: str, where: str) -> str:
+    """The one file that a pipe unpacks whole. Raises Mistake for a pipe that does more."""
+    rule = "only flac -c -d -s FILE |, sph2pipe -f wav FILE |, sox FILE -t wav - | and cat FILE |"
+    refused = Mistake(f"{where}: {command}: a pipe that is not understood: {rule}")
+    try:
+        tool, *words = shlex.split(command.removesuffix("|"))
+    except ValueError as error:
+        raise refused from error
+    tool = tool.rpartition("/")[2]
+    if tool not in _VALUED or "|" in words:
+        raise refused
+    files, words = [], words[::-1]
+    while words:
+        word = words.pop()
+        if word == "-" and tool == "sox" and not words:
+            break  # the output; what would follow it are effects
+        if word in _VALUED[tool] and words:
+            words.pop()
+        elif word in _BARE[tool]:
+            continue
+        else:
+            files.append(word)
+    if len(files) != 1 or files[0].startswith("-"):
+        raise refused
+    return files[0]

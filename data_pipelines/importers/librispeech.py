@@ -1,0 +1,60 @@
+"""LibriSpeech's tree: ROOT/SUBSET/SPEAKER/CHAPTER/S-C.trans.txt beside S-C-NNNN.flac (or wav).
+
+Each SUBSET is a split; ROOT may also be one SUBSET. A line of the transcript is an id, a space and
+the text, which is taken as it stands (LibriSpeech's own is in capitals).
+"""
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from data_pipelines.importers.rows import SOUNDS, Options, Row, chosen, lines, row
+from melllm_jax.errors import Mistake
+
+TRANSCRIPT = ".trans.txt"
+
+
+def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+    """Rows of every subset."""
+    if _is_subset(source):
+        subsets = {source.name: source}
+    else:
+        subsets = {path.name: path for path in _folders(source) if _is_subset(path)}
+    if not subsets:
+        rule = f"has no SUBSET/SPEAKER/CHAPTER/*{TRANSCRIPT}"
+        raise Mistake(f"source={source}: {rule}: give the folder that holds the subsets")
+    return {name: _rows(subsets[name]) for name in chosen(subsets, options, source)}
+
+
+def _rows(subset: epath.Path) -> Iterator[Row]:
+    for speaker in _folders(subset):
+        for chapter in _folders(speaker):
+            yield from _chapter(chapter, speaker.name)
+
+
+def _chapter(chapter: epath.Path, speaker: str) -> Iterator[Row]:
+    files = sorted(chapter.iterdir())
+    sounds = {path.stem: path for path in files if path.suffix.lower() in SOUNDS}
+    seen: dict[str, str] = {}
+    for path in files:
+        if not path.name.endswith(TRANSCRIPT):
+            continue
+        for count, line in lines(path):
+            name, _, text = line.partition(" ")
+            where = f"{path}:{count}"
+            if name in seen:
+                raise Mistake(f"{where}: id {name} stands already at {seen[name]}")
+            seen[name] = where
+            place = sounds.pop(name, chapter / f"{name}.flac")  # missing: preparing says so
+            yield row(name, text.strip(), place, speaker=speaker)
+    for name, place in sounds.items():  # without a transcript
+        yield row(name, "", place, speaker=speaker)
+
+
+def _is_subset(path: epath.Path) -> bool:
+    chapters = (chapter for speaker in _folders(path) for chapter in _folders(speaker))
+    return any(file.name.endswith(TRANSCRIPT) for chapter in chapters for file in chapter.iterdir())
+
+
+def _folders(path: epath.Path) -> list[epath.Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir())

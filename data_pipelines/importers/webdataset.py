@@ -1,0 +1,134 @@
+"""WebDataset: tars whose members KEY.flac, KEY.txt, KEY.json, one after the other, are one sample.
+
+SOURCE is a tar or a folder of them. A split is the folder of its tars (train/*.tar), or where they
+lie in SOURCE itself what their names begin with (train-000000.tar). Nothing is copied: a row says
+which bytes of the tar are the sound. The text is in KEY.txt, or a field of KEY.json.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import re
+import tarfile
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.importers.rows import SOUNDS, Options, Row, below, chosen, fields, number, row
+from data_pipelines.utterance import Reference
+from melllm_jax.errors import Fault, Mistake
+
+_NUMBER = re.compile(r"[-_.]?\d+$")
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_TEXTS = ("text", "sentence", "transcription", "transcript")
+
+
+@dataclasses.dataclass
+class _Sample:
+    """Members of one key, as they come."""
+
+    key: str
+    place: Reference | None = None
+    text: str | None = None
+    told: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+    """Rows of every split, of all its tars in order of their names."""
+    files = [source] if source.is_file() else below(source, (".tar", *_PACKED))
+    found: dict[str, list[epath.Path]] = {}
+    for path in files:
+        if path.name.endswith(_PACKED):
+            raise Mistake(f"{path}: is compressed, so that no sound in it can be found: unpack it")
+        home = "" if path.parent in (source, source.parent) else path.parent.name
+        found.setdefault(home or _NUMBER.sub("", path.stem) or source.stem, []).append(path)
+    if not found:
+        raise Mistake(f"source={source}: has no .tar")
+    return {name: _rows(found[name], options) for name in chosen(found, options, source)}
+
+
+def _rows(paths: Sequence[epath.Path], options: Options) -> Iterator[Row]:
+    for path in paths:
+        for sample in _samples(path):
+            yield _row(sample, path, options)
+
+
+def _samples(path: epath.Path) -> Iterator[_Sample]:
+    sample = None
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                # Else it keeps all it has seen.
+                tar.members.clear()  # type: ignore[attr-defined]
+                key, kind = _parts(member.name)
+                if not member.isfile() or kind.rpartition(".")[2] not in _KINDS:
+                    continue
+                if sample is not None and sample.key != key:
+                    yield sample
+                    sample = None
+                sample = sample or _Sample(key)
+                _add(sample, kind, member, tar, path)
+            file.seek(tar.offset)  # a header that is cut off would pass for the end
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it stops without the blocks of zeros that end one")
+    except FileNotFoundError as error:
+        raise Mistake(f"{path}: is missing") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise Mistake(f"{path}: is no whole tar: {error}") from error
+    except OSError as error:
+        raise Fault(f"{path}: cannot be read: {error}") from error
+    if sample is not None:
+        yield sample
+
+
+_KINDS = ("txt", "json", *(suffix.removeprefix(".") for suffix in SOUNDS))
+
+
+def _add(
+    sample: _Sample, kind: str, member: tarfile.TarInfo, tar: tarfile.TarFile, path: epath.Path
+) -> None:
+    where = f"{path}, {member.name}"
+    last = kind.rpartition(".")[2]
+    if last not in ("txt", "json"):
+        if sample.place is not None:
+            raise Mistake(f"{where}: {sample.key} has two sounds: needs one")
+        sample.place = Reference(str(path), start=member.offset_data, size=member.size)
+        return
+    stream = tar.extractfile(member)
+    content = stream.read() if stream else b""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{where}: is no UTF-8: {error.reason}") from error
+    if last == "txt":
+        sample.text = text.strip()
+    else:
+        sample.told = fields(text, where)
+
+
+def _row(sample: _Sample, path: epath.Path, options: Options) -> Row:
+    where, told = f"{path}, {sample.key}", sample.told
+    if sample.place is None:
+        raise Mistake(f"{where}: has text and no sound: {', '.join(SOUNDS)}")
+    names = (options.text,) if options.text else _TEXTS
+    text = sample.text
+    if text is None or options.text:
+        text = next((str(told[name]) for name in names if told.get(name) is not None), None)
+    if text is None and told:
+        rule = f"has no text in {' or '.join(names)}: name it by --text; there are"
+        raise Mistake(f"{where}: {rule} {', '.join(told)}")
+    speaker = next((told[n] for n in ("speaker", "speaker_id") if told.get(n) is not None), "")
+    return row(
+        f"{path.stem}/{sample.key}",  # keys may start anew in every tar
+        text or "",
+        sample.place,
+        seconds=number(told.get("duration"), "duration", where),
+        speaker=str(speaker),
+        language=str(told.get("language") or told.get("lang") or ""),
+    )
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Key and kind of a member: up to the first dot of its file name, and from there on."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, kind = file.partition(".")
+    return f"{folder}{slash}{stem}", kind.lower()

@@ -1,0 +1,41 @@
+import json
+
+from etils import epath
+import pytest
+
+from data_pipelines import corpus, shards
+from data_pipelines.sources import open_source
+from melllm_jax.config import Mel
+
+pytest.importorskip("espeakng_loader")
+
+COUNTS = {"train": 3, "test": 2}
+MEL = Mel(kind="plain", m=8)
+
+
+def test_corpus_has_an_index_of_all_that_is_known_of_it(tmp_path):
+    ticks = []
+    index = corpus.write_shards(
+        tmp_path / "out", COUNTS, MEL, processes=1, tick=lambda: ticks.append(1)
+    )
+    assert len(ticks) == 5
+    assert index == shards.read_index(epath.Path(tmp_path / "out"))
+    assert json.loads((tmp_path / "out/index.json").read_text())["stores"] == "mel"
+    for split, count in COUNTS.items():
+        stored = open_source(tmp_path / "out", split)
+        rows = shards.columns(epath.Path(tmp_path / "out"), split)
+        assert len(stored) == len(rows) == count
+        for one, row in zip(stored, rows, strict=True):
+            assert row["hash"] == shards.identity(one.source, one.id)
+            assert row["characters"] == len(one.text)
+        assert index.facts[split].characters == rows["characters"].sum()
+    assert len(index.statistics.mean) == 8
+    assert index.loudness[""]["mean"] < -3
+
+
+@pytest.mark.slow
+def test_corpus_is_the_same_by_any_number_of_processes(tmp_path):
+    for processes in (1, 2):
+        corpus.write_shards(tmp_path / str(processes), COUNTS, MEL, processes=processes)
+    files = [{p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("1", "2")]
+    assert files[0] == files[1]
