@@ -56,6 +56,7 @@ def test_bench_train_of_lora_needs_no_weights_to_start_from(capsys):
     assert found["trained"] < found["parameters"]
 
 
+@pytest.mark.slow
 def test_bench_train_says_the_same_to_people_and_takes_a_mesh(capsys):
     flags = ["--updates", "1", "--mesh.tp", "2", "--model.k", "2"]
     assert cli.main(["bench", "train", "digits", *TINY, *flags]) == 0

@@ -53,6 +53,7 @@ def of_steps(workdir, steps):
     path.write_text(json.dumps(run))
 
 
+@pytest.mark.slow
 def test_run_goes_on_with_another_mixture_and_writes_down_where(data, tmp_path, capsys):
     a, b, c = data
     trained(capsys, tmp_path, [f"{a}=3", b], steps=4)

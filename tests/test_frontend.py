@@ -112,7 +112,7 @@ def test_a_conv_front_end_split_over_time_equals_one_device(conv):
     np.testing.assert_allclose(split, whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("split", ["fsdp8", "fsdp2-seq2-tp2"])
+@pytest.mark.parametrize("split", [pytest.param("fsdp8", marks=pytest.mark.slow), "fsdp2-seq2-tp2"])
 def test_a_stem_of_parts_of_time_equals_the_whole_one(split, monkeypatch):
     """Clips lie across the borders of parts and of devices; sums of gradients in another order."""
     run = models.run(dataclasses.replace(models.MODEL, front="conv"))

@@ -57,6 +57,7 @@ def saving(workdir, step):
     return any(int(folder.name.partition(".")[0]) >= step for folder in folders)
 
 
+@pytest.mark.slow
 def test_training_killed_between_during_and_after_saves_has_the_same_losses(
     straight, data, environment, tmp_path
 ):
