@@ -6,6 +6,7 @@ without it: sound that brings a decoder down does so each time, so the result st
 the input. It ends with whoever started it, as their pipe closes.
 """
 
+from collections.abc import Iterator
 import contextlib
 import json
 import mmap
@@ -100,7 +101,7 @@ def _watched(process: "subprocess.Popen[str]", mark: pathlib.Path) -> int | None
 
 
 @contextlib.contextmanager
-def _marked(task: Task, job: Job):  # type: ignore[no-untyped-def]
+def _marked(task: Task, job: Job) -> Iterator[pathlib.Path]:
     remote = "://" in job.work
     handle, path = tempfile.mkstemp(AT, task.name + "+", None if remote else job.work)
     try:
