@@ -54,13 +54,13 @@ def test_place_far_on_in_a_large_index_is_gone_to_at_once_and_small(large):
     first = iter(train_batches(run, load("bytes")))
     next(first)
     opened = time.perf_counter() - start
-    near = len(json.dumps(first.get_state()))
     turn = int(np.random.default_rng().integers(100_000, SHARDS * RECORDS // 4))
     first.set_state(at(first.get_state(), turn))
     for _ in range(3):
         next(first)
     state = json.dumps(first.get_state())
-    assert len(state) < near + 400
+    # 4 to 5 KB, by what lies in open rows; one digit a turn passed would be 100 KB.
+    assert len(state) < 10_000, f"turn {turn}"
     resumed = iter(train_batches(run, load("bytes")))
     start = time.perf_counter()
     resumed.set_state(json.loads(state))
