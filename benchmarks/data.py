@@ -7,7 +7,8 @@ ready mel of 80 bands, and read through the whole chain of training: shuffled, t
 batched. lhotse decodes the FLAC of the same utterances, from memory, and makes its Fbank: nothing
 is packed. All take turns in rounds; figures are audio seconds a second of one core, medians. The
 process ties itself to one core and its libraries to one thread before they load. With --cores 2
-the chain alone is measured on one core and on two, with as many readers.
+the chain alone is measured: in this process on one core, and made by one and by two processes on
+two cores. Figures of a second of a core are beside: other work on the machine changes them less.
 """
 
 import os
@@ -16,15 +17,15 @@ import sys
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # read when the libraries load: before the imports below
 CORES = 2 if "--cores" in sys.argv and sys.argv[sys.argv.index("--cores") + 1] == "2" else 1
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+MINE = sorted(os.sched_getaffinity(0))[:CORES]
+os.sched_setaffinity(0, MINE)
 
 import argparse  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 import contextlib  # noqa: E402
 import pathlib  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
-from typing import Any  # noqa: E402
 
 import lhotse  # noqa: E402
 import numpy as np  # noqa: E402
@@ -33,6 +34,7 @@ import torch  # noqa: E402
 
 from data_pipelines import pipeline, sources, text  # noqa: E402
 from data_pipelines.audio import to_flac  # noqa: E402
+from data_pipelines.lanes import LanesIterator  # noqa: E402
 from launch import heap  # noqa: E402
 from launch.cli import main as melllm  # noqa: E402
 from launch.stopwatch import medians  # noqa: E402
@@ -59,14 +61,19 @@ def main() -> None:
     heap.keep()  # as `melllm train` does
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as opened:
         turns: dict[str, Callable[[], float]] = {}
+        work: dict[str, list[float]] = {}
         for store in STORES:
             folder = prepared(arguments.data, store, pathlib.Path(scratch))
-            for threads in range(1, arguments.cores + 1):
-                run = packed(folder, arguments.split, threads)
-                batches = iter(pipeline.train_batches(run, text.load("bytes")))
+            for workers in range(3 if arguments.cores == 2 else 1):
+                cores = MINE if workers else MINE[:1]
+                os.sched_setaffinity(0, cores)
+                run = packed(folder, workers)
+                batches = iter(
+                    pipeline.train_batches(run, text.load("bytes"), split=arguments.split)
+                )
                 opened.enter_context(contextlib.closing(batches))
-                name = f"ours from {store}" + ("" if threads == 1 else f", {threads} readers")
-                turns[name] = speed(batches, arguments.seconds)
+                name = f"ours from {store}" + ("", ", 1 process", ", 2 processes")[workers]
+                turns[name] = speed(batches, arguments.seconds, cores, work.setdefault(name, []))
         if arguments.cores == 1:
             flacs = of_one_rate(arguments.data, arguments.split, arguments.most)
             turns |= lhotses(flacs)
@@ -84,6 +91,7 @@ def main() -> None:
             "audio_seconds_per_second": medians(taken),
             "slowest": {name: min(values) for name, values in taken.items()},
             "fastest": {name: max(values) for name, values in taken.items()},
+            "audio_seconds_per_core_second": medians(work),
             **ratios(medians(taken)),
             "rounds": arguments.rounds,
         },
@@ -101,33 +109,57 @@ def prepared(data: str, store: str, scratch: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def packed(folder: pathlib.Path, split: str, threads: int) -> Run:
-    """A run over the shards, as the presets have their data: rows of 4,096 positions."""
-    data = Data(t=4096, b=8, sources=(Source(str(folder)),), threads=threads, ahead=AHEAD)
+def packed(folder: pathlib.Path, workers: int) -> Run:
+    """A run over the shards, as the presets have their data: rows of 4,096 positions.
+
+    Of local files, who packs reads fastest: there are no threads beside.
+    """
+    source = Source(str(folder))
+    data = Data(t=4096, b=8, sources=(source,), workers=workers, threads=0, ahead=AHEAD)
     return Run("bench", MODEL, data, Optim(steps=1), Mel(normalize="utterance"))
 
 
-def speed(batches: Iterator[Any], seconds: float) -> Callable[[], float]:
-    """A turn of reading, as audio seconds a second; what was made ahead of it does not count."""
+def speed(
+    batches: LanesIterator, seconds: float, cores: Sequence[int], work: list[float]
+) -> Callable[[], float]:
+    """A turn of reading, as audio seconds a second; what was made ahead of it does not count.
+
+    Those a second of a core are added to `work`.
+    """
 
     def once() -> float:
+        os.sched_setaffinity(0, cores)
         for _ in range(AHEAD + 1):
             next(batches)
+        worked = time.process_time() + batches.worked
         audio, began = 0.0, time.perf_counter()
         while (passed := time.perf_counter() - began) < seconds:
             audio += float(next(batches).frames.sum()) * HOP
+        work.append(audio / (time.process_time() + batches.worked - worked))
         return audio / passed
 
     return once
 
 
 def quiet() -> None:
-    """Wait until no thread of this process is at work: batches are made ahead in their own."""
+    """Wait until no thread of this process or of those that it started is at work.
+
+    Batches are made ahead in their own.
+    """
     while True:
-        worked = time.process_time()
+        worked = at_work()
         time.sleep(0.1)
-        if time.process_time() - worked < 0.005:
+        if at_work() - worked < 0.005:
             return
+
+
+def at_work() -> float:
+    """Seconds of cores taken by this process and those that it started."""
+    listed = pathlib.Path("/proc/self/task").glob("*/children")
+    found = [pid for path in listed for pid in path.read_text().split()]
+    told = [pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for pid in found]
+    ticks = sum(int(word) for line in told for word in line.split()[11:13])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def of_one_rate(data: str, split: str, most: float) -> list[tuple[bytes, float]]:
@@ -169,13 +201,14 @@ def lhotses(flacs: list[tuple[bytes, float]]) -> dict[str, Callable[[], float]]:
 
 
 def ratios(speeds: dict[str, float]) -> dict[str, float]:
-    """What is to be told: ours over theirs, and two readers over one."""
+    """What is to be told: ours over theirs, and two processes over one and over the chain here."""
     found = {}
     if theirs := speeds.get("lhotse decode + Fbank"):
         found |= {f"{store}_over_lhotse": speeds[f"ours from {store}"] / theirs for store in STORES}
     for store in STORES:
-        if two := speeds.get(f"ours from {store}, 2 readers"):
-            found[f"{store}_two_over_one"] = two / speeds[f"ours from {store}"]
+        if two := speeds.get(f"ours from {store}, 2 processes"):
+            found[f"{store}_two_over_one"] = two / speeds[f"ours from {store}, 1 process"]
+            found[f"{store}_two_over_one_core"] = two / speeds[f"ours from {store}"]
     return found
 
 

@@ -1,9 +1,10 @@
-"""Reading ahead: the threads of a host, and the examples of a lane in their order."""
+"""Reading ahead: the threads of a process, and the examples of a lane in their order."""
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 
@@ -12,21 +13,46 @@ from data_pipelines.mixture import Mixture
 BUFFER = 8  # examples read ahead by each thread
 
 
+Examples = Callable[[int], Any]  # the example of a number
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """An example under way: a future, or what is `Read` already."""
+
+    def result(self) -> Any:
+        """The example, once it is there."""
+
+    def cancel(self) -> bool:
+        """Leave it unread if nobody has begun to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _There:
+    """An example that was read when it was asked for."""
+
+    example: Any
+
+    def result(self) -> Any:
+        return self.example
+
+    def cancel(self) -> bool:
+        return False
+
+
 class Readers:
-    """The threads of a host, which read for all its lanes; of 0 threads, whoever asks reads."""
+    """The threads of a process, which read for all its lanes; of 0 threads, whoever asks reads."""
 
     def __init__(self, threads: int, lanes: int) -> None:
         self._pool = ThreadPoolExecutor(threads) if threads else None
         # A lane packs alone: what is read ahead for it must keep every thread busy.
         self.ahead = max(threads, BUFFER * threads // lanes)
 
-    def read(self, examples: grain.MapDataset, index: int) -> "Future[Any]":
-        """The example at `index`, under way."""
-        if self._pool is not None:
-            return self._pool.submit(examples.__getitem__, index)
-        done: Future[Any] = Future()
-        done.set_result(examples[index])
-        return done
+    def read(self, examples: Examples, number: int) -> Reading:
+        """The example of that number, under way."""
+        if self._pool is None:
+            return _There(examples(number))
+        return self._pool.submit(examples, number)
 
     def close(self) -> None:
         """Let the threads end; what nobody has begun to read is left."""
@@ -57,12 +83,12 @@ class Read(grain.IterDataset):
     """A lane's examples in order, each with its turn, read ahead by `readers`."""
 
     def __init__(
-        self, examples: grain.MapDataset, mixture: Mixture, share: Share, readers: Readers
+        self, examples: Examples, mixture: Mixture, share: Share, readers: Readers
     ) -> None:
         super().__init__()
         self._how = examples, mixture, share, readers
 
-    def again(self, turn: int) -> "Future[Any]":
+    def again(self, turn: int) -> Reading:
         """The example of a turn, under way once more."""
         examples, _, share, readers = self._how
         return readers.read(examples, share[turn])
@@ -73,13 +99,13 @@ class Read(grain.IterDataset):
 
 class _ReadIterator(grain.DatasetIterator):
     def __init__(
-        self, examples: grain.MapDataset, mixture: Mixture, share: Share, readers: Readers
+        self, examples: Examples, mixture: Mixture, share: Share, readers: Readers
     ) -> None:
         super().__init__()
         self._examples, self._mixture = examples, mixture
         self._share, self._readers = share, readers
         self._at = 0
-        self._coming: deque[Future[Any]] = deque()
+        self._coming: deque[Reading] = deque()
 
     def __next__(self) -> tuple[int, Any]:
         end = len(self._mixture)

@@ -6,7 +6,6 @@ with the same batches.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-import copy
 import json
 from queue import SimpleQueue
 import threading
@@ -16,14 +15,15 @@ import weakref
 from etils import epath
 import grain
 from grain import experimental
-import numpy as np
 
 from data_pipelines.ahead import Readers
 from data_pipelines.mixture import Change, Mixture
 from data_pipelines.packed import turns
 from data_pipelines.screen import Count
+from data_pipelines.side import Side
+from data_pipelines.workers import Elsewhere, Workers
 from melllm_jax.batch import Batch
-from melllm_jax.config import Data
+from melllm_jax.config import Run
 from melllm_jax.errors import Fault, Mistake
 
 
@@ -49,70 +49,50 @@ Chain = Callable[[int, Mixture, Readers, list[Count]], grain.IterDataset]
 
 
 class Lanes(grain.IterDataset):
-    """Batches of these lanes' rows, made ahead by one thread.
+    """Batches of these lanes' rows, made ahead by one thread or by processes.
 
-    `chain` makes a lane from its number, what all draw from, the host's readers and the counts
-    that its lanes share.
+    `chain` gives a lane's rows of each batch; it is told the number of the lane, what all draw
+    from, who reads for them, and the counts of what they have read.
     """
 
-    def __init__(self, chain: Chain, cfg: Data, lanes: Sequence[int], mixture: Mixture) -> None:
+    def __init__(
+        self, chain: Chain, run: Run, lanes: Sequence[int], mixture: Mixture, elsewhere: Elsewhere
+    ) -> None:
         super().__init__()
-        self._chain, self._cfg, self._lanes, self._mixture = chain, cfg, tuple(lanes), mixture
+        self._chain, self._run, self._lanes = chain, run, tuple(lanes)
+        self._mixture, self._elsewhere = mixture, elsewhere
+
+    def side(self) -> Side:
+        """The lanes side by side, from the start, with a mixture of their own."""
+        mixture, counts = self._mixture.own(), list[Count]()
+        readers = Readers(self._run.data.threads, len(self._lanes))
+        chain = lambda lane: self._chain(lane, mixture, readers, counts)
+        lanes = {lane: chain(lane).__iter__() for lane in self._lanes}
+        return Side(self._run, lanes, mixture, readers, counts)
 
     def __iter__(self) -> "LanesIterator":
-        readers, counts = Readers(self._cfg.threads, len(self._lanes)), list[Count]()
-        mixture = copy.copy(self._mixture)  # with phases of its own
-        lanes = {
-            lane: self._chain(lane, mixture, readers, counts).__iter__() for lane in self._lanes
-        }
-        ahead = experimental.ThreadPrefetchIterDataset(
-            _Begun(_Side(lanes, mixture)), prefetch_buffer_size=self._cfg.ahead
-        ).__iter__()
-        return LanesIterator(ahead, readers, self._cfg.streams, mixture)
-
-
-class _Side(grain.DatasetIterator):
-    """Lanes side by side: a batch of each, stacked in their order.
-
-    The end is that of the lane that ends first. What others gave then is in no batch; the place
-    that was taken after the last one, by what makes batches ahead, has it still.
-    """
-
-    def __init__(self, lanes: dict[int, grain.DatasetIterator], mixture: Mixture) -> None:
-        super().__init__(list(lanes.values()))
-        self._lanes, self._mixture = lanes, mixture
-
-    def __next__(self) -> Batch:
-        parts = [next(lane) for lane in self._lanes.values()]
-        return (
-            parts[0] if len(parts) == 1 else Batch(*map(np.concatenate, zip(*parts, strict=True)))
+        side, data = self.side(), self._run.data
+        batches = (
+            Workers(side, self._run, self._elsewhere)
+            if data.workers
+            else experimental.ThreadPrefetchIterDataset(
+                _Begun(side), prefetch_buffer_size=data.ahead
+            ).__iter__()
         )
-
-    def get_state(self) -> dict[str, Any]:
-        lanes = {str(number): lane.get_state() for number, lane in self._lanes.items()}
-        return {"lanes": lanes, "phases": self._mixture.state()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._mixture.go_on(state["phases"])
-        for number, lane in self._lanes.items():
-            lane.set_state(state["lanes"][str(number)])
+        return LanesIterator(batches, data.streams, side.mixture)
 
 
 class LanesIterator(grain.DatasetIterator):
     """A host's batches; its place is saved in one file a lane, and any host reads any of them."""
 
-    def __init__(
-        self, parent: grain.DatasetIterator, readers: Readers, count: int, mixture: Mixture
-    ) -> None:
+    def __init__(self, parent: grain.DatasetIterator, count: int, mixture: Mixture) -> None:
         super().__init__(parent)
         self._count, self._mixture = count, mixture
         # The number that each source had in the place it went on from; -1: none.
         self.carried = list(range(len(mixture.sources)))
         # What is no longer held may be collected in a thread that closing would wait for.
         gone = SimpleQueue[None]()
-        self._closer = threading.Thread(
-            target=_close_after, args=(gone, parent, readers), daemon=True
-        )
+        self._closer = threading.Thread(target=_close_after, args=(gone, parent), daemon=True)
         self._closer.start()
         self._gone = weakref.finalize(self, gone.put, None)
         weakref.finalize(self, _close, weakref.ref(self))  # at exit, before modules are taken down
@@ -142,6 +122,11 @@ class LanesIterator(grain.DatasetIterator):
         known = state["sources"]
         self.carried = [known.index(x) if x in known else -1 for x in self._mixture.sources]
         self._parent.set_state(state | {"phases": phases})
+
+    @property
+    def worked(self) -> float:
+        """Seconds of cores that processes other than this one took for the batches so far."""
+        return self._parent.worked if isinstance(self._parent, Workers) else 0.0
 
     @property
     def sizes(self) -> list[int]:
@@ -186,7 +171,7 @@ class LanesIterator(grain.DatasetIterator):
         return read()
 
     def close(self) -> None:
-        """Stops the readers and lets go of them: Grain's own cannot close again at exit."""
+        """Stops who reads and lets go of them: Grain's own cannot close again at exit."""
         self._closed = True
         self._parents = ()
         self._gone()
@@ -196,10 +181,9 @@ class LanesIterator(grain.DatasetIterator):
         """Grain's closes here and now."""
 
 
-def _close_after(gone: SimpleQueue[None], parent: grain.DatasetIterator, readers: Readers) -> None:
+def _close_after(gone: SimpleQueue[None], parent: grain.DatasetIterator) -> None:
     gone.get()
     parent.close()
-    readers.close()
 
 
 def _close(reference: weakref.ref[LanesIterator]) -> None:

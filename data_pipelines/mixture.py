@@ -5,6 +5,7 @@ run resumed with other shares, or with a corpus more or less, finds again how fa
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import copy
 import dataclasses
 import itertools
 from typing import Any
@@ -103,9 +104,22 @@ class Mixture:
         """The phases, as JSON has them."""
         return to_tree(self.phases)
 
-    def go_on(self, state: Sequence[dict[str, Any]]) -> None:
-        """In these phases, from where nothing is read any more."""
+    def own(self) -> "Mixture":
+        """Another over the same corpora: what one goes on with, or opens more, is its own."""
+        other = copy.copy(self)
+        other.names, other._corpora = list(self.names), list(self._corpora)
+        return other
+
+    def go_on(self, state: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> None:
+        """In these phases, from where nothing is read any more.
+
+        `names` are those of a mixture that was `resumed` so: its corpora are opened here too.
+        """
         self.phases = from_tree(state)
+        parts = {part.name: part for phase in self.phases for part in phase.parts}
+        for name in names:
+            if name not in self.names:
+                self._reopen(parts[name])
 
     def resumed(
         self, state: Sequence[dict[str, Any]], first: int, reached: int

@@ -7,8 +7,7 @@ instead of 95 %. And a place in the stream is the turns of what lies in open row
 reads these alone again.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 from typing import Any
@@ -16,8 +15,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from data_pipelines.ahead import Reading
 from data_pipelines.examples import Reject
 from data_pipelines.screen import Lost
+from melllm_jax.batch import Batch
 from melllm_jax.errors import Fault
 
 Example = dict[str, Any]  # columns [t ...], with the `turn` it is of and `lost`
@@ -33,14 +34,13 @@ class Row:
 
 
 class Packed(grain.IterDataset):
-    """Rows of `t` positions of examples, at most `bins` of them open at a time.
+    """The examples of each row of `t` positions, at most `bins` rows being open at a time.
 
-    `again` reads the example of a turn once more. A row has the columns of its examples, zeros
-    where there is none, `segments` (from 1 on), `positions`, and `lost`, of all its examples.
+    `again` reads the example of a turn once more. `laid_out` makes arrays of a row.
     """
 
     def __init__(
-        self, parent: grain.IterDataset, again: Callable[[int], "Future[Any]"], t: int, bins: int
+        self, parent: grain.IterDataset, again: Callable[[int], Reading], t: int, bins: int
     ) -> None:
         super().__init__(parent)
         self._how = again, t, bins
@@ -53,7 +53,7 @@ class _PackedIterator(grain.DatasetIterator):
     def __init__(
         self,
         parent: grain.DatasetIterator,
-        again: Callable[[int], "Future[Any]"],
+        again: Callable[[int], Reading],
         t: int,
         bins: int,
     ) -> None:
@@ -61,9 +61,9 @@ class _PackedIterator(grain.DatasetIterator):
         self._again, self._t, self._bins = again, t, bins
         self._open: list[Row] = []
         # Of a place that was gone to: turn, what was lost before it, and the example under way.
-        self._left: list[list[tuple[int, Lost, Future[Any]]]] = []
+        self._left: list[list[tuple[int, Lost, Reading]]] = []
 
-    def __next__(self) -> Example:
+    def __next__(self) -> list[Example]:
         self._reopen()
         while True:
             try:
@@ -83,11 +83,11 @@ class _PackedIterator(grain.DatasetIterator):
             if full is not None:
                 return full
 
-    def _fullest(self) -> Example:
-        """The fullest of the open rows, which is open no more."""
+    def _fullest(self) -> list[Example]:
+        """What is in the fullest of the open rows, which is open no more."""
         row = min(self._open, key=lambda row: row.room)
         self._open = [other for other in self._open if other is not row]
-        return laid_out(row.examples, self._t)
+        return row.examples
 
     def _reopen(self) -> None:
         """Fill the rows of a place that was gone to."""
@@ -131,8 +131,20 @@ def turns(state: dict[str, Any]) -> tuple[int, int]:
     return min([turn for row in rows for turn, _ in row] + [reached]), reached
 
 
-def laid_out(examples: Sequence[Example], t: int) -> Example:
-    """Examples as one row: [t ...] of each column, with `segments`, `positions` and `lost`."""
+def fill(batch: Batch, first: int, rows: Sequence[Sequence[Example]]) -> None:
+    """Write rows of examples to those of a batch from number `first` on."""
+    for number, examples in enumerate(rows, first):
+        into = {name: array[number] for name, array in batch._asdict().items()}
+        laid_out(examples, batch.tokens.shape[1], into)
+
+
+def laid_out(
+    examples: Sequence[Example], t: int, into: Mapping[str, np.ndarray] | None = None
+) -> Example:
+    """Examples as one row: [t ...] of each column, `segments` and `positions`; and their `lost`.
+
+    It is zero behind them. The columns are written to `into`, arrays of that form, if it is given.
+    """
     lengths = [len(example["tokens"]) for example in examples]
     used = sum(lengths)
     row: Example = {"lost": [example["lost"] for example in examples]}
@@ -141,7 +153,8 @@ def laid_out(examples: Sequence[Example], t: int) -> Example:
     columns["segments"] = [np.repeat(numbers, lengths)]
     columns["positions"] = [np.arange(length, dtype=np.int32) for length in lengths]
     for name, parts in columns.items():
-        row[name] = np.empty((t, *parts[0].shape[1:]), parts[0].dtype)
+        shape, dtype = (t, *parts[0].shape[1:]), parts[0].dtype
+        row[name] = np.empty(shape, dtype) if into is None else into[name]
         np.concatenate(parts, out=row[name][:used])
         row[name][used:] = 0
     return row

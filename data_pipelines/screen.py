@@ -1,20 +1,21 @@
 """What is unusable is counted, in the iterator's state, and stops the run where it is too much.
 
-Counted twice, for two questions. `Screen` counts what was read, to stop a run whose data is bad
-even where nothing good ever comes; it runs ahead of the rows. `Tally` counts what is in the batches
-of a lane, so that the figures of a run stopped and resumed are those of one that was not.
+Counted twice, for two questions. `Screen` counts what a lane has read, which is ahead of its rows:
+after each batch `judge` stops a run whose share of bad examples is too large in all lanes of the
+host. `Tally` counts what is in the batches of a lane, so that the figures of a run stopped and
+resumed are those of one that was not.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 import grain
 
 from data_pipelines.examples import Reject, reasons
 from data_pipelines.mixture import Mixture
-from melllm_jax.batch import Batch
 from melllm_jax.config import Data
 from melllm_jax.errors import Mistake
 
@@ -38,7 +39,6 @@ class Count:
     seen: int = 0
     # Of a fixed length: Orbax and Grain want states of one form.
     first: list[str] = dataclasses.field(default_factory=lambda: [""] * NAMED)
-    damaged: set[str] = dataclasses.field(default_factory=set)  # shards told of since the start
 
     def add(self, reject: Reject) -> None:
         """Count an unusable example that has been seen."""
@@ -46,6 +46,18 @@ class Count:
         if "" in self.first and name not in self.first:
             self.first[self.first.index("")] = name
         self.bad[reject.reason] += 1
+
+
+class Told:
+    """Says what is wrong with a shard, once each: `say` is given a line for people."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._shards = say, set[str]()
+
+    def __call__(self, shard: str, text: str) -> None:
+        if shard not in self._shards:
+            self._shards.add(shard)
+            self._say(text)
 
 
 def counted(cfg: Data) -> tuple[str, ...]:
@@ -77,11 +89,33 @@ def progress(iterator: grain.DatasetIterator) -> dict[str, Any]:
     return {"seen": sum(drawn), "bad": dict(bad), "sources": sources}
 
 
+def read(state: dict[str, Any]) -> Count:
+    """What the lane in this state has read."""
+    while "read" not in state:
+        state = state["parent"]
+    return Count(**state["read"])
+
+
+def judge(cfg: Data, counts: Sequence[Count]) -> None:
+    """Raises Mistake where the share of bad examples in all of `counts` exceeds data.bad."""
+    seen = sum(count.seen for count in counts)
+    total = sum(sum(count.bad.values()) for count in counts)
+    if seen < FEWEST or total <= cfg.bad * seen:
+        return
+    bad = {reason: sum(count.bad[reason] for count in counts) for reason in counted(cfg)}
+    names = dict.fromkeys(name for count in counts for name in count.first if name)
+    kinds = ", ".join(f"{number} {reason}" for reason, number in bad.items() if number)
+    share = f"{total} of {seen} examples ({total / seen:.1%})"
+    first = ", ".join(list(names)[:NAMED])
+    raise Mistake(f"data.bad={cfg.bad}: {share} are unusable: {kinds}. First: {first}")
+
+
 class Screen(grain.IterDataset):
     """Examples without the Rejects, which it counts; each carries those before it as `lost`.
 
-    `counts` are those of all lanes of this host, whose share is judged as one: it takes its place
-    among them. `say` is told of every damaged shard once.
+    Its count takes its place among `counts`; `told` is called with every damaged shard. Raises
+    Mistake where the lane alone has as many bad examples too many as FEWEST in a row are: a batch,
+    for `judge` to look at, may never come.
     """
 
     def __init__(
@@ -89,13 +123,15 @@ class Screen(grain.IterDataset):
         parent: grain.IterDataset,
         cfg: Data,
         counts: list[Count],
-        say: Callable[[str], None] = lambda _: None,
+        told: Callable[[str, str], None],
     ) -> None:
         super().__init__(parent)
-        self._cfg, self._counts, self._say = cfg, counts, say
+        self._cfg, self._counts, self._told = cfg, counts, told
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _ScreenIterator(self._parent.__iter__(), self._cfg, self._counts, self._say)
+        count = Count(dict.fromkeys(counted(self._cfg), 0))
+        self._counts.append(count)
+        return _ScreenIterator(self._parent.__iter__(), self._cfg, count, self._told)
 
 
 class _ScreenIterator(grain.DatasetIterator):
@@ -103,47 +139,26 @@ class _ScreenIterator(grain.DatasetIterator):
         self,
         parent: grain.DatasetIterator,
         cfg: Data,
-        counts: list[Count],
-        say: Callable[[str], None],
+        count: Count,
+        told: Callable[[str, str], None],
     ) -> None:
         super().__init__(parent)
-        self._cfg, self._counts, self._say = cfg, counts, say
-        self._count = Count(dict.fromkeys(counted(cfg), 0))
-        counts.append(self._count)
+        self._cfg, self._count, self._told = cfg, count, told
 
     def __next__(self) -> dict[str, Any]:
-        lost = []
+        lost: list[tuple[int, str]] = []
         while True:
             turn, example = next(self._parent)
             self._count.seen += 1
-            if isinstance(example, Reject):
-                if example.reason == DAMAGED and not any(
-                    example.id in count.damaged for count in self._counts
-                ):
-                    self._count.damaged.add(example.id)
-                    self._say(f"{example.detail}: what cannot be read of it is skipped")
-                self._count.add(example)
-                lost.append((example.source, example.reason))
-            self._check_share()
             if not isinstance(example, Reject):
                 return example | {"turn": turn, "lost": Lost(tuple(lost))}
-
-    def _check_share(self) -> None:
-        seen = sum(count.seen for count in self._counts)
-        if seen < FEWEST:
-            return
-        total = sum(sum(count.bad.values()) for count in self._counts)
-        if total <= self._cfg.bad * seen:
-            return
-        bad = {
-            reason: sum(count.bad[reason] for count in self._counts)
-            for reason in counted(self._cfg)
-        }
-        names = dict.fromkeys(name for count in self._counts for name in count.first if name)
-        counts = ", ".join(f"{count} {reason}" for reason, count in bad.items() if count)
-        share = f"{total} of {seen} examples ({total / seen:.1%})"
-        first = ", ".join(list(names)[:NAMED])
-        raise Mistake(f"data.bad={self._cfg.bad}: {share} are unusable: {counts}. First: {first}")
+            if example.reason == DAMAGED:
+                self._told(example.id, f"{example.detail}: what cannot be read of it is skipped")
+            self._count.add(example)
+            lost.append((example.source, example.reason))
+            bad, may = sum(self._count.bad.values()), self._cfg.bad
+            if bad - may * self._count.seen >= FEWEST * (1 - may):
+                judge(self._cfg, [self._count])
 
     def get_state(self) -> dict[str, Any]:
         return {
@@ -163,7 +178,7 @@ class _ScreenIterator(grain.DatasetIterator):
 
 
 class Tally(grain.IterDataset):
-    """A lane's rows, counted by corpus; what it gives is a Batch without their `lost`."""
+    """A lane's rows of a batch, whose examples it counts by corpus, and those lost before them."""
 
     def __init__(self, parent: grain.IterDataset, cfg: Data, mixture: Mixture) -> None:
         super().__init__(parent)
@@ -180,18 +195,18 @@ class _TallyIterator(grain.DatasetIterator):
         self._drawn = dict.fromkeys(mixture.names, 0)
         self._bad = dict.fromkeys(counted(cfg), 0)
 
-    def __next__(self) -> Batch:
-        batch, losts = next(self._parent)
-        firsts = batch.sources[(batch.segments > 0) & (batch.positions == 0)]
-        drawn = Counter(firsts.tolist())
-        for lost in losts:
-            for source, reason in lost.rejects:
+    def __next__(self) -> list[list[dict[str, Any]]]:
+        rows: list[list[dict[str, Any]]] = next(self._parent)
+        drawn: Counter[int] = Counter()
+        for example in itertools.chain.from_iterable(rows):
+            drawn[int(example["sources"][0])] += 1
+            for source, reason in example["lost"].rejects:
                 drawn[source] += 1
                 self._bad[reason] += 1
         for number, count in drawn.items():
             name = self._mixture.names[number]
             self._drawn[name] = self._drawn.get(name, 0) + count
-        return batch
+        return rows
 
     def get_state(self) -> dict[str, Any]:
         return {

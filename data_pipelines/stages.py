@@ -7,6 +7,7 @@ thread runs them, one after another.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 import dataclasses
+import functools
 from typing import Any
 
 import grain
@@ -16,12 +17,14 @@ import numpy as np
 from data_pipelines.augment import Draws, augmented
 from data_pipelines.examples import WIRE, Examples, Reject, framed
 from data_pipelines.interleave import asr_example
-from data_pipelines.packed import Packed
+from data_pipelines.packed import Example, Packed, fill
 from data_pipelines.prompt import asr_prompt
 from data_pipelines.screen import Lost
+from data_pipelines.sheet import blank
 from data_pipelines.sources import Corpus, sound
 from data_pipelines.text import Tokenizer
 from data_pipelines.waves import Effects
+from melllm_jax.batch import Batch
 from melllm_jax.config import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.mel_tables import HOP, RATE
@@ -101,15 +104,18 @@ def _repeated(examples: list[dict[str, np.ndarray]], run: Run) -> list[dict[str,
 def _batches(examples: Sequence[dict[str, Any]], run: Run) -> Iterator[Any]:
     """Batches of one lane."""
     packed = Packed(_Made(examples), _never, run.data.t, run.data.bins)
-    return iter(packed.batch(run.data.b // run.data.streams, batch_fn=_stacked))
+    count = run.data.b // run.data.streams
+    return iter(packed.batch(count, batch_fn=functools.partial(_laid, run)))
 
 
 def _never(turn: int) -> "Future[Any]":
     raise AssertionError(f"example {turn} is asked for again, though no place was gone to")
 
 
-def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "lost"}
+def _laid(run: Run, rows: Sequence[Sequence[Example]]) -> Batch:
+    batch = blank(run, len(rows))
+    fill(batch, 0, rows)
+    return batch
 
 
 class _Made(grain.IterDataset):

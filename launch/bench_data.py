@@ -26,7 +26,7 @@ from melllm_jax.update import HOP
 
 WARM = 3  # batches before the clock starts: files are opened, and the bins of the packer filled
 ROUNDS = 5  # of the stages: medians
-ROWS, LANES = 8, 2  # a batch of more rows is read as so many: those of a large run fill no memory
+ROWS, LANES = 8, (2, 4, 8)  # a batch of more rows is read as so many, so that it fills no memory
 FED = "mel_llm_asr_full_v5p_128"  # of `melllm data bench DIR` where no preset is named
 
 
@@ -34,13 +34,13 @@ FED = "mel_llm_asr_full_v5p_128"  # of `melllm data bench DIR` where no preset i
 class Arguments(RunArguments):
     """Read the corpora of --data as PRESET (quickstart if none is given) does in training.
 
-    Each stage is timed by itself on the same utterances, and the whole chain with one reading
-    thread, two, four, and so on up to the machine's cores. A batch of more than 8 rows is read as
-    8. `melllm data bench DIR... [--preset NAME]` means the same; there the preset, unless one is
-    named, is mel_llm_asr_full_v5p_128.
+    Each stage is timed by itself on the same utterances, and the whole chain as PRESET reads, and
+    with one reading process, two, four, and so on up to the machine's cores or the lanes. A batch
+    of more than 8 rows is read as 8. `melllm data bench DIR... [--preset NAME]` means the same;
+    there the preset, unless one is named, is mel_llm_asr_full_v5p_128.
     """
 
-    seconds: float = 10.0  # how long to read, with each number of threads
+    seconds: float = 10.0  # how long to read, with each number of processes
     utterances: int = 64  # that the stages are timed on; they are held in memory
     chip: str = "TPU v5p"  # that trains PRESET: how many of them reading feeds
     mfu: float = 0.5  # assumed: share of the chip's peak FLOP/s that training reaches
@@ -66,18 +66,21 @@ def bench(argv: Sequence[str], prog: str = "melllm bench data") -> tuple[dict[st
 
 
 def measured(arguments: Arguments) -> dict[str, Any]:
-    """The figures of all stages, and of the whole by number of threads."""
+    """The figures of all stages, and of the whole by number of processes."""
     fed = arguments.run
     feeding(fed, 0.0, arguments.chip, arguments.mfu)  # mistakes are told before anything is read
-    run, tokenizer = completed(_smaller(fed))
-    apart = _apart(run, tokenizer, arguments.utterances)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    counts = sorted({*_doubled(cores or 1), run.data.threads})
-    by_threads = {
-        n: _whole(run, tokenizer, n, arguments.seconds)
-        for n in tqdm(counts, unit="number of threads", disable=None)
+    counts = _doubled(cores or 1)
+    run, tokenizer = completed(_smaller(fed, counts[-1]))
+    apart = _apart(run, tokenizer, arguments.utterances)
+    # A process of one core's work reads faster by itself than by threads.
+    more = {count: 0 for count in counts if count <= run.data.streams}
+    threads = dict(sorted((more | {run.data.workers: run.data.threads}).items()))
+    by_workers = {
+        count: _whole(run, tokenizer, count, threads[count], arguments.seconds)
+        for count in tqdm(threads, unit="number of processes", disable=None)
     }
-    whole = by_threads[run.data.threads]
+    whole = by_workers[run.data.workers]
     figures = {
         "what": "data",
         "preset": run.name,
@@ -86,16 +89,16 @@ def measured(arguments: Arguments) -> dict[str, Any]:
         "positions": run.data.t,
         **whole,
         "stages": apart,
-        "workers": list(by_threads.values()),
+        "workers": list(by_workers.values()),
     }
     if (decoded := apart.get("decode")) is not None:
         alone = decoded["audio_seconds_per_second"]
         figures["share_of_decoding"] = whole["audio_seconds_per_core_second"] / alone
-    best = max(by_threads.values(), key=lambda one: one["audio_seconds_per_second"])
+    best = max(by_workers.values(), key=lambda one: one["audio_seconds_per_second"])
     rate = best["batches_per_second"] * run.data.b * run.data.t
     found = feeding(fed, rate, arguments.chip, arguments.mfu)
     figures["feeds"] = dataclasses.asdict(found) | {
-        "threads": best["threads"],
+        "workers": best["workers"],
         "chips_per_core": found.chips / best["cores"],
         "audio_seconds_per_position": best["audio_seconds_per_second"] / rate,
     }
@@ -111,7 +114,7 @@ def told(figures: dict[str, Any]) -> str:
         f"speed       {figures['batches_per_second']:.2f} batches/s, "
         f"{figures['audio_seconds_per_second']:.0f} s of audio a second",
         f"cost        {figures['audio_seconds_per_core_second']:.0f} s of audio a second of "
-        f"one core; {figures['cores']:.2f} cores were busy, {figures['threads']} threads read",
+        f"one core; {figures['cores']:.2f} cores were busy",
     ]
     for name, stage in figures["stages"].items():
         lines.append(
@@ -124,8 +127,10 @@ def told(figures: dict[str, Any]) -> str:
             f"limit       all of it on a core is {share:.2f} times as fast as decoding alone"
         )
     for one in figures["workers"]:
+        count, threads = one["workers"], one["threads"]
+        who = f"{count} process{'' if count == 1 else 'es'}" if count else f"{threads} threads"
         lines.append(
-            f"{one['threads']} thread{'s' if one['threads'] > 1 else ' '}   "
+            f"{who:11} "
             f"{one['audio_seconds_per_second']:,.0f} s of audio a second, "
             f"{one['filled']:.1%} of positions filled"
         )
@@ -155,11 +160,12 @@ def _reordered(words: list[str]) -> list[str]:
     return [name, *(word for folder in folders for word in ("--data", folder)), *rest]
 
 
-def _smaller(run: config.Run) -> config.Run:
-    """`run` with batches of at most ROWS rows, in LANES lanes where it had more rows."""
+def _smaller(run: config.Run, cores: int) -> config.Run:
+    """`run` with batches of at most ROWS rows; where it had more, in as many lanes as cores."""
     if run.data.b <= ROWS:
         return run
-    return config.override(run, {"data.b": ROWS, "data.lanes": LANES})
+    lanes = next((n for n in LANES if n >= cores), ROWS)
+    return config.override(run, {"data.b": ROWS, "data.lanes": lanes})
 
 
 def _doubled(cores: int) -> list[int]:
@@ -185,25 +191,29 @@ def _apart(run: config.Run, tokenizer: Tokenizer, count: int) -> dict[str, dict[
     }
 
 
-def _whole(run: config.Run, tokenizer: Tokenizer, threads: int, seconds: float) -> dict[str, Any]:
-    """The figures of reading for so many seconds with so many threads."""
-    run = config.override(run, {"data.threads": threads})
+def _whole(
+    run: config.Run, tokenizer: Tokenizer, workers: int, threads: int, seconds: float
+) -> dict[str, Any]:
+    """The figures of reading for so many seconds with so many processes and threads of each."""
+    run = config.override(run, {"data.workers": workers, "data.threads": threads})
     with contextlib.closing(iter(pipeline.train_batches(run, tokenizer))) as batches:
         for _ in itertools.islice(batches, WARM):
             pass
         count = positions = 0
         audio = 0.0
-        began, worked = time.perf_counter(), time.process_time()
+        began, worked = time.perf_counter(), time.process_time() + batches.worked
         for batch in batches:
             count += 1
             positions += int((batch.segments > 0).sum())
             audio += float(batch.frames.sum()) * HOP
             if time.perf_counter() - began >= seconds:
                 break
-        passed, worked = time.perf_counter() - began, time.process_time() - worked
+        passed = time.perf_counter() - began
+        worked = time.process_time() + batches.worked - worked
     if not count:
         raise Mistake(f"data.sources: give {WARM} batches or fewer, then end: too few to measure")
     return {
+        "workers": workers,
         "threads": threads,
         "seconds": passed,
         "batches": count,

@@ -235,7 +235,11 @@ class Data:
     longest: float = 30.0  # seconds: longer audio is an unusable example
     wire: Literal["float32", "bfloat16"] = "bfloat16"  # dtype of the patches sent to the device
     augment: Augment = Augment()
-    threads: int = dataclasses.field(default=2, metadata=WHERE)  # readers
+    workers: int = dataclasses.field(
+        default=0, metadata=WHERE
+    )  # processes of a host that make its batches, each of some lanes; 0: this one does, by threads
+    # readers in each such process; 0: who packs reads, fastest in workers and from local disks
+    threads: int = dataclasses.field(default=2, metadata=WHERE)
     ahead: int = dataclasses.field(default=2, metadata=WHERE)  # batches made ahead
 
     def __post_init__(self) -> None:
@@ -244,6 +248,7 @@ class Data:
         _rule("data.lanes", self.lanes, self.lanes >= 0, "must be 0 or more")
         whole = self.b % self.streams == 0
         _rule("data.lanes", self.lanes, whole, f"does not divide data.b={self.b}")
+        _rule("data.workers", self.workers, self.workers >= 0, "must be 0 or more")
         _rule("data.bad", self.bad, 0 <= self.bad <= 1, "must lie in [0, 1]")
         _rule("data.temperature", self.temperature, self.temperature >= 0, "must be 0 or more")
         _rule("data.epochs", self.epochs, self.epochs >= 0, "must be 0 or more")

@@ -106,7 +106,7 @@ def test_bench_data_counts_batches_and_audio(capsys, tmp_path):
     assert 0.5 < found["filled"] <= 1
 
 
-def test_bench_data_times_stages_and_numbers_of_threads_and_what_they_feed(capsys, tmp_path):
+def test_bench_data_times_stages_and_numbers_of_processes_and_what_they_feed(capsys, tmp_path):
     folder = corpus(tmp_path / "data")
     found = bench(capsys, "data", "--data", folder, "--seconds", 0.2, "--mfu", 0.4)
     stages = found["stages"]
@@ -115,8 +115,14 @@ def test_bench_data_times_stages_and_numbers_of_threads_and_what_they_feed(capsy
     cost = [1 / one["audio_seconds_per_second"] for one in stages.values()]
     assert stages["mel"]["share"] == pytest.approx(cost[2] / sum(cost))
     assert {one["utterances"] for one in stages.values()} == {12}
-    threads = [one["threads"] for one in found["workers"]]
-    assert threads[0] == 1 and threads == sorted(set(threads)) and found["threads"] in threads
+    counts = [one["workers"] for one in found["workers"]]
+    assert (
+        counts[:2] == [0, 1]
+        and counts == sorted(set(counts))
+        and found["workers"][0]
+        == {name: found[name] for name in found["workers"][0] if name != "workers"} | {"workers": 0}
+    )
+    assert all(one["cores"] > 0.02 for one in found["workers"])  # those of the processes count
     feeds, best = found["feeds"], max(one["batches_per_second"] for one in found["workers"])
     run = digits()
     a_position = flops.step(run) / (8 * 64)
@@ -141,7 +147,7 @@ def test_data_bench_says_the_same_to_people_and_takes_a_preset_first(capsys, tmp
     words = ["data", "bench", "digits", *TINY, "--data", str(folder), "--seconds", "0.1"]
     assert cli.main(words) == 0
     told = capsys.readouterr().out
-    assert told.startswith("digits: ") and "\n1 thread " in told and "\ndecode " in told
+    assert told.startswith("digits: ") and "\n1 process " in told and "\ndecode " in told
     assert "× TPU v5p that train digits at an assumed MFU of 50%" in told
 
 

@@ -134,6 +134,7 @@ WHERE = {
     "data.augment.rooms.path": "elsewhere",
     "data.augment.noises.path": "elsewhere",
     "data.corrupt": "skip",
+    "data.workers": 2,
     "data.threads": 4,
     "data.ahead": 4,
     "text.tokenizer": "elsewhere.json",
