@@ -48,9 +48,11 @@ setup(
         "array_record>=0.8.1",
         "einops>=0.8",
         "etils[epath]>=1.12",
+        "fsspec>=2025.2",  # from then on its stores can create what must not exist yet
         "jaxtyping>=0.3.2,<0.4",
         "ml_dtypes>=0.5",
         "numpy>=2.0",
+        "pyyaml>=6",  # manifests of melllm sweep --backend gke
         "scipy>=1.14",
         "sentencepiece>=0.2",
         "soundfile>=0.13",

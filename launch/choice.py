@@ -1,4 +1,4 @@
-"""The word that says what a command is to do: one of few."""
+"""The first word after a command: one of few, or what it is to work on."""
 
 from collections.abc import Collection, Sequence
 import difflib
@@ -15,3 +15,15 @@ def chosen(command: str, argv: Sequence[str], known: Collection[str], missing: s
         listed = ", ".join(known)
         raise Mistake(f"{command}={argv[0]}: is none of {listed}; did you mean {near[0]}?")
     return argv[0]
+
+
+def first(command: str, argv: Sequence[str], what: str) -> tuple[str, Sequence[str]]:
+    """The word that `melllm COMMAND` works on, and the flags after it; where help is asked, "".
+
+    Raises Mistake where it is missing; `what` is its name.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        return "", argv
+    if not argv or argv[0].startswith("-"):
+        raise Mistake(f"no {what} given: melllm {command} {what}")
+    return argv[0], argv[1:]

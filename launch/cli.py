@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("launch.convert", "checkpoints from and to Hugging Face's layout"),
     "logits": ("launch.logits", "scores of a checkpoint for given tokens, to debug a port"),
     "plan": ("launch.plan", "memory, time and cost of a preset on a pod that is not here"),
+    "sweep": ("launch.sweep", "many runs from one Python file, none of them lost; their report"),
+    "scaling": ("launch.scaling", "fit a scaling law to runs, and find the best run of a budget"),
     "bench": ("launch.bench", "figures for this machine: training, decoding, data, checkpoints"),
     "wer": ("launch.wer", "word error rate between two files of transcripts"),
 }

@@ -1,18 +1,22 @@
-"""`melllm data WHAT`: corpora brought in, looked at, measured, and tokenizers for them."""
+"""`melllm data WHAT`: corpora brought in, looked at, measured, and tokenizers for them.
 
-from collections.abc import Callable, Mapping, Sequence
+A command's module is loaded by name once it is called: bringing in a corpus needs no JAX.
+"""
+
+from collections.abc import Mapping, Sequence
+import importlib
 import types
 
-from launch import bench_data, data_import, data_tfds, data_tokenizer, inspect
 from launch.choice import chosen
 
-COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], int], str]] = types.MappingProxyType(
+COMMANDS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
     {
-        "import": (data_import.main, "a foreign corpus as manifests"),
-        "export-tfds": (data_tfds.main, "shards as a TFDS dataset"),
-        "inspect": (inspect.main, "what is in a corpus: figures, and a page to see and hear"),
-        "bench": (bench_data.main, "how fast corpora become batches, and what that feeds"),
-        "tokenizer": (data_tokenizer.main, "train a SentencePiece table on transcripts"),
+        "import": ("launch.data_import", "a foreign corpus as manifests"),
+        "export-tfds": ("launch.data_tfds", "shards as a TFDS dataset"),
+        "speak": ("launch.data_speak", "the synthetic corpus in any size, with noise or without"),
+        "inspect": ("launch.inspect", "what is in a corpus: figures, and a page to see and hear"),
+        "bench": ("launch.bench_data", "how fast corpora become batches, and what that feeds"),
+        "tokenizer": ("launch.data_tokenizer", "train a SentencePiece table on transcripts"),
     }
 )
 
@@ -23,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
         print(_help())
         return 0
     what = chosen("data", argv, COMMANDS, missing="say what to do")
-    return COMMANDS[what][0](argv[1:])
+    status: int = importlib.import_module(COMMANDS[what][0]).main(argv[1:])
+    return status
 
 
 def _help() -> str:

@@ -81,6 +81,11 @@ ul.odd { margin: 0 0 16px; padding-left: 18px; font-size: 14px; overflow-wrap: a
 """
 
 
+def plain(text: str) -> str:
+    """Text for an attribute, a title or a drawing: inert, hidden characters spelt out."""
+    return html.escape(_HIDDEN.sub(_spelt, text))
+
+
 def shown(text: str, longest: int = 0) -> str:
     """Text of a corpus as HTML: inert, hidden characters spelt out, its direction kept inside.
 
@@ -104,6 +109,26 @@ def number(value: float) -> str:
     return written.replace("-", "−")
 
 
+def counted(value: float) -> Figure:
+    """120 k, 1.2 M, 14 B: a count to three digits, of parameters or tokens."""
+    value = float(f"{value:.3g}")
+    for unit, letter in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= unit:
+            return Figure(f"{value / unit:.3g}{letter}")
+    return Figure(f"{value:.3g}")
+
+
+def power(value: float) -> Figure:
+    """1.4·10¹⁵: a number to two digits, of FLOPs."""
+    digits, exponent = f"{value:.1e}".split("e")
+    raised = str(int(exponent)).translate(_RAISED)
+    digits = digits.removesuffix(".0")
+    return Figure(f"10{raised}" if digits == "1" else f"{digits}·10{raised}")
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def lasting(hours: float) -> Figure:
     """A duration in the unit that suits it."""
     if hours >= 100:
@@ -118,11 +143,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
 
     A cell of several texts has them on lines of their own.
     """
-    body, numeric = [], [False] * len(heads)
-    for row in rows:
+    kept, numeric = [tuple(row) for row in rows], [False] * len(heads)
+    for row in kept:
         for place, value in enumerate(row):
             numeric[place] |= isinstance(value, int | float | Figure)
-        body.append(f"<tr>{''.join(map(_cell, row))}</tr>")
+    body = [f"<tr>{''.join(map(_cell, row, numeric))}</tr>" for row in kept]
     titles = "".join(
         f'<th class="num">{html.escape(head)}</th>' if right else f"<th>{html.escape(head)}</th>"
         for head, right in zip(heads, numeric, strict=True)
@@ -130,9 +155,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     return f'<div class="scroll"><table><tr>{titles}</tr>{"".join(body)}</table></div>'
 
 
-def _cell(value: Cell) -> str:
+def _cell(value: Cell, numeric: bool) -> str:
     if value is None:
-        return "<td>–</td>"
+        return '<td class="num">–</td>' if numeric else "<td>–</td>"
     if isinstance(value, Figure):
         return f'<td class="num">{html.escape(value)}</td>'
     if isinstance(value, int | float):
@@ -154,13 +179,13 @@ def card(title: str, content: str, note: str = "", *, kind: str = "") -> str:
     return f'<section class="card {kind}">{heading}{content}{under}</section>'
 
 
-def document(title: str, parts: Iterable[str]) -> bytes:
-    """The whole page, in UTF-8."""
+def document(title: str, parts: Iterable[str], style: str = "") -> bytes:
+    """The whole page, in UTF-8; `style` is CSS of its own."""
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(_HIDDEN.sub(_spelt, title))}</title><style>{STYLE}</style></head>
+<title>{plain(title)}</title><style>{STYLE}{style}</style></head>
 <body>
 {"".join(parts)}
 </body></html>

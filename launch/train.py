@@ -28,7 +28,7 @@ from melllm_jax.decode import Decoding
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.model import SpeechLM
 from melllm_jax.profile import Span, span
-from melllm_jax.train import SILENT, train
+from melllm_jax.train import SILENT, Stop, train
 from melllm_jax.update import State, Update
 
 Score = Callable[[SpeechLM], Mapping[str, Any]]
@@ -42,6 +42,18 @@ class Arguments(RunArguments):
     hosts: Hosts = Hosts()
     compiled: str = compiled.FOLDER  # folder where what was compiled is kept; "" keeps nothing
     profile: str = ""  # FIRST:LAST, updates to trace into WORKDIR/profile for TensorBoard, Perfetto
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What a training leaves: whatever scoring it needs, without reading it from the disk again."""
+
+    run: Run  # completed
+    tokenizer: Tokenizer
+    update: Update
+    state: State
+    mesh: jax.sharding.Mesh
+    lanes: Sequence[int]  # of the data whose rows this process holds
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,9 +83,16 @@ def _preset(argv: Sequence[str]) -> Callable[[str], Run]:
     return lambda name: start.adopted(presets.preset(name), folder)
 
 
-def fit(run: Run, workdir: str, bar: Bar | None = None, profile: Span | None = None) -> None:
+def fit(
+    run: Run,
+    workdir: str,
+    bar: Bar | None = None,
+    profile: Span | None = None,
+    stop: Stop | None = None,
+) -> Fitted:
     """Train `run` in `workdir` on all devices here, its corpora read and its mistakes told first.
 
+    `stop` tells afterwards whether a signal ended it before its last update.
     Raises Mistake for whatever of the run, its data or its folder does not fit together; nothing
     is written then.
     """
@@ -114,7 +133,7 @@ def fit(run: Run, workdir: str, bar: Bar | None = None, profile: Span | None = N
         return {"mixture": dataclasses.asdict(batches.change)}
 
     try:
-        train(
+        state = train(
             run,
             batches,
             pathlib.Path(workdir),
@@ -127,11 +146,13 @@ def fit(run: Run, workdir: str, bar: Bar | None = None, profile: Span | None = N
             changed=changed,
             start=begin,
             profile=profile,
+            stop=stop,
         )
     finally:
         if bar is not None:
             bar.close()
         batches.close()
+    return Fitted(run, tokenizer, update, state, mesh, lanes)
 
 
 def claim(run: Run, workdir: str, tokenizer: Tokenizer) -> None:

@@ -65,15 +65,21 @@ def parameters(run: config.Run) -> Parameters:
     """How many weights the run's model has."""
     m, r = run.model, run.lora.r
     heads, shared = m.n * m.h, m.k * m.h
-    layer = m.d * (heads + 2 * shared) + heads * m.d + 3 * m.d * m.f + 2 * m.d
     lora = r * ((m.d + heads + 2 * shared) + (heads + m.d) + (m.d + 2 * m.f) + (m.f + m.d))
     return Parameters(
         embed=m.v * m.d,
         head=0 if m.tied else m.v * m.d,
-        layers=m.l * layer + m.d,
+        layers=layers(m),
         front=_front(run),
         lora=m.l * lora,
     )
+
+
+def layers(m: config.Model) -> int:
+    """Weights of the stack, its norms and the last norm: what a rung of the ladder is named for."""
+    heads, shared = m.n * m.h, m.k * m.h
+    layer = m.d * (heads + 2 * shared) + heads * m.d + 3 * m.d * m.f + 2 * m.d
+    return m.l * layer + m.d
 
 
 def forward(run: config.Run) -> float:
@@ -106,6 +112,27 @@ def step(run: config.Run) -> float:
     p = parameters(run)
     frozen = 2 * (p.layers + run.model.v * run.model.d) * run.data.b * run.data.t
     return 3 * whole - frozen
+
+
+def multiplying(run: config.Run) -> int:
+    """Weights that multiply: layers, LoRA, front end, and the head even where it is tied.
+
+    The N of a scaling law. An input embedding is looked up, and multiplies as a head alone.
+    """
+    p = parameters(run)
+    return p.layers + p.lora + p.front + run.model.v * run.model.d
+
+
+def training(run: config.Run, speech: float, text: float) -> float:
+    """FLOPs of training on so many positions of speech and of text, padding left out.
+
+    As `step` counts them, but the front end at speech alone. The model runs it at every position
+    and drops what is not speech, and scores tokens at every position, speech as well: so the head
+    counts at both, as the layers do, while what the front end makes of text is no use.
+    """
+    row = run.data.b * run.data.t
+    front = 3 * 2.0 * parameters(run).front
+    return (speech + text) * step(run) / row - text * front
 
 
 def _front(run: config.Run) -> int:

@@ -40,8 +40,11 @@ class Meter:
         seconds = passed["update"] + passed["data"]
         self.seen += numbers.pop("examples")
         metrics = {name: value.item() for name, value in numbers.items()}
+        tokens = metrics.pop("tokens")
         metrics |= {
-            "tokens_per_second": metrics.pop("tokens") / seconds,
+            "tokens": tokens,  # positions in use
+            "speech_share": metrics.pop("speech") / max(tokens, 1.0),  # of them
+            "tokens_per_second": tokens / seconds,
             "audio_seconds_per_second": metrics.pop("audio") / seconds,
             "seconds": seconds,
             "mfu": self._flops / seconds / self._peak if self._peak else None,

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
+import functools
 import types
 
+from melllm_jax import ladder
 from melllm_jax.config import Augment, Data, Keep, Lora, Mel, Mesh, Model, Optim, Rope, Run, Text
 from melllm_jax.errors import Mistake
 
@@ -316,6 +318,7 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
             mel_llm_asr_14b_v5p_512,
         )
     }
+    | {name: functools.partial(ladder.rung, name) for name in ladder.RUNGS}
 )
 
 

@@ -20,9 +20,12 @@ RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "to
 def claim(workdir: str, run: config.Run) -> None:
     """Make `workdir` this run's folder, or find that it already is.
 
-    Raises Mistake where it belongs to a run of another identity; nothing in it is touched then.
+    Raises Mistake where it belongs to a run of another identity, in which nothing is touched then,
+    or is on no disk: metrics are appended to, which no bucket does.
     Raises Fault where it cannot be written.
     """
+    if "://" in workdir:
+        raise Mistake(f"workdir={workdir}: a run writes to a disk: mount the bucket, and name that")
     path = epath.Path(workdir) / RUN
     if path.exists():
         _check(workdir, run)

@@ -74,13 +74,15 @@ def train(
     changed: Callable[[], Mapping[str, Any]] = dict,
     start: Callable[[Update], State] = Update.initial,
     profile: Span | None = None,
+    stop: "Stop | None" = None,
 ) -> State:
     """Train `run` in its folder, from its newest good checkpoint or from `start`.
 
     `batches` yields NumPy batches of this host's rows and saves its own place (a Grain iterator).
     Where several processes train together, process 0 alone writes metrics; `rejected` is its own.
     `sizes` gives the examples of each source, for the epoch; `score` turns the model into metrics
-    each `keep.score` updates; `rejected` counts bad examples by reason; `profile` is what to trace.
+    each `keep.score` updates; `rejected` counts bad examples by reason; `profile` is what to trace;
+    `stop` tells afterwards whether a signal ended it.
     Once `batches` are at their place, `carried` gives the number there of each source, -1 for a new
     one, and `changed` metrics of what is different from then on, for the first update's line.
     Returns the last state; after SIGTERM that is the state saved then, and where the data ends on
@@ -91,7 +93,7 @@ def train(
     with (
         jax.set_mesh(mesh),
         Checkpoints(str(workdir / "checkpoints"), run.keep, progress.say) as checkpoints,
-        Stop() as stop,
+        stop or Stop() as stop,
     ):
         spent = Goodput(workdir)
         update = Update(run)

@@ -124,11 +124,12 @@ class Update:
 
 
 def contents(batch: Batch, sources: int) -> dict[str, Array]:
-    """What is in a batch: positions in use, seconds of audio, examples of each source."""
+    """What is in a batch: positions in use, those of speech, seconds of audio, and by source."""
     starts = (batch.positions == 0) & (batch.segments > 0)
     by_source = batch.sources[..., None] == jnp.arange(sources, dtype=jnp.int32)[None, None]
     return {
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),
+        "speech": jnp.sum(batch.is_speech).astype(jnp.float32),
         "audio": jnp.sum(batch.frames).astype(jnp.float32) * HOP,
         "examples": jnp.sum(starts[..., None] & by_source, axis=(0, 1)).astype(jnp.int32),
     }

@@ -1,9 +1,11 @@
 import json
 
 from etils import epath
+import numpy as np
 import pytest
 
 from data_pipelines import corpus, shards
+from data_pipelines.audio import decode
 from data_pipelines.sources import open_source
 from melllm_jax.config import Mel
 
@@ -39,3 +41,18 @@ def test_corpus_is_the_same_by_any_number_of_processes(tmp_path):
         corpus.write_shards(tmp_path / str(processes), COUNTS, MEL, processes=processes)
     files = [{p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("1", "2")]
     assert files[0] == files[1]
+
+
+def test_noise_is_at_the_ratio_drawn_and_changes_neither_words_nor_voice():
+    for index in range(3):
+        plain, noisy = (corpus.utterance("train", index, 3, snrs) for snrs in (None, (-6.0, -6.0)))
+        assert (plain.text, plain.speaker, plain.id) == (noisy.text, noisy.speaker, noisy.id)
+        clean, mixed = decode(plain.audio), decode(noisy.audio)
+        # The mixture may have been made quieter as a whole: the gain is what fits it best.
+        gain = float(clean @ mixed / (clean @ clean))
+        rest = mixed - gain * clean
+        found = 10 * np.log10(np.mean((gain * clean) ** 2) / np.mean(rest**2))
+        assert found == pytest.approx(-6.0, abs=0.3)
+        assert np.abs(mixed).max() < 1
+        again = corpus.utterance("train", index, 3, (-6.0, -6.0))
+        assert again.audio == noisy.audio

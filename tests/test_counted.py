@@ -209,3 +209,16 @@ def test_micro_batches_execute_the_same():
     with models.split_as("fsdp2-seq2-tp2"):
         whole, halves = traced(run), traced(models.run(lora=config.Lora(), micro=2))
     assert whole == halves and whole.dot > 0
+
+
+def test_a_position_of_text_leaves_out_what_the_front_end_executes():
+    """It runs at every position; `flops.training` counts it, a gradient of the patches that nobody
+    asks for and its bias at speech alone.
+    """
+    run = models.run(lora=config.Lora())
+    m, rows = run.model, run.data.b * run.data.t
+    silent = dataclasses.replace(run, model=dataclasses.replace(m, front="none"))
+    with models.one_device():
+        executed = traced(run).dot - traced(silent).dot
+    stated = flops.training(run, float(rows), 0.0) - flops.training(run, 0.0, float(rows))
+    assert stated == executed + rows * (2 * run.mel.p * m.d + 3 * 2 * m.d) > 0

@@ -128,6 +128,30 @@ def test_a_step_that_trains_lora_alone_spares_the_frozen_weights_gradients():
     assert flops.step(run) == flops.step(everything) - spared
 
 
+def test_training_tells_speech_from_text_by_the_front_end_alone():
+    run = models.run(b=2, t=7)
+    front = flops.parameters(run).front
+    assert flops.training(run, 14.0, 0.0) == pytest.approx(flops.step(run))
+    assert flops.training(run, 5.0, 9.0) == pytest.approx(flops.step(run) - 9 * 6 * front)
+    assert flops.training(run, 50.0, 90.0) == pytest.approx(10 * flops.training(run, 5.0, 9.0))
+
+
+def test_training_of_lora_alone_counts_as_its_step_does():
+    run = models.run(train="lora")
+    assert flops.training(run, float(run.data.b * run.data.t), 0.0) == pytest.approx(
+        flops.step(run)
+    )
+
+
+def test_weights_that_multiply_count_the_head_even_where_it_is_the_embedding():
+    tied = models.run()
+    untied = models.run(dataclasses.replace(models.MODEL, tied=False))
+    p = flops.parameters(tied)
+    assert flops.multiplying(tied) == p.total == p.layers + p.lora + p.front + p.embed
+    assert flops.multiplying(untied) == flops.multiplying(tied)
+    assert flops.parameters(untied).total == p.total + p.embed
+
+
 @pytest.mark.parametrize(
     ("kind", "peak"),
     [

@@ -20,7 +20,7 @@ class Clock:
 
 
 def numbers(examples, tokens=64.0, audio=3.0):
-    floats = {"loss": 2.0, "tokens": tokens, "audio": audio}
+    floats = {"loss": 2.0, "tokens": tokens, "speech": tokens / 4, "audio": audio}
     arrays = {name: np.float32(value) for name, value in floats.items()}
     return arrays | {"examples": np.array(examples), "finite": np.bool_(True)}
 
@@ -56,6 +56,7 @@ def test_meter_divides_by_the_seconds_between_two_readings(run, spent, clock):
     read = counted.read(numbers([3, 2]))
     assert read["seconds"] == 2.0
     assert (read["tokens_per_second"], read["audio_seconds_per_second"]) == (32.0, 1.5)
+    assert (read["tokens"], read["speech_share"]) == (64.0, 0.25)
     assert read["data_wait"] == 0.25
     assert (read["loss"], read["finite"], read["mfu"]) == (2.0, True, None)
     clock.now += 4.0

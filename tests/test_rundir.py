@@ -101,3 +101,10 @@ def test_claim_on_a_full_disk_is_a_fault_and_keeps_the_run_that_was_there(tmp_pa
         with pytest.raises(Fault, match=r"run.json: cannot be written: No space left"):
             rundir.claim(str(disk), config.override(run, {"keep.every": 9}))
         assert rundir.read(str(disk)) == run
+
+
+def test_claim_of_a_bucket_is_refused_and_makes_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Mistake, match=r"^workdir=gs://b/run: a run writes to a disk"):
+        rundir.claim("gs://b/run", tiny("corpus"))
+    assert list(tmp_path.iterdir()) == []

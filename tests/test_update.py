@@ -118,6 +118,7 @@ def test_a_batch_is_counted_by_what_is_in_it(batch):
     with models.one_device():
         counts = contents(layout.place(batch._replace(sources=sources)), 2)
     assert counts["tokens"] == (batch.segments > 0).sum()
+    assert counts["speech"] == (batch.clips > 0).sum() > 0
     assert counts["audio"] == pytest.approx(batch.frames.sum() / 100)
     np.testing.assert_array_equal(counts["examples"], [2, 14])
 

@@ -1,0 +1,1 @@
+"""Where the cells of a sweep run: a module a backend, each with the same four functions."""

@@ -1,0 +1,47 @@
+"""A scaling law: loss of a model of N parameters after D tokens, and the best N and D of a budget.
+
+L(N, D) = E + A/N^alpha + B/D^beta, Hoffmann et al. 2022 (arXiv 2203.15556), equation 2.
+"""
+
+import dataclasses
+import math
+from typing import TypeVar
+
+from jaxtyping import Float
+import numpy as np
+
+Number = TypeVar("Number", float, Float[np.ndarray, " points"])
+LARGEST = 90.0  # logarithm of 1e39, beyond any size
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """Five constants. Upper case as in the paper."""
+
+    E: float  # noqa: N815  nats a token that no model and no data take away
+    A: float  # noqa: N815  nats a token, of a model of one parameter
+    B: float  # noqa: N815  nats a token, after one token
+    alpha: float
+    beta: float
+
+    @property
+    def a(self) -> float:
+        """Exponent of the best N in the budget."""
+        return self.beta / (self.alpha + self.beta)
+
+    @property
+    def b(self) -> float:
+        """Exponent of the best D in the budget."""
+        return self.alpha / (self.alpha + self.beta)
+
+    def loss(self, n: Number, d: Number) -> Number:
+        """Nats a token."""
+        return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
+
+    def best(self, flops: Number, per: float) -> tuple[Number, Number]:
+        """N and D of least loss where training takes `per`·N·D = `flops`: equation 4."""
+        ratio = math.log(self.alpha * self.A) - math.log(self.beta * self.B)
+        # Of a resample that determines nothing it may overflow: it is only ever a percentile.
+        scale = math.exp(min(max(ratio / (self.alpha + self.beta), -LARGEST), LARGEST))
+        product = flops / per
+        return scale * product**self.a, product**self.b / scale

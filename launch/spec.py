@@ -1,0 +1,182 @@
+"""A sweep is Python: lists of cells, put together by `grid`, `zipped` and `chain`.
+
+A cell is a dict of dotted fields of `config.Run`, as `--model.d 512` or an override has them, and
+"preset", the run that it starts from. SPEC.py has a function `cells()` that returns the list:
+
+    from launch import spec
+    def cells():
+        return spec.grid({"preset": ["ladder_1m", "ladder_2m"], "optim.lr": [1e-3, 2e-3]})
+
+`launch.budgets` sets how long each cell trains.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+import hashlib
+import itertools
+import json
+import pathlib
+import traceback
+from typing import Any
+
+from melllm_jax import config, presets
+from melllm_jax.errors import Mistake
+
+Cell = dict[str, Any]  # dotted fields of config.Run, and "preset"
+Axis = Mapping[str, Sequence[Any]] | Sequence[Cell]  # values by field, or cells as they are
+READY = pathlib.Path(__file__).parent / "sweeps"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One cell of a spec."""
+
+    id: str  # 10 hexadecimal digits of its own overrides
+    overrides: Mapping[str, Any]  # its own, as JSON has them; "preset" is one
+    run: config.Run  # with those of the whole sweep as well
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A sweep as it was asked for."""
+
+    name: str  # the file's stem
+    digest: str  # of all ids in order, 10 hexadecimal digits
+    cells: tuple[Asked, ...]
+
+
+def grid(*axes: Axis) -> list[Cell]:
+    """Every combination of the axes, the last one fastest.
+
+    An axis is {field: values}, of which each field is an axis of its own, or a list of cells, such
+    as `zipped` and `chain` make: fields that go together. Raises Mistake for a field of two axes.
+    """
+    lists: list[Sequence[Cell]] = []
+    for axis in axes:
+        if isinstance(axis, Mapping):
+            lists += [[{field: value} for value in values] for field, values in axis.items()]
+        else:
+            lists.append(axis)
+    return [_joined(parts) for parts in itertools.product(*lists)]
+
+
+def zipped(values: Mapping[str, Sequence[Any]]) -> list[Cell]:
+    """The first values of all fields, then the second ones, … Raises Mistake for other lengths."""
+    sizes = {field: len(each) for field, each in values.items()}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{field} {size}" for field, size in sizes.items())
+        raise Mistake(f"zipped: fields have different numbers of values: {told}")
+    return [dict(zip(values, each, strict=True)) for each in zip(*values.values(), strict=True)]
+
+
+def chain(*parts: Sequence[Cell]) -> list[Cell]:
+    """The cells of one list after those of another."""
+    return [cell for part in parts for cell in part]
+
+
+def _joined(parts: Sequence[Cell]) -> Cell:
+    whole: Cell = {}
+    for part in parts:
+        for field in part:
+            if field in whole:
+                raise Mistake(f"grid: {field} is set by two axes")
+        whole |= part
+    return whole
+
+
+def run(cell: Mapping[str, Any], common: Mapping[str, Any]) -> config.Run:
+    """The run of a cell; `common` sets what the cell leaves alone.
+
+    Raises Mistake for an unknown preset or field, and for a value that does not fit.
+    """
+    if "preset" not in cell:
+        raise Mistake("names no preset")
+    changes = {**common, **{field: value for field, value in cell.items() if field != "preset"}}
+    return config.override(presets.preset(cell["preset"]), changes)
+
+
+def load(path: str, common: Mapping[str, Any]) -> Spec:
+    """The sweep that the file at `path` asks for, or the ready one of that name ("scaling").
+
+    `common` are overrides of every cell that does not set them itself. Raises Mistake, in one
+    line, for a file that is missing, raises or has no `cells`, for an unknown field or preset, for
+    no cells, and for two whose runs are equal.
+    """
+    file = _file(path)
+    given = _given(file)
+    if not isinstance(given, list) or not all(isinstance(cell, Mapping) for cell in given):
+        raise Mistake(f"{file}: cells() must return a list of dicts, not {given!r:.60}")
+    if not given:
+        raise Mistake(f"{file}: cells() returns no cells")
+    asked: list[Asked] = []
+    seen: dict[config.Run, int] = {}
+    for number, cell in enumerate(given):
+        where = f"{file}: cell {number}"
+        try:
+            one = _asked(cell, common)
+        except Mistake as mistake:
+            raise Mistake(f"{where}: {mistake}") from mistake
+        nameless = dataclasses.replace(one.run, name="")
+        if nameless in seen:
+            raise Mistake(f"{where}: is the same run as cell {seen[nameless]}: {_told(cell)}")
+        seen[nameless] = number
+        asked.append(one)
+    return Spec(file.stem, _digest([one.id for one in asked]), tuple(asked))
+
+
+def _asked(cell: Mapping[str, Any], common: Mapping[str, Any]) -> Asked:
+    try:
+        own = json.loads(json.dumps(dict(cell), sort_keys=True, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise Mistake(f"{_told(cell)}: cannot be written as JSON: {error}") from error
+    return Asked(_digest(own), own, run(own, common))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _told(cell: Mapping[str, Any]) -> str:
+    return ", ".join(f"{field}={value!r}" for field, value in cell.items())
+
+
+def _file(path: str) -> pathlib.Path:
+    ready = {one.stem: one for one in sorted(READY.glob("*.py")) if one.stem != "__init__"}
+    file = pathlib.Path(path)
+    if file.is_file():
+        return file
+    if path in ready:
+        return ready[path]
+    near = difflib.get_close_matches(path, ready, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise Mistake(f"spec={path}: is no file, and none of the ready {', '.join(ready)}{hint}")
+
+
+def _given(file: pathlib.Path) -> Any:
+    """What `cells()` of the file returns."""
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Mistake(f"{file}: cannot be read: {error}") from error
+    space: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
+    try:
+        exec(compile(text, str(file), "exec"), space)  # a spec is a program
+    except SyntaxError as error:
+        raise Mistake(f"{file}, line {error.lineno}: {error.msg}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's program raises is the user's
+        raise _raised(file, error) from error
+    if not callable(space.get("cells")):
+        raise Mistake(f"{file}: has no function cells()")
+    try:
+        return space["cells"]()
+    except (Exception, SystemExit) as error:
+        raise _raised(file, error) from error
+
+
+def _raised(file: pathlib.Path, error: BaseException) -> Mistake:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    line = f", line {lines[-1]}" if lines else ""
+    kind = "" if isinstance(error, Mistake) else f"{type(error).__name__}: "
+    return Mistake(f"{file}{line}: {kind}{' '.join(str(error).split())}")
