@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.measured import measured
-from launch.spec import Asked, Spec
+from launch.spec import Asked, Spec, differing
 from melllm_jax import flops, plan, pods
 from melllm_jax.errors import Mistake
 
@@ -63,7 +63,8 @@ def _one(cell: Asked, topology: str, price: float, rate: Rate) -> dict[str, Any]
 
 def table(sweep: Spec, figures: Sequence[Mapping[str, Any]]) -> str:
     """The dry run: a line a cell with the fields that differ between cells, and the totals."""
-    fields = _varied([cell.overrides for cell in sweep.cells])
+    fields = differing([cell.overrides for cell in sweep.cells])
+    fields = [field for field in fields if field != "optim.steps"]
     numbers = ("weights", "updates", "tokens", "FLOPs", "hours ≥", "cost ≥")
     rows = [("", "cell", *fields, *numbers)]
     for number, (cell, one) in enumerate(zip(sweep.cells, figures, strict=True)):
@@ -74,13 +75,6 @@ def table(sweep: Spec, figures: Sequence[Mapping[str, Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = 2 + len(fields)  # what follows is numbers
     return "\n".join(_aligned(row, widths, left) for row in rows)
-
-
-def _varied(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Fields that not all cells have alike, in the order of their first mention."""
-    names = dict.fromkeys(field for cell in cells for field in cell)
-    different = lambda field: any(cell.get(field) != cells[0].get(field) for cell in cells)
-    return [field for field in names if different(field) and field != "optim.steps"]
 
 
 def _total(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import json
 from launch.inspect_html import Cell as Entry
 from launch.inspect_html import Figure, counted, lasting, power, table
 from launch.ledger import Cell
-from launch.report_facts import amount, cost, differing, hours, scored, share
+from launch.report_facts import amount, cost, hours, scored, share
+from launch.spec import differing
 from launch.status import state
 
 FIELDS = 8  # of those that differ, as columns
@@ -15,7 +16,7 @@ LONGEST = 60  # characters of a field's value
 
 def cell_table(cells: Sequence[Cell]) -> str:
     """A row each; columns that no cell fills are left out."""
-    fields = differing(cells)[:FIELDS]
+    fields = differing([cell.overrides for cell in cells])[:FIELDS]
     heads = (
         *("cell", "state", "size", "positions", "FLOPs", "updates", "loss", "WER", "time", "cost"),
         *(*fields, "id"),

@@ -14,6 +14,7 @@ from typing import Any
 
 from launch.inspect_html import counted, lasting
 from launch.ledger import Cell
+from launch.spec import differing
 
 MOST = 16  # groups, each with a colour: those of the ladder, and few enough to tell apart
 
@@ -72,13 +73,6 @@ def usual(cells: Sequence[Cell]) -> list[Cell]:
         return list(cells)
     common, _ = rates.most_common(1)[0]
     return [cell for cell in cells if scored(cell, "r") in (None, common)]
-
-
-def differing(cells: Sequence[Cell]) -> list[str]:
-    """Fields that are not the same in all cells, in the order in which they are met."""
-    fields = dict.fromkeys(field for cell in cells for field in cell.overrides)
-    said = lambda field: {json.dumps(cell.overrides.get(field)) for cell in cells}
-    return [field for field in fields if len(said(field)) > 1]
 
 
 def clustered(values: Sequence[float], near: float = 1.08) -> list[list[float]]:
@@ -161,7 +155,7 @@ def kinds(cells: Sequence[Cell]) -> Kinds:
     sizes = by_amount(cells, "params", "parameters")
     if len(sizes.names) > 1:
         return sizes
-    for field in differing(cells):
+    for field in differing([cell.overrides for cell in cells]):
         values = [json.dumps(cell.overrides.get(field)) for cell in cells]
         names = list(dict.fromkeys(values))
         if len(names) <= min(MOST, len(cells) - 1 or 1):

@@ -96,6 +96,13 @@ def run(cell: Mapping[str, Any], common: Mapping[str, Any]) -> config.Run:
     return config.override(presets.preset(cell["preset"]), changes)
 
 
+def differing(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fields that are not the same in all cells, in the order in which they are met."""
+    fields = dict.fromkeys(field for cell in cells for field in cell)
+    said = lambda field: {json.dumps(cell.get(field)) for cell in cells}
+    return [field for field in fields if len(said(field)) > 1]
+
+
 def load(path: str, common: Mapping[str, Any]) -> Spec:
     """The sweep that the file at `path` asks for, or the ready one of that name ("scaling").
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from launch import owners
 from launch.ledger import Cell
+from launch.spec import differing
 
 SHOWN = 40  # cells of a live table; the rest is counted
 
@@ -82,7 +83,7 @@ def lines(cells: Sequence[Cell], most: int = 0) -> list[str]:
     if most and len(cells) > most:
         order = ("running", "lost", "failed", "preempted", "pending", "done")
         shown = sorted(cells, key=lambda cell: (order.index(state(cell)), cell.number))[:most]
-    varied = _varied(cells)
+    varied = differing([cell.overrides for cell in cells])
     rows = [("cell", "state", "updates", "left", "loss", "WER", *varied)]
     for cell in shown:
         result = cell.result or {}
@@ -127,12 +128,6 @@ def _pace(cell: Cell) -> float | None:
     if cell.result and cell.result.get("train_seconds"):
         return float(cell.result["train_seconds"] / work)
     return cell.steps / cell.rate / work if cell.rate else None
-
-
-def _varied(cells: Sequence[Cell]) -> list[str]:
-    """Fields in which the cells differ: what a reader tells them apart by."""
-    names = dict.fromkeys(name for cell in cells for name in cell.overrides)
-    return [name for name in names if len({repr(cell.overrides.get(name)) for cell in cells}) > 1]
 
 
 def _short(value: Any) -> str:
