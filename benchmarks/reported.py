@@ -15,7 +15,10 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def report(what: str, figures: dict[str, Any], out: str, libraries: Sequence[str] = LIBRARIES):
     """Print a result, and write it to `out` where that is said."""
-    words = [word for word in sys.argv if word not in ("--out", out)]
+    words = list(sys.argv)
+    if "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
     result = {
         "what": what,
         "command": " ".join(["python", "benchmarks/" + pathlib.Path(words[0]).name, *words[1:]]),

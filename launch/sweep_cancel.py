@@ -17,7 +17,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm sweep cancel DIR`."""
     folder, rest = first("sweep cancel", argv, "DIR")
-    parse(Arguments, rest, prog=f"melllm sweep cancel {folder}")
+    parse(Arguments, rest, prog=f"melllm sweep cancel {folder or 'DIR'}")
     made = Ledger(folder)
     made.cancel()
     BACKENDS[made.sweep.backend].cancel(folder, made.cells())

@@ -17,7 +17,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm sweep report DIR`."""
     folder, rest = first("sweep report", argv, "DIR")
-    parse(Arguments, rest, prog=f"melllm sweep report {folder}")
+    parse(Arguments, rest, prog=f"melllm sweep report {folder or 'DIR'}")
     Ledger(folder)
     print(report.write(folder))
     return 0

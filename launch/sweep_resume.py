@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
             before.options, **{made.sweep.backend: kind(**made.sweep.options)}
         )
         before = Arguments(backend=made.sweep.backend, options=options)  # type: ignore[arg-type]
-    words = parse(Arguments, rest, prog=f"melllm sweep resume {folder}", default=before)
+    words = parse(Arguments, rest, prog=f"melllm sweep resume {folder or 'DIR'}", default=before)
     chosen = getattr(words.options, words.backend)
     BACKENDS[words.backend].check(chosen, folder)
     return submitted(made, words.backend, chosen)

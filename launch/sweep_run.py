@@ -50,7 +50,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm sweep run SPEC.py --workdir DIR [--backend local] [--data DIR] [--dry-run]`."""
     path, rest = first("sweep run", argv, "SPEC.py")
-    words = parse(Arguments, rest, prog=f"melllm sweep run {path}")
+    words = parse(Arguments, rest, prog=f"melllm sweep run {path or 'SPEC.py'}")
     common = _common(words)
     asked = spec.load(path, common)
     rate = measured if words.backend == "local" else costed.unknown

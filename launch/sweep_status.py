@@ -28,7 +28,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm sweep status DIR [--once] [--json]`."""
     folder, rest = first("sweep status", argv, "DIR")
-    words = parse(Arguments, rest, prog=f"melllm sweep status {folder}")
+    words = parse(Arguments, rest, prog=f"melllm sweep status {folder or 'DIR'}")
     made = Ledger(folder)
     cells = made.cells()
     if words.json:

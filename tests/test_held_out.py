@@ -6,6 +6,7 @@ from corpora import run_over, spelled, write_corpus
 import jax
 import numpy as np
 import pytest
+from runs import compiled_quickly
 
 from data_pipelines import sources, text
 from data_pipelines.held_out import HeldOut
@@ -14,6 +15,7 @@ from melllm_jax.config import Augment, Mesh
 from melllm_jax.held_out import held_out
 from melllm_jax.update import Update
 
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 CHANGES = {3: {"text": ""}, 5: {"text": "one " * 90}}
 
 

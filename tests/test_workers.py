@@ -115,6 +115,7 @@ def test_place_is_gone_on_from_by_another_number_of_processes(forty, begun):
     assert place(here) == place(two)
 
 
+@pytest.mark.slow
 def test_place_of_a_mixture_that_has_changed_is_gone_on_from_alike(forty, others, begun):
     old = begun(forty, bins=4)
     for _ in range(3):
@@ -142,6 +143,7 @@ def test_data_that_ends_ends_after_the_same_batch(forty, begun):
         next(two)
 
 
+@pytest.mark.slow
 def test_batches_stay_as_they_are_while_they_are_held(forty, begun):
     here, apart = (begun(forty, workers=count, lanes=1) for count in (0, 9))
     assert len(processes()) == 1  # no more than there are lanes
