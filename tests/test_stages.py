@@ -41,9 +41,9 @@ def test_stages_pack_fills_rows_as_training_does(tmp_path):
     run, _, found = taken(folder)
     batches = found.actions["pack"]()
     real = next(iter(pipeline.train_batches(run, text.load("bytes"))))
-    assert batches[0]["patches"].shape[1:] == real.patches.shape[1:]
-    assert batches[0]["patches"].dtype == real.patches.dtype
-    frames = sum(int(batch["frames"].sum()) for batch in batches)
+    assert batches[0].patches.shape[1:] == real.patches.shape[1:]
+    assert batches[0].patches.dtype == real.patches.dtype
+    frames = sum(int(batch.frames.sum()) for batch in batches)
     assert frames * 0.01 == pytest.approx(found.packed, rel=0.1)
     assert found.packed >= found.audio
 
