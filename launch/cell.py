@@ -60,9 +60,9 @@ def work(folder: str, name: str, hosts: Hosts) -> int:
     with joined(hosts, "melllm sweep cell"), compiled.kept(compiled.FOLDER):
         ledger = Ledger(folder)
         leads = jax.process_index() == 0
-        cell = ledger.claim(name, owners.here(), _alive) if leads else ledger.read(name)
+        cell = _claimed(ledger, name) if leads else ledger.read(name)
         if not _agreed(cell is not None):
-            print(f"cell {name}: done, or somebody is at it: nothing to do", flush=True)
+            print(f"cell {name}: done, cancelled, or somebody's: nothing to do", flush=True)
             return 0
         assert cell is not None
         if not leads:
@@ -71,6 +71,10 @@ def work(folder: str, name: str, hosts: Hosts) -> int:
         attempt = Attempt(ledger, cell)
         with attempt:
             return attempt.run()
+
+
+def _claimed(ledger: Ledger, name: str) -> Cell | None:
+    return None if ledger.cancelled else ledger.claim(name, owners.here(), _alive)
 
 
 def _alive(owner: Mapping[str, Any]) -> bool:

@@ -244,3 +244,15 @@ def test_beat_of_a_lost_attempt_stops_it(tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert made.read("aa").attempt == 2
+
+
+def test_cell_of_a_cancelled_sweep_is_not_begun(tmp_path, capsys):
+    made = ledger.create(
+        str(tmp_path),
+        ledger.Sweep("x", "1", ("aa",), {}, "local", {}, {}),
+        [ledger.Cell("aa", 0, {"preset": "digits"}, 10, {}, 0.0)],
+    )
+    made.cancel()
+    assert cli.main(["sweep", "cell", str(tmp_path), "aa"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert made.read("aa").attempt == 0
