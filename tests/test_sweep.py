@@ -138,7 +138,7 @@ def test_failed_cell_says_why_and_stops_no_other(tmp_path, data):
     out, _ = finished(sweep(spec(tmp_path, both), data, workdir), status=1)
     good, bad = sweeps.cells(workdir)
     assert (good.state, bad.state) == ("done", "failed")
-    assert bad.error == "model.v=64: the tokenizer has 259 ids"
+    assert bad.error == "model.v=64: the tokenizer has 261 ids"
     assert bad.error in out
     figures = json.loads(refuse_none(["sweep", "status", str(workdir), "--json"]))
     assert figures["states"] == {"done": 1, "failed": 1}
