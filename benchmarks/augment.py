@@ -13,23 +13,24 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # read when the libraries load: before the imports below
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-import argparse  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-import json  # noqa: E402
-import pathlib  # noqa: E402
-import statistics  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
+import argparse
+from collections.abc import Callable
+import json
+import pathlib
+import statistics
+import tempfile
+import time
 
-import numpy as np  # noqa: E402
-from reported import report  # noqa: E402
+import numpy as np
+from support.report import report
 
-from data_pipelines.audio import decode, to_flac  # noqa: E402
-from data_pipelines.augment import Draws, augmented  # noqa: E402
-from data_pipelines.mel import log_mel  # noqa: E402
-from data_pipelines.waves import Effects  # noqa: E402
-from melllm_jax.config import Augment, Mel, Sounds  # noqa: E402
-from melllm_jax.mel_tables import RATE  # noqa: E402
+from data_pipelines.audio.file_io import decode_audio, to_flac
+from data_pipelines.audio.log_mel import normalized_log_mel
+from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
+from data_pipelines.examples.wave_augment import Effects
+from melllm_jax.config.data import Augment, Sounds
+from melllm_jax.config.features import Mel
+from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 LENGTHS = (1.3, 4.1, 7.7, 12.9, 15.4, 24.7)  # seconds, spread as in read speech
 NOISE, ROOM = 10.0, 1.0  # seconds of a noise and of an impulse response, typical of MUSAN and RIRS
@@ -65,7 +66,7 @@ def main() -> None:
 def contestants(waves: list[np.ndarray], folder: pathlib.Path) -> dict[str, Callable[[], object]]:
     """What is timed, each over all the waves."""
     noises = written(folder / "noises", [voiced(NOISE, seed) for seed in range(50, 58)])
-    decay = np.exp(-np.arange(int(ROOM * RATE)) / 2000).astype(np.float32)
+    decay = np.exp(-np.arange(int(ROOM * SAMPLE_RATE)) / 2000).astype(np.float32)
     rooms = written(folder / "rooms", [voiced(ROOM, seed) * decay for seed in range(60, 68)])
     on_sound = {
         "speed": {"speed": 1.0, "speeds": (0.9, 1.1)},  # 1.0 costs nothing
@@ -75,18 +76,20 @@ def contestants(waves: list[np.ndarray], folder: pathlib.Path) -> dict[str, Call
     }
     on_mel = {"warp": {"warp": 1.0}, "mask": {"mask": 1.0}, "shift": {"shift": 7}}
     flacs = [to_flac(wave) for wave in waves]
-    mels = [log_mel(wave, Mel()) for wave in waves]
+    mels = [normalized_log_mel(wave, Mel()) for wave in waves]
     rng = np.random.default_rng(0)
 
     def changed(fields: dict) -> Callable[[], object]:
         effects = Effects(Augment(**fields))
-        return lambda: [effects(wave, Draws(rng)) for wave in waves]
+        return lambda: [effects(wave, RandomStreams(rng)) for wave in waves]
 
     def changed_mel(fields: dict) -> Callable[[], object]:
-        return lambda: [augmented(mel, Augment(**fields), Draws(rng)) for mel in mels]
+        return lambda: [augment_mel(mel, Augment(**fields), RandomStreams(rng)) for mel in mels]
 
     return {
-        "decode FLAC, mel": lambda: [log_mel(decode(flac), Mel()) for flac in flacs],
+        "decode FLAC, mel": lambda: [
+            normalized_log_mel(decode_audio(flac), Mel()) for flac in flacs
+        ],
         **{name: changed(fields) for name, fields in on_sound.items()},
         **{name: changed_mel(fields) for name, fields in on_mel.items()},
     }
@@ -110,7 +113,7 @@ def written(folder: pathlib.Path, waves: list[np.ndarray]) -> str:
     rows = []
     for number, wave in enumerate(waves):
         (folder / f"{number}.flac").write_bytes(to_flac(wave))
-        row = {"audio_filepath": f"{number}.flac", "duration": wave.size / RATE}
+        row = {"audio_filepath": f"{number}.flac", "duration": wave.size / SAMPLE_RATE}
         rows.append(row | {"text": "", "speaker": "", "id": str(number)})
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)
@@ -119,9 +122,9 @@ def written(folder: pathlib.Path, waves: list[np.ndarray]) -> str:
 def voiced(seconds: float, seed: int) -> np.ndarray:
     """Sound that FLAC packs about as it packs speech: low-passed noise under a slow envelope."""
     rng = np.random.default_rng(seed)
-    walk = rng.standard_normal(int(seconds * RATE))
+    walk = rng.standard_normal(int(seconds * SAMPLE_RATE))
     smooth = np.convolve(walk, np.hanning(12), mode="same")
-    envelope = np.sin(np.arange(walk.size) / RATE * 2 * np.pi * 2.5) ** 2
+    envelope = np.sin(np.arange(walk.size) / SAMPLE_RATE * 2 * np.pi * 2.5) ** 2
     return (0.03 * smooth * envelope).astype(np.float32)
 
 

@@ -14,13 +14,17 @@ import tempfile
 from typing import Any
 
 import jax
-from reported import report
+from support.report import report
 
-from launch import bench_checkpoint, heap, noise, stopwatch
-from melllm_jax import layout
-from melllm_jax.checkpoint import Checkpoints
-from melllm_jax.config import Data, Keep, Mel, Model, Optim, Run
-from melllm_jax.update import Update
+from launch.bench import checkpointing, random_batch, timing
+from launch.runtime import malloc
+from melllm_jax import sharding
+from melllm_jax.checkpoints.checkpointer import Checkpoints
+from melllm_jax.config.data import Data
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import Model
+from melllm_jax.config.run import Intervals, Optim, Run
+from melllm_jax.training.train_step import Update
 
 RUN = Run(
     name="checkpoint",
@@ -38,9 +42,9 @@ def main() -> None:
     parser.add_argument("--folder", help="on the disk to be measured")
     parser.add_argument("--out", default="")
     arguments = parser.parse_args()
-    heap.keep()
+    malloc.keep_freed_memory()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        saving = bench_checkpoint.measured(RUN, arguments.rounds, pathlib.Path(name))
+        saving = checkpointing.measure(RUN, arguments.rounds, pathlib.Path(name))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         taken = beside_updates(pathlib.Path(name), arguments.updates, arguments.rounds)
     extra = {
@@ -51,7 +55,7 @@ def main() -> None:
     figures = {
         **{key: value for key, value in saving.items() if key not in ("what", "preset", "jax")},
         "updates": arguments.updates,
-        "seconds": stopwatch.medians(taken),
+        "seconds": timing.medians(taken),
         "extra_seconds": extra,
         "model": "38 M parameters, float32, AdamW; 2 rows of 256 positions",
     }
@@ -61,10 +65,10 @@ def main() -> None:
 def beside_updates(folder: pathlib.Path, updates: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of so many updates, after no save, one that is not waited for, and one that is."""
     with (
-        jax.set_mesh(layout.make_mesh(RUN.mesh)),
-        Checkpoints(str(folder), Keep(last=1)) as checkpoints,
+        jax.set_mesh(sharding.make_mesh(RUN.mesh)),
+        Checkpoints(str(folder), Intervals(last=1)) as checkpoints,
     ):
-        update, batch = Update(RUN), layout.place(noise.batch(RUN))
+        update, batch = Update(RUN), sharding.shard_batch(random_batch.train_batch(RUN))
         state = update.initial()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
         saved = 0
@@ -78,7 +82,7 @@ def beside_updates(folder: pathlib.Path, updates: int, rounds: int) -> dict[str,
             nonlocal saved
             saved += 1
             rest = {"opt": state.opt, "step": state.step}
-            checkpoints.save(saved, state.trained, rest, bench_checkpoint.Nowhere())
+            checkpoints.save(saved, state.trained, rest, checkpointing.EmptyDataState())
 
         def blocking() -> None:
             save()
@@ -91,7 +95,7 @@ def beside_updates(folder: pathlib.Path, updates: int, rounds: int) -> dict[str,
 
         def measured(action: Any) -> float:
             checkpoints.wait()  # nothing is still being written
-            return stopwatch.seconds(action)
+            return timing.time_once(action)
 
         actions = {"none": run, "blocking": blocking, "async": asynchronous}
         for action in actions.values():

@@ -25,7 +25,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from melllm_jax.convert import tensors
+from melllm_jax.convert import safetensors_files
 
 D, F, V, LAYERS = 3072, 8192, 200_064, 32
 CONFIG = {
@@ -98,7 +98,9 @@ def make(folder: pathlib.Path, layers: int) -> None:
         }
     shapes["model.norm.weight"] = (D,)
     draw, bfloat16 = np.random.default_rng(0), np.dtype(ml_dtypes.bfloat16)
-    with tensors.Writer(folder, {name: (bfloat16, x) for name, x in shapes.items()}) as writer:
+    with safetensors_files.SafetensorsWriter(
+        folder, {name: (bfloat16, x) for name, x in shapes.items()}
+    ) as writer:
         for name, shape in shapes.items():
             step = max(1, (1 << 24) // int(np.prod(shape[1:])))
             for start in range(0, shape[0], step):

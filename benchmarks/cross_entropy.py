@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reported import report
+from support.report import report
 
-from launch import heap, stopwatch
-from launch.bench_train import compiled_bytes
-from melllm_jax import ends, layout, objective
+from launch.bench import timing
+from launch.bench.train_step import compiled_bytes
+from launch.runtime import malloc
+from melllm_jax import sharding
 from melllm_jax.batch import Batch
-from melllm_jax.config import Mesh
-from melllm_jax.layers import einsum
+from melllm_jax.config.run import Mesh
+from melllm_jax.nn import vocab_parallel
+from melllm_jax.nn.layers import einsum
+from melllm_jax.objectives import next_token
 
 V = 200_064
 
@@ -41,13 +44,13 @@ class Head(NamedTuple):
 
 
 def chunked(head: Head, batch: Batch) -> jax.Array:
-    sums = objective.next_token(head, batch)  # type: ignore[arg-type]
+    sums = next_token.next_token_loss(head, batch)  # type: ignore[arg-type]
     return sums.loss / sums.weight
 
 
 def whole(head: Head, batch: Batch) -> jax.Array:
     """The textbook's, from the log-softmax of all logits."""
-    targets, weights = objective.targets_of(batch)
+    targets, weights = next_token.next_token_targets(batch)
     logits = einsum("btd,vd->btv", head.x_btd, head.embed, jnp.float32)
     scores = jax.nn.log_softmax(logits)
     own = jnp.arange(V, dtype=jnp.int32) == targets[..., None]
@@ -65,9 +68,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", default="")
     arguments = parser.parse_args()
-    heap.keep()
+    malloc.keep_freed_memory()
     bytes_by_time: dict[str, Any] = {}
-    with jax.set_mesh(layout.make_mesh(Mesh(), jax.devices()[:1])):
+    with jax.set_mesh(sharding.make_mesh(Mesh(), jax.devices()[:1])):
         for t in arguments.times:
             sizes = {
                 name: compiled_bytes(compiled(loss, t, arguments.d))["temporary"]
@@ -82,15 +85,15 @@ def main() -> None:
             name: lambda step=step: jax.block_until_ready(step(head, batch))
             for name, step in steps.items()
         }
-        taken = stopwatch.turns(actions, arguments.rounds)
+        taken = timing.time_in_turns(actions, arguments.rounds)
     pairs = zip(taken["chunked"], taken["whole"], strict=True)
     figures = {
         "v": V,
         "d": arguments.d,
-        "chunk": ends.CHUNK,
+        "chunk": vocab_parallel.CHUNK,
         "temporary_bytes": bytes_by_time,
         "timed_at": t,
-        "seconds": stopwatch.medians(taken),
+        "seconds": timing.medians(taken),
         "times_whole": statistics.median(x / y for x, y in pairs),
         "loss": losses,
         "rounds": arguments.rounds,
@@ -108,8 +111,8 @@ def random(t: int, d: int) -> tuple[Head, Batch]:
     """Hidden states, a head, and a row of random targets."""
     keys = jax.random.split(jax.random.key(0), 3)
     normal = lambda key, shape, spec: jax.random.normal(key, shape, out_sharding=spec)
-    x = normal(keys[0], (1, t, d), layout.a("b t d"))
-    embed = normal(keys[1], (V, d), layout.w("v d")) * np.float32(d**-0.5)
+    x = normal(keys[0], (1, t, d), sharding.a("b t d"))
+    embed = normal(keys[1], (V, d), sharding.w("v d")) * np.float32(d**-0.5)
     tokens = jax.random.randint(keys[2], (1, t), 0, V, jnp.int32)
     of = lambda value, kind=jnp.int32: jnp.full((1, t), value, kind)
     positions = jnp.arange(t, dtype=jnp.int32)[None]

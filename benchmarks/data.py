@@ -20,26 +20,31 @@ CORES = 2 if "--cores" in sys.argv and sys.argv[sys.argv.index("--cores") + 1] =
 MINE = sorted(os.sched_getaffinity(0))[:CORES]
 os.sched_setaffinity(0, MINE)
 
-import argparse  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
-import contextlib  # noqa: E402
-import pathlib  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
+import argparse
+from collections.abc import Callable, Sequence
+import contextlib
+import pathlib
+import tempfile
+import time
 
-import lhotse  # noqa: E402
-import numpy as np  # noqa: E402
-from reported import report  # noqa: E402
-import torch  # noqa: E402
+import lhotse
+import numpy as np
+from support.report import report
+import torch
 
-from data_pipelines import pipeline, sources, text  # noqa: E402
-from data_pipelines.audio import to_flac  # noqa: E402
-from data_pipelines.lanes import LanesIterator  # noqa: E402
-from launch import heap  # noqa: E402
-from launch.cli import main as melllm  # noqa: E402
-from launch.stopwatch import medians  # noqa: E402
-from melllm_jax.config import Data, Mel, Model, Optim, Run, Source  # noqa: E402
-from melllm_jax.mel_tables import RATE  # noqa: E402
+from data_pipelines.audio.file_io import to_flac
+from data_pipelines.corpora.corpus import load_utterance_wave, open_corpus
+from data_pipelines.loader import pipeline
+from data_pipelines.loader.lanes import LanesIterator
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from launch.bench.timing import medians
+from launch.cli import main as melllm
+from launch.runtime import malloc
+from melllm_jax.config.data import Data, Source
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import Model
+from melllm_jax.config.run import Optim, Run
+from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 MODEL = Model(d=8, n=1, k=1, h=8, f=8, l=1, v=300)  # never built: a run has one
 HOP = 0.01  # seconds a frame
@@ -58,7 +63,7 @@ def main() -> None:
     parser.add_argument("--out", default="")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    heap.keep()  # as `melllm train` does
+    malloc.keep_freed_memory()  # as `melllm train` does
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as opened:
         turns: dict[str, Callable[[], float]] = {}
         work: dict[str, list[float]] = {}
@@ -69,7 +74,7 @@ def main() -> None:
                 os.sched_setaffinity(0, cores)
                 run = packed(folder, workers)
                 batches = iter(
-                    pipeline.train_batches(run, text.load("bytes"), split=arguments.split)
+                    pipeline.train_batches(run, load_tokenizer("bytes"), split=arguments.split)
                 )
                 opened.enter_context(contextlib.closing(batches))
                 name = f"ours from {store}" + ("", ", 1 process", ", 2 processes")[workers]
@@ -164,11 +169,11 @@ def at_work() -> float:
 
 def of_one_rate(data: str, split: str, most: float) -> list[tuple[bytes, float]]:
     """(FLAC at 16 kHz, seconds) of the first utterances of a split."""
-    corpus, found, total = sources.open_source(data, split), [], 0.0
+    corpus, found, total = open_corpus(data, split), [], 0.0
     for index in range(len(corpus)):
-        wave = sources.sound(corpus[index])
-        found.append((to_flac(wave), wave.size / RATE))
-        total += wave.size / RATE
+        wave = load_utterance_wave(corpus[index])
+        found.append((to_flac(wave), wave.size / SAMPLE_RATE))
+        total += wave.size / SAMPLE_RATE
         if total >= most:
             break
     return found
@@ -192,7 +197,7 @@ def lhotses(flacs: list[tuple[bytes, float]]) -> dict[str, Callable[[], float]]:
         return once
 
     def features(recording: lhotse.Recording) -> np.ndarray:
-        return np.asarray(fbank.extract(recording.load_audio(), RATE))
+        return np.asarray(fbank.extract(recording.load_audio(), SAMPLE_RATE))
 
     return {
         "lhotse decode + Fbank": timed(features),

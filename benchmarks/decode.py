@@ -6,7 +6,7 @@ python benchmarks/decode.py --batch 1 --out benchmarks/results/decode.json
 import argparse
 import os
 
-from phi_small import VOCABULARY, ours, paired, report, serve, text_batch, theirs
+from support.phi_small import VOCABULARY, ours, paired, report, serve, text_batch, theirs
 
 PROMPT, NEW = 128, 128
 ROWS = int(os.environ.get("ROWS", "1"))
@@ -16,9 +16,8 @@ def work_ours() -> None:
     import jax
     import numpy as np
 
-    from melllm_jax import layout
-    from melllm_jax.decode import Decoder, Decoding
-    from melllm_jax.update import Update
+    from melllm_jax.inference.generate import Decoder
+    from melllm_jax.training.train_step import Update
 
     with jax.set_mesh(layout.make_mesh(ours().mesh, jax.devices()[:1])):
         update = Update(ours())

@@ -26,14 +26,19 @@ from typing import Any
 
 from etils import epath
 import numpy as np
-from reported import report
+from support.report import report
 
-from data_pipelines import shards, sources, subset, text
-from data_pipelines.audio import to_flac
-from data_pipelines.mel import log_mel
-from data_pipelines.pipeline import train_batches
-from data_pipelines.utterance import Utterance, encode
-from melllm_jax import config, presets
+from data_pipelines.audio.file_io import to_flac
+from data_pipelines.audio.log_mel import normalized_log_mel
+from data_pipelines.corpora import shard_index, shard_writer, subset
+from data_pipelines.corpora.corpus import open_corpus
+from data_pipelines.corpora.utterance import Utterance, encode_record
+from data_pipelines.loader.pipeline import train_batches
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from melllm_jax.config.data import Data, Source
+from melllm_jax.config.features import Mel
+from melllm_jax.config.run import Run
+from melllm_jax.presets import catalog
 
 SECONDS = 7.2  # of an utterance: 50 million of them last 100,000 hours
 TEXT = "the quick brown fox jumps over the lazy dog near the river bank at noon"  # as fast as read
@@ -72,35 +77,40 @@ def main() -> None:
 def simulated(folder: pathlib.Path, count: int, records: int, stored: str) -> dict[str, Any]:
     """One shard under `count` names, with the index and the columns that belong to them."""
     rng = np.random.default_rng(0)
-    writer = shards.Writer(epath.Path(folder), "one", per_shard=records)
-    mel = config.Mel() if stored == "mel" else None
+    writer = shard_writer.ShardWriter(epath.Path(folder), "one", per_shard=records)
+    mel = Mel() if stored == "mel" else None
     made = []
     for _ in range(50):
         # Noise of the last bit: decoded like speech, but small, so that the shard is.
         wave = (rng.integers(-1, 2, int(SECONDS * 16_000)) / 32768).astype(np.float32)
-        made.append({"mel": log_mel(wave, mel)} if mel else {"audio": to_flac(wave)})
+        made.append({"mel": normalized_log_mel(wave, mel)} if mel else {"audio": to_flac(wave)})
     for number in range(records):
         said = Utterance(f"id{number}", TEXT, SECONDS, "x", **made[number % len(made)])
-        writer.add(encode(said), SECONDS)
+        writer.add(encode_record(said), SECONDS)
     (one,) = writer.close()
     path, listed = folder / one.name, []
     for number in range(count):
-        name = shards.name("train", number)
+        name = shard_index.shard_name("train", number)
         os.link(path, folder / name)
         listed.append(dataclasses.replace(one, name=name))
     rows = np.lib.format.open_memmap(
-        folder / f"train{shards.COLUMNS}", "w+", shards.ROW, (count * records,)
+        folder / f"train{shard_index.COLUMNS_SUFFIX}",
+        "w+",
+        shard_index.COLUMNS_DTYPE,
+        (count * records,),
     )
     rows["hash"] = rng.integers(0, 2**64, count * records, np.uint64)
     rows["seconds"], rows["characters"] = SECONDS, len(TEXT)
     rows.flush()
-    shards.write_index(epath.Path(folder), shards.Index(mel, {"train": tuple(listed)}))
+    shard_index.write_index(
+        epath.Path(folder), shard_index.ShardIndex(mel, {"train": tuple(listed)})
+    )
     return {
         "shards": count,
         "utterances": count * records,
         "hours": count * one.seconds / 3600,
         "megabytes_a_shard": one.size / 1e6,
-        "megabytes_of_index": (folder / shards.INDEX).stat().st_size / 1e6,
+        "megabytes_of_index": (folder / shard_index.INDEX).stat().st_size / 1e6,
     }
 
 
@@ -112,17 +122,17 @@ def child(what: str, folder: pathlib.Path, rows: int) -> dict[str, Any]:
     return figures
 
 
-def run_over(folder: pathlib.Path, rows: int) -> config.Run:
-    run = presets.preset("quickstart")
-    source = config.Source(str(folder))
-    data = config.Data(t=1024, b=rows, sources=(source,), threads=os.cpu_count() or 1)
+def run_over(folder: pathlib.Path, rows: int) -> Run:
+    run = catalog.preset("quickstart")
+    source = Source(str(folder))
+    data = Data(t=1024, b=rows, sources=(source,), threads=os.cpu_count() or 1)
     return dataclasses.replace(run, data=data)
 
 
 def opened(folder: pathlib.Path, rows: int) -> tuple[Any, float]:
     """The iterator of a run, and the seconds from its config to it."""
     start = time.perf_counter()
-    iterator = iter(train_batches(run_over(folder, rows), text.load("bytes")))
+    iterator = iter(train_batches(run_over(folder, rows), load_tokenizer("bytes")))
     return iterator, time.perf_counter() - start
 
 
@@ -187,12 +197,12 @@ def back(folder: pathlib.Path, rows: int) -> dict[str, Any]:
 
 def thinned(folder: pathlib.Path, rows: int) -> dict[str, Any]:
     """Subsets of all orders of magnitude."""
-    corpus, found = sources.open_source(folder, "train"), {}
-    most = subset.hours(corpus)
+    corpus, found = open_corpus(folder, "train"), {}
+    most = subset.total_hours(corpus)
     for hours in (10.0, 100.0, 1000.0, 10_000.0, most * 0.999):
         if hours < most:
             start = time.perf_counter()
-            count = len(subset.subset(corpus, hours))
+            count = len(subset.draw_subset(corpus, hours))
             found[f"{hours:g}h"] = {"utterances": count, "seconds": time.perf_counter() - start}
     return found | {"gib": resident()}
 

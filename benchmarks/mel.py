@@ -14,25 +14,26 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
     os.environ[_name] = "1"  # read when the libraries load: before the imports below
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-import argparse  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-import datetime  # noqa: E402
-import importlib.metadata  # noqa: E402
-import json  # noqa: E402
-import pathlib  # noqa: E402
-import platform  # noqa: E402
-import statistics  # noqa: E402
-import sys  # noqa: E402
-import time  # noqa: E402
+import argparse
+from collections.abc import Callable
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import platform
+import statistics
+import sys
+import time
 
-import librosa  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import librosa
+import numpy as np
+import torch
+import transformers
 
-from data_pipelines import mel  # noqa: E402
-from data_pipelines.audio import decode, to_flac  # noqa: E402
-from melllm_jax.config import Mel  # noqa: E402
+from data_pipelines.audio.file_io import decode_audio, to_flac
+from data_pipelines.audio.log_mel import normalized_log_mel
+from melllm_jax.config.features import Mel
+from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 LIBRARIES = ("numpy", "scipy", "soundfile", "soxr", "librosa", "transformers", "torch")
 LENGTHS = (1.3, 4.1, 7.7, 12.9, 15.4, 24.7)  # seconds, spread as in read speech
@@ -53,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     waves = [voiced(seconds, seed) for seed, seconds in enumerate(LENGTHS)]
-    speeds = measured(contestants(waves), sum(map(len, waves)) / mel.RATE, arguments.repeats)
+    speeds = measured(contestants(waves), sum(map(len, waves)) / SAMPLE_RATE, arguments.repeats)
     report = {
         "audio_seconds_a_second": speeds,
         "against_transformers_phi4": ratio(speeds, "ours phi4 80", "transformers phi4 80"),
@@ -84,24 +85,30 @@ def contestants(waves: list[np.ndarray]) -> dict[str, Callable[[], object]]:
     phi4 = transformers.Phi4MultimodalFeatureExtractor()
     whisper = transformers.WhisperFeatureExtractor()
     unpadded = {"padding": "do_not_pad", "truncation": False}
-    constants = {"sr": mel.RATE, "n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 80}
+    constants = {
+        "sr": SAMPLE_RATE,
+        "n_fft": 512,
+        "win_length": 400,
+        "hop_length": 160,
+        "n_mels": 80,
+    }
     flacs = [to_flac(wave) for wave in waves]
 
     def ours(cfg: Mel) -> Callable[[], object]:
-        return lambda: [mel.log_mel(wave, cfg) for wave in waves]
+        return lambda: [normalized_log_mel(wave, cfg) for wave in waves]
 
     return {name: ours(cfg) for name, cfg in OURS.items()} | {
-        "transformers phi4 80": lambda: [phi4(wave, sampling_rate=mel.RATE) for wave in waves],
+        "transformers phi4 80": lambda: [phi4(wave, sampling_rate=SAMPLE_RATE) for wave in waves],
         "transformers whisper 80": lambda: [
-            whisper(wave, sampling_rate=mel.RATE, **unpadded) for wave in waves
+            whisper(wave, sampling_rate=SAMPLE_RATE, **unpadded) for wave in waves
         ],
         "librosa 80": lambda: [
             np.log(np.maximum(librosa.feature.melspectrogram(y=wave, **constants), 1e-6))
             for wave in waves
         ],
-        "decode FLAC": lambda: [decode(flac) for flac in flacs],
+        "decode FLAC": lambda: [decode_audio(flac) for flac in flacs],
         "decode FLAC, ours phi4 80": lambda: [
-            mel.log_mel(decode(flac), OURS["ours phi4 80"]) for flac in flacs
+            normalized_log_mel(decode_audio(flac), OURS["ours phi4 80"]) for flac in flacs
         ],
     }
 
@@ -138,9 +145,9 @@ def ratio(speeds: dict[str, dict[str, float]], ours: str, theirs: str) -> float:
 def voiced(seconds: float, seed: int) -> np.ndarray:
     """Sound that FLAC packs about as it packs speech: low-passed noise under a slow envelope."""
     rng = np.random.default_rng(seed)
-    walk = rng.standard_normal(int(seconds * mel.RATE))
+    walk = rng.standard_normal(int(seconds * SAMPLE_RATE))
     smooth = np.convolve(walk, np.hanning(12), mode="same")
-    envelope = np.sin(np.arange(walk.size) / mel.RATE * 2 * np.pi * 2.5) ** 2
+    envelope = np.sin(np.arange(walk.size) / SAMPLE_RATE * 2 * np.pi * 2.5) ** 2
     return (0.03 * smooth * envelope).astype(np.float32)
 
 

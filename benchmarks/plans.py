@@ -13,9 +13,10 @@ import subprocess
 import sys
 from typing import Any
 
-from reported import report
+from support.report import report
 
-from melllm_jax import pods, presets
+from melllm_jax.planning import topology
+from melllm_jax.presets import catalog
 
 
 def main() -> None:
@@ -23,13 +24,13 @@ def main() -> None:
     parser.add_argument("presets", nargs="*", default=[], help="names (all that have a pod)")
     parser.add_argument("--out", default="")
     arguments = parser.parse_args()
-    known = [name for name in presets.PRESETS if presets.preset(name).mesh.topology]
+    known = [name for name in catalog.PRESETS if catalog.preset(name).mesh.topology]
     found: dict[str, Any] = {}
     if arguments.out and pathlib.Path(arguments.out).exists():
         found = json.loads(pathlib.Path(arguments.out).read_text())["plans"]
     for name in arguments.presets or known:
-        mesh = presets.preset(name).mesh
-        if not pods.compiles(pods.pod(mesh.topology, mesh.slices)):
+        mesh = catalog.preset(name).mesh
+        if not topology.has_compiler(topology.parse_pod(mesh.topology, mesh.slices)):
             print(f"{name}: nothing here compiles for {mesh.topology}: left out", file=sys.stderr)
             continue
         start = "import sys; from launch.cli import main; sys.exit(main())"

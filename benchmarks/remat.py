@@ -12,13 +12,17 @@ import typing
 from typing import Any
 
 import jax
-from reported import report
+from support.report import report
 
-from launch import heap, noise, stopwatch
-from launch.bench_train import compiled_bytes
-from melllm_jax import layout
-from melllm_jax.config import Data, Mel, Mesh, Model, Optim, Run
-from melllm_jax.update import Update
+from launch.bench import random_batch, timing
+from launch.bench.train_step import compiled_bytes
+from launch.runtime import malloc
+from melllm_jax import sharding
+from melllm_jax.config.data import Data
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import Model
+from melllm_jax.config.run import Mesh, Optim, Run
+from melllm_jax.training.train_step import Update
 
 POLICIES = typing.get_args(typing.get_type_hints(Model)["remat"])
 RUN = Run(
@@ -35,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", default="")
     arguments = parser.parse_args()
-    heap.keep()
+    malloc.keep_freed_memory()
     sizes: dict[str, dict[str, int]] = {}
     refused: dict[str, str] = {}
     actions: dict[str, Any] = {}
@@ -46,7 +50,7 @@ def main() -> None:
         except (RuntimeError, ValueError, NotImplementedError) as error:
             refused[policy] = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
             actions.pop(policy, None)
-    seconds = stopwatch.medians(stopwatch.turns(actions, arguments.rounds))
+    seconds = timing.medians(timing.time_in_turns(actions, arguments.rounds))
     figures = {
         "policies": {
             policy: {
@@ -68,8 +72,8 @@ def updating(policy: str) -> tuple[Any, dict[str, int]]:
     """An action that makes an update under this policy, and the bytes that it takes."""
     model = dataclasses.replace(RUN.model, remat=policy)
     run = dataclasses.replace(RUN, model=model)
-    with jax.set_mesh(layout.make_mesh(Mesh(), jax.devices()[:1])):
-        update, batch = Update(run), layout.place(noise.batch(run))
+    with jax.set_mesh(sharding.make_mesh(Mesh(), jax.devices()[:1])):
+        update, batch = Update(run), sharding.shard_batch(random_batch.train_batch(run))
         state = update.initial()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 

@@ -12,12 +12,16 @@ import statistics
 from typing import Any
 
 import jax
-from reported import report
+from support.report import report
 
-from launch import heap, noise, stopwatch
-from melllm_jax import config, layout
-from melllm_jax.config import Data, Mel, Mesh, Model, Optim, Run
-from melllm_jax.update import Update
+from launch.bench import random_batch, timing
+from launch.runtime import malloc
+from melllm_jax import sharding
+from melllm_jax.config.data import Data
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import Model
+from melllm_jax.config.run import Mesh, Optim, Run
+from melllm_jax.training.train_step import Update
 
 SPLITS = {
     "one device": Mesh(fsdp=1),
@@ -40,8 +44,8 @@ def main() -> None:
     parser.add_argument("--out", default="")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)
-    heap.keep()
-    taken = stopwatch.turns(
+    malloc.keep_freed_memory()
+    taken = timing.time_in_turns(
         {name: updating(mesh) for name, mesh in SPLITS.items()}, arguments.rounds
     )
     alone = taken["one device"]
@@ -50,7 +54,7 @@ def main() -> None:
         for name, times in taken.items()
     }
     figures = {
-        "seconds": stopwatch.medians(taken),
+        "seconds": timing.medians(taken),
         "times_one_device": ratios,
         "model": "d 256, 4 layers, MLP 1024, vocabulary 4096; 8 rows of 256 positions; float32",
         "rounds": arguments.rounds,
@@ -58,12 +62,12 @@ def main() -> None:
     report("an update split over 8 CPU devices against one device", figures, arguments.out)
 
 
-def updating(cut: config.Mesh) -> Any:
+def updating(cut: Mesh) -> Any:
     """An action that makes an update on this mesh."""
     size = max(cut.fsdp, 1) * cut.replica * cut.seq * cut.tp
-    mesh = layout.make_mesh(cut, jax.devices()[:size])
+    mesh = sharding.make_mesh(cut, jax.devices()[:size])
     with jax.set_mesh(mesh):
-        update, batch = Update(RUN), layout.place(noise.batch(RUN))
+        update, batch = Update(RUN), sharding.shard_batch(random_batch.train_batch(RUN))
         state = update.initial()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 

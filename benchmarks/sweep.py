@@ -12,11 +12,11 @@ import csv
 import pathlib
 import shutil
 
-from reported import report
+from support.report import report
 
 from launch.cli import main as melllm
-from launch.ledger import Ledger
-from launch.spec import differing
+from launch.sweep.ledger import Ledger
+from launch.sweep.spec import differing_fields
 
 FIELDS = (
     *("params", "tokens", "flops", "loss", "wer", "params_total", "speech_positions"),
@@ -34,7 +34,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(arguments.sweep)
     done = [cell for cell in ledger.cells() if cell.state == "done"]
-    varied = differing([cell.overrides for cell in done])
+    varied = differing_fields([cell.overrides for cell in done])
     with (out / "runs.csv").open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["name", *FIELDS, *varied])

@@ -5,15 +5,23 @@ python benchmarks/train_step.py --out benchmarks/results/train_step.json
 
 import argparse
 
-from phi_small import BATCH, TIME, VOCABULARY, ours, paired, report, serve, text_batch, theirs
+from support.phi_small import (
+    BATCH,
+    TIME,
+    VOCABULARY,
+    ours,
+    paired,
+    report,
+    serve,
+    text_batch,
+    theirs,
+)
 
 
 def work_ours() -> None:
     import jax
 
-    from launch import heap
-    from melllm_jax import layout
-    from melllm_jax.update import Update
+    from melllm_jax.training.train_step import Update
 
     heap.keep()  # as `melllm train` does
     with jax.set_mesh(layout.make_mesh(ours().mesh, jax.devices()[:1])):

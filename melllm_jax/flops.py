@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from melllm_jax import config
+from melllm_jax.config.model import Model
+from melllm_jax.config.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ CHIPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameters:
+class ParameterCounts:
     """Numbers of weights by what they are for."""
 
     embed: int  # input embedding
@@ -56,86 +57,86 @@ class Parameters:
         return self.embed + self.head + self.layers + self.front + self.lora
 
 
-def chip(kind: str) -> Chip | None:
+def find_chip(kind: str) -> Chip | None:
     """The chip whose name stands in a device kind such as "NVIDIA H100 80GB HBM3"."""
     return next((CHIPS[name] for name in CHIPS if name in kind), None)
 
 
-def parameters(run: config.Run) -> Parameters:
+def count_parameters(run: Run) -> ParameterCounts:
     """How many weights the run's model has."""
     m, r = run.model, run.lora.r
     heads, shared = m.n * m.h, m.k * m.h
     lora = r * ((m.d + heads + 2 * shared) + (heads + m.d) + (m.d + 2 * m.f) + (m.f + m.d))
-    return Parameters(
+    return ParameterCounts(
         embed=m.v * m.d,
         head=0 if m.tied else m.v * m.d,
-        layers=layers(m),
-        front=_front(run),
+        layers=stack_parameters(m),
+        front=_front_parameters(run),
         lora=m.l * lora,
     )
 
 
-def layers(m: config.Model) -> int:
+def stack_parameters(m: Model) -> int:
     """Weights of the stack, its norms and the last norm: what a rung of the ladder is named for."""
     heads, shared = m.n * m.h, m.k * m.h
     layer = m.d * (heads + 2 * shared) + heads * m.d + 3 * m.d * m.f + 2 * m.d
     return m.l * layer + m.d
 
 
-def forward(run: config.Run) -> float:
+def forward_flops(run: Run) -> float:
     """FLOPs of one position's forward pass in a full row: 2 a weight and multiply, and attention.
 
-    Attention counts the pairs that a causal mask and the window leave (`seen`). The
-    embedding is a look-up and costs none; the head reads every position. The front end costs at
+    Attention counts the pairs that a causal mask and the window leave (`mean_attended_positions`).
+    The embedding is a look-up and costs none; the head reads every position. The front end costs at
     speech positions only; it is counted as if every position were speech, an upper bound.
     """
-    p, m, t = parameters(run), run.model, run.data.t
-    attention = m.l * 4 * m.n * m.h * seen(m, t)
+    p, m, t = count_parameters(run), run.model, run.data.t
+    attention = m.l * 4 * m.n * m.h * mean_attended_positions(m, t)
     return 2.0 * (p.layers + p.lora + m.v * m.d + p.front) + attention
 
 
-def seen(model: config.Model, t: int) -> float:
+def mean_attended_positions(model: Model, t: int) -> float:
     """Positions that one of `t` attends to, on average: itself and earlier ones in its window."""
     window = min(model.window or t, t)
     return window - window * (window - 1) / (2 * t)
 
 
-def step(run: config.Run) -> float:
+def update_flops(run: Run) -> float:
     """FLOPs of one update: forward, and twice that backward for what must be differentiated.
 
     Weights that are frozen still pass gradients to the activations before them, so they cost 2
     and not 3 times the forward pass. What remat computes again does not count.
     """
-    whole = forward(run) * run.data.b * run.data.t
+    whole = forward_flops(run) * run.data.b * run.data.t
     if run.optim.train == "all":
         return 3 * whole
-    p = parameters(run)
+    p = count_parameters(run)
     frozen = 2 * (p.layers + run.model.v * run.model.d) * run.data.b * run.data.t
     return 3 * whole - frozen
 
 
-def multiplying(run: config.Run) -> int:
+def matmul_parameters(run: Run) -> int:
     """Weights that multiply: layers, LoRA, front end, and the head even where it is tied.
 
     The N of a scaling law. An input embedding is looked up, and multiplies as a head alone.
     """
-    p = parameters(run)
+    p = count_parameters(run)
     return p.layers + p.lora + p.front + run.model.v * run.model.d
 
 
-def training(run: config.Run, speech: float, text: float) -> float:
+def training_flops(run: Run, speech: float, text: float) -> float:
     """FLOPs of training on so many positions of speech and of text, padding left out.
 
-    As `step` counts them, but the front end at speech alone. The model runs it at every position
-    and drops what is not speech, and scores tokens at every position, speech as well: so the head
-    counts at both, as the layers do, while what the front end makes of text is no use.
+    As `update_flops` counts them, but the front end at speech alone. The model runs it at every
+    position and drops what is not speech, and scores tokens at every position, speech as well: so
+    the head counts at both, as the layers do, while what the front end makes of text is no use.
     """
     row = run.data.b * run.data.t
-    front = 3 * 2.0 * parameters(run).front
-    return (speech + text) * step(run) / row - text * front
+    front = 3 * 2.0 * count_parameters(run).front
+    return (speech + text) * update_flops(run) / row - text * front
 
 
-def _front(run: config.Run) -> int:
+def _front_parameters(run: Run) -> int:
     m, mel = run.model, run.mel
     if m.front == "none":
         return 0

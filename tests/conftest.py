@@ -1,8 +1,9 @@
 import os
 
-from launch import platforms
+from launch.runtime import libtpu_env
 
-platforms.settle()  # a libtpu that is here to plan for pods is loaded by no other test; before JAX
+# Before JAX: a libtpu that is here to plan for pods is loaded by no other test.
+libtpu_env.set_environment()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -19,17 +20,6 @@ def mesh():
         yield
 
 
-LAST = (  # they load libtpu, and from then on JAX's profiler crashes for want of a chip
-    "compiler",
-    "estimate",
-    "links",
-    "plan",
-    "plan_command",
-    "pods",
-    "program",
-)
-
-
 def pytest_collection_modifyitems(items):
-    """Tests that load libtpu come after all others."""
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") in LAST)
+    """Tests that load libtpu come last: JAX's profiler then crashes for want of a chip."""
+    items.sort(key=lambda item: item.get_closest_marker("libtpu") is not None)

@@ -1,6 +1,7 @@
 """Common Voice: clips/ and TSVs with a header; train, dev and test are taken where none is named.
 
-The others (validated, invalidated, other) overlap these or are not checked: name them by `splits`.
+The others (validated, invalidated, other) overlap these or are not checked: name them by
+`read_splits`.
 clip_durations.tsv gives the durations where it is there; headers of MP3 files are slow and rough.
 """
 
@@ -8,35 +9,44 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from data_pipelines.importers.rows import Options, Row, chosen, lines, listed, row
+from data_pipelines.importers.manifest_row import (
+    ImportOptions,
+    ManifestRow,
+    join_names,
+    make_row,
+    read_lines,
+    select_splits,
+)
 from melllm_jax.errors import Mistake
 
 OFFICIAL = ("train", "dev", "test")
 _DURATIONS = "clip_durations.tsv"
 
 
-def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of the splits asked for."""
     if not (source / "clips").is_dir():
         within = [path.name for path in source.iterdir() if (path / "clips").is_dir()]
-        hint = f": give one of its folders: {listed(within)}" if within else ""
+        hint = f": give one of its folders: {join_names(within)}" if within else ""
         raise Mistake(f"source={source}: has no clips/{hint}")
     tables = {path.stem: path for path in sorted(source.glob("*.tsv")) if _is_table(path)}
     if not tables:
         raise Mistake(f"source={source}: has no .tsv with the columns path and sentence")
     official = {name: path for name, path in tables.items() if name in OFFICIAL}
     seconds = _durations(source / _DURATIONS)
-    names = chosen(tables, options, source) if options.splits else sorted(official or tables)
+    names = select_splits(tables, options, source) if options.splits else sorted(official or tables)
     return {name: _rows(tables[name], options, seconds) for name in names}
 
 
-def _rows(table: epath.Path, options: Options, seconds: dict[str, float]) -> Iterator[Row]:
+def _rows(
+    table: epath.Path, options: ImportOptions, seconds: dict[str, float]
+) -> Iterator[ManifestRow]:
     for where, told in _records(table):
         clip = told["path"] if told["path"].rpartition(".")[1] else f"{told['path']}.mp3"
         text = options.text or "sentence"
         if text not in told:
             raise Mistake(f"{where}: has no column {text}: has {', '.join(told)}")
-        yield row(
+        yield make_row(
             clip.rpartition(".")[0],
             told[text],
             table.parent / "clips" / clip,
@@ -61,7 +71,7 @@ def _durations(path: epath.Path) -> dict[str, float]:
 
 def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Place and columns by name of every line; quotation marks mean nothing in these files."""
-    rows = lines(path)
+    rows = read_lines(path)
     header = next(rows, (0, ""))[1].split("\t")
     for count, line in rows:
         cells = line.split("\t")
@@ -72,5 +82,5 @@ def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _is_table(path: epath.Path) -> bool:
-    header = next(lines(path), (0, ""))[1].split("\t")
+    header = next(read_lines(path), (0, ""))[1].split("\t")
     return {"path", "sentence"} <= set(header)

@@ -13,7 +13,15 @@ import shlex
 
 from etils import epath
 
-from data_pipelines.importers.rows import Options, Row, chosen, folder_of, lines, number, row
+from data_pipelines.importers.manifest_row import (
+    ImportOptions,
+    ManifestRow,
+    find_audio_folder,
+    make_row,
+    parse_seconds,
+    read_lines,
+    select_splits,
+)
 from melllm_jax.errors import Mistake
 
 _BLANK = re.compile(r"[ \t]+")
@@ -29,7 +37,7 @@ _BARE = {
 }
 
 
-def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of every data folder."""
     if (source / "wav.scp").exists():
         folders = {source.name: source}
@@ -38,19 +46,19 @@ def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
         folders = {path.name: path for path in held}
     if not folders:
         raise Mistake(f"source={source}: has no wav.scp, neither has a folder in it")
-    return {name: _rows(folders[name], options) for name in chosen(folders, options, source)}
+    return {name: _rows(folders[name], options) for name in select_splits(folders, options, source)}
 
 
-def _rows(folder: epath.Path, options: Options) -> Iterator[Row]:
+def _rows(folder: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
     texts, speakers = _Column(folder / "text"), _Column(folder / "utt2spk", optional=True)
     timed = (folder / "segments").exists() or (folder / "utt2dur").exists()
     seconds = _Column(folder / ("utt2dur" if timed else "reco2dur"), optional=True)
     languages = _Column(folder / "utt2lang", optional=True)
-    for name, place, offset, length, where in _sounds(folder, options):
+    for name, place, offset, length, where in _utterances(folder, options):
         told = seconds.value(name)
         if length is None and told is not None:
-            length = number(told, "duration", where)
-        yield row(
+            length = parse_seconds(told, "duration", where)
+        yield make_row(
             name,
             texts.value(name) or "",
             place,
@@ -63,33 +71,33 @@ def _rows(folder: epath.Path, options: Options) -> Iterator[Row]:
         column.check_empty()
 
 
-Sound = tuple[str, epath.Path, float | None, float | None, str]
+KaldiUtterance = tuple[str, epath.Path, float | None, float | None, str]
 
 
-def _sounds(folder: epath.Path, options: Options) -> Iterator[Sound]:
+def _utterances(folder: epath.Path, options: ImportOptions) -> Iterator[KaldiUtterance]:
     """Id, file, offset, seconds and line of every utterance."""
     scp, segments = _Paths(folder, options), folder / "segments"
     if not segments.exists():
-        for name, rest, where in _sorted(folder / "wav.scp"):
+        for name, rest, where in _sorted_lines(folder / "wav.scp"):
             yield name, scp.path(rest, where), None, None, where
         return
     recordings = {
         name: (rest, f"{folder / 'wav.scp'}:{count}")
-        for count, line in lines(folder / "wav.scp")
-        for name, rest in [_pair(line)]
+        for count, line in read_lines(folder / "wav.scp")
+        for name, rest in [_split_pair(line)]
     }
-    for name, rest, where in _sorted(segments):
+    for name, rest, where in _sorted_lines(segments):
         parts = rest.split()
         if len(parts) != 3:
             raise Mistake(f"{where}: must be UTTERANCE RECORDING START END")
         if parts[0] not in recordings:
             raise Mistake(f"{where}: wav.scp has no recording {parts[0]}")
         place = scp.path(*recordings[parts[0]])
-        start = number(parts[1], "start", where) or 0.0
+        start = parse_seconds(parts[1], "start", where) or 0.0
         if parts[2] in ("-1", "-1.0"):  # up to where the recording ends
             yield name, place, start, None, where
             continue
-        end = number(parts[2], "end", where) or 0.0
+        end = parse_seconds(parts[2], "end", where) or 0.0
         if end <= start:
             raise Mistake(f"{where}: end={end}: must lie after start={start}")
         yield name, place, start, end - start, where
@@ -98,20 +106,20 @@ def _sounds(folder: epath.Path, options: Options) -> Iterator[Sound]:
 class _Paths:
     """Files as wav.scp names them; relative ones start where the first of them is found."""
 
-    def __init__(self, folder: epath.Path, options: Options) -> None:
+    def __init__(self, folder: epath.Path, options: ImportOptions) -> None:
         # Recipes keep data/train and run beside data; others ship train beside its audio.
         self._tried = [folder, folder.parent, folder.parent.parent, epath.Path().absolute()]
         self._options = options
         self._base: epath.Path | None = None
 
     def path(self, rest: str, where: str) -> epath.Path:
-        name = _unpiped(rest, where) if rest.endswith("|") else rest
+        name = _parse_pipe(rest, where) if rest.endswith("|") else rest
         if _ARCHIVE.search(name):
             raise Mistake(f"{where}: {name}: is an archive: write its sounds as files first")
         if "://" in name or name.startswith("/"):
             return epath.Path(name)
         if self._base is None:
-            self._base = folder_of(self._tried, name, self._options, where)
+            self._base = find_audio_folder(self._tried, name, self._options, where)
         return self._base / name
 
 
@@ -119,7 +127,7 @@ class _Column:
     """The values of a file by id, asked for in rising order of ids."""
 
     def __init__(self, path: epath.Path, *, optional: bool = False) -> None:
-        rows = iter(()) if optional and not path.exists() else _sorted(path)
+        rows = iter(()) if optional and not path.exists() else _sorted_lines(path)
         self._rows: Iterator[tuple[str, str, str]] = rows
         self._next = next(self._rows, None)
 
@@ -141,12 +149,12 @@ class _Column:
             )
 
 
-def _sorted(path: epath.Path) -> Iterator[tuple[str, str, str]]:
+def _sorted_lines(path: epath.Path) -> Iterator[tuple[str, str, str]]:
     """Id, rest and place of every line. Raises Mistake where the ids do not rise."""
     last, before = "", ""
     file = os.fspath(path)  # once: epath takes 7 us for it
-    for count, line in lines(path):
-        name, rest = _pair(line)
+    for count, line in read_lines(path):
+        name, rest = _split_pair(line)
         where = f"{file}:{count}"
         if name == last:
             raise Mistake(f"{where}: id {name} stands already at {before}")
@@ -156,12 +164,12 @@ def _sorted(path: epath.Path) -> Iterator[tuple[str, str, str]]:
         last, before = name, where
 
 
-def _pair(line: str) -> tuple[str, str]:
+def _split_pair(line: str) -> tuple[str, str]:
     name, *rest = _BLANK.split(line.strip(), maxsplit=1)
     return name, rest[0] if rest else ""
 
 
-def _unpiped(command: str, where: str) -> str:
+def _parse_pipe(command: str, where: str) -> str:
     """The one file that a pipe unpacks whole. Raises Mistake for a pipe that does more."""
     rule = "only flac -c -d -s FILE |, sph2pipe -f wav FILE |, sox FILE -t wav - | and cat FILE |"
     refused = Mistake(f"{where}: {command}: a pipe that is not understood: {rule}")

@@ -12,15 +12,15 @@ import zlib
 
 from etils import epath
 
-from data_pipelines.importers.rows import (
-    Options,
-    Row,
-    chosen,
-    fields,
-    folder_of,
-    lines,
-    number,
-    row,
+from data_pipelines.importers.manifest_row import (
+    ImportOptions,
+    ManifestRow,
+    find_audio_folder,
+    make_row,
+    parse_json_object,
+    parse_seconds,
+    read_lines,
+    select_splits,
 )
 from melllm_jax.errors import Fault, Mistake
 
@@ -29,43 +29,43 @@ _NAME = re.compile(r"^(?:.*[_-])?cuts[_-](.+)$")
 _SAMPLE = 1 / 16_000  # s: less than this is no difference
 
 
-def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of every file of cuts."""
     held = [source] if source.is_file() else sorted(source.iterdir())
     files = [path for path in held if _SUFFIX.search(path.name)]
-    found = {_split(path): path for path in files if "cuts" in path.name or path == source}
+    found = {_split_name(path): path for path in files if "cuts" in path.name or path == source}
     if not found:
         raise Mistake(f"source={source}: has no cuts: *cuts*.jsonl or *cuts*.jsonl.gz")
-    return {name: _rows(found[name], options) for name in chosen(found, options, source)}
+    return {name: _rows(found[name], options) for name in select_splits(found, options, source)}
 
 
-def _rows(path: epath.Path, options: Options) -> Iterator[Row]:
+def _rows(path: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
     base: epath.Path | None = None
-    for count, line in _unpacked(path) if path.name.endswith(".gz") else lines(path):
+    for count, line in _gzip_lines(path) if path.name.endswith(".gz") else read_lines(path):
         where = f"{path}:{count}"
-        cut = fields(line, where)
-        name = _file(cut, where)
+        cut = parse_json_object(line, where)
+        name = _recording_file(cut, where)
         if not (absolute := name.startswith("/") or "://" in name) and base is None:
             tried = [epath.Path().absolute(), path.parent, path.parent.parent]
-            base = folder_of(tried, name, options, where)
+            base = find_audio_folder(tried, name, options, where)
         place = epath.Path(name) if absolute or base is None else base / name
-        yield from _supervised(cut, place, where)
+        yield from _supervision_rows(cut, place, where)
 
 
-def _supervised(cut: dict[str, Any], place: epath.Path, where: str) -> Iterator[Row]:
-    begin = number(cut.get("start"), "start", where) or 0.0
-    whole = number(cut["recording"].get("duration"), "recording.duration", where)
+def _supervision_rows(cut: dict[str, Any], place: epath.Path, where: str) -> Iterator[ManifestRow]:
+    begin = parse_seconds(cut.get("start"), "start", where) or 0.0
+    whole = parse_seconds(cut["recording"].get("duration"), "recording.duration", where)
     # What has no supervision becomes a row without text.
     for told in cut.get("supervisions") or [{"id": cut.get("id"), "duration": cut.get("duration")}]:
         ahead = told.get("start") or 0.0  # of its cut, where it reaches over its edge
         if not isinstance(ahead, int | float):
             raise Mistake(f"{where}: supervision.start={ahead!r}: must be seconds")
         offset = begin + ahead
-        seconds = number(told.get("duration"), "supervision.duration", where) or 0.0
+        seconds = parse_seconds(told.get("duration"), "supervision.duration", where) or 0.0
         if offset < -_SAMPLE:
             raise Mistake(f"{where}: a supervision starts {-offset:g} s before its recording")
         full = offset < _SAMPLE and whole is not None and abs(whole - seconds) < _SAMPLE
-        yield row(
+        yield make_row(
             str(told.get("id") or cut.get("id")),
             told.get("text") or "",
             place,
@@ -76,7 +76,7 @@ def _supervised(cut: dict[str, Any], place: epath.Path, where: str) -> Iterator[
         )
 
 
-def _file(cut: dict[str, Any], where: str) -> str:
+def _recording_file(cut: dict[str, Any], where: str) -> str:
     """The file of a cut's recording. Raises Mistake for what is no plain file of one channel."""
     name = cut.get("id")
     if (kind := cut.get("type", "MonoCut")) != "MonoCut":
@@ -98,7 +98,7 @@ def _file(cut: dict[str, Any], where: str) -> str:
     return str(sources[0]["source"])
 
 
-def _unpacked(path: epath.Path) -> Iterator[tuple[int, str]]:
+def _gzip_lines(path: epath.Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as file:
             for count, line in enumerate(file, 1):
@@ -112,7 +112,7 @@ def _unpacked(path: epath.Path) -> Iterator[tuple[int, str]]:
         raise Fault(f"{path}: cannot be read: {error}") from error
 
 
-def _split(path: epath.Path) -> str:
+def _split_name(path: epath.Path) -> str:
     stem = _SUFFIX.sub("", path.name)
     named = _NAME.match(stem)
     return named[1] if named else stem

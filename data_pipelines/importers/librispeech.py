@@ -8,13 +8,20 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from data_pipelines.importers.rows import SOUNDS, Options, Row, chosen, lines, row
+from data_pipelines.importers.manifest_row import (
+    SOUND_SUFFIXES,
+    ImportOptions,
+    ManifestRow,
+    make_row,
+    read_lines,
+    select_splits,
+)
 from melllm_jax.errors import Mistake
 
 TRANSCRIPT = ".trans.txt"
 
 
-def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of every subset."""
     if _is_subset(source):
         subsets = {source.name: source}
@@ -23,32 +30,32 @@ def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
     if not subsets:
         rule = f"has no SUBSET/SPEAKER/CHAPTER/*{TRANSCRIPT}"
         raise Mistake(f"source={source}: {rule}: give the folder that holds the subsets")
-    return {name: _rows(subsets[name]) for name in chosen(subsets, options, source)}
+    return {name: _rows(subsets[name]) for name in select_splits(subsets, options, source)}
 
 
-def _rows(subset: epath.Path) -> Iterator[Row]:
+def _rows(subset: epath.Path) -> Iterator[ManifestRow]:
     for speaker in _folders(subset):
         for chapter in _folders(speaker):
             yield from _chapter(chapter, speaker.name)
 
 
-def _chapter(chapter: epath.Path, speaker: str) -> Iterator[Row]:
+def _chapter(chapter: epath.Path, speaker: str) -> Iterator[ManifestRow]:
     files = sorted(chapter.iterdir())
-    sounds = {path.stem: path for path in files if path.suffix.lower() in SOUNDS}
+    sounds = {path.stem: path for path in files if path.suffix.lower() in SOUND_SUFFIXES}
     seen: dict[str, str] = {}
     for path in files:
         if not path.name.endswith(TRANSCRIPT):
             continue
-        for count, line in lines(path):
+        for count, line in read_lines(path):
             name, _, text = line.partition(" ")
             where = f"{path}:{count}"
             if name in seen:
                 raise Mistake(f"{where}: id {name} stands already at {seen[name]}")
             seen[name] = where
             place = sounds.pop(name, chapter / f"{name}.flac")  # missing: preparing says so
-            yield row(name, text.strip(), place, speaker=speaker)
+            yield make_row(name, text.strip(), place, speaker=speaker)
     for name, place in sounds.items():  # without a transcript
-        yield row(name, "", place, speaker=speaker)
+        yield make_row(name, "", place, speaker=speaker)
 
 
 def _is_subset(path: epath.Path) -> bool:

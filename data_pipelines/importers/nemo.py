@@ -10,45 +10,53 @@ import os
 
 from etils import epath
 
-from data_pipelines.importers.rows import Options, Row, chosen, fields, lines, number, row
+from data_pipelines.importers.manifest_row import (
+    ImportOptions,
+    ManifestRow,
+    make_row,
+    parse_json_object,
+    parse_seconds,
+    read_lines,
+    select_splits,
+)
 from melllm_jax.errors import Fault, Mistake
 
 _SUFFIXES = (".json", ".jsonl")
 
 
-def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of every manifest."""
     held = [source] if source.is_file() else sorted(source.iterdir())
     found = {path.stem.removesuffix("_manifest"): path for path in held if path.suffix in _SUFFIXES}
     if not found:
         raise Mistake(f"source={source}: has no manifest: *.json or *.jsonl")
-    return {name: _rows(found[name], options) for name in chosen(found, options, source)}
+    return {name: _rows(found[name], options) for name in select_splits(found, options, source)}
 
 
-def _rows(path: epath.Path, options: Options) -> Iterator[Row]:
-    for count, line in lines(path):
+def _rows(path: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
+    for count, line in read_lines(path):
         where = f"{path}:{count}"
-        told = fields(line, where)
+        told = parse_json_object(line, where)
         if "shard_id" in told:
             rule = "is tarred: give the manifest that the tars were made from"
             raise Mistake(f"{where}: shard_id={told['shard_id']}: {rule}")
         name = told.get("audio_filepath")
         if not isinstance(name, str) or not name:
             raise Mistake(f"{where}: audio_filepath={name!r}: must be a path")
-        offset = number(told.get("offset"), "offset", where)
+        offset = parse_seconds(told.get("offset"), "offset", where)
         made = name.rpartition(".")[0] or name
-        yield row(
+        yield make_row(
             str(told.get(options.id or "id") or (made if offset is None else f"{made}@{offset:g}")),
             _text(told, path, options, where),
             epath.Path(name) if "://" in name else path.parent / name,
-            seconds=number(told.get("duration"), "duration", where),
+            seconds=parse_seconds(told.get("duration"), "duration", where),
             offset=offset,
             speaker=_word(told.get("speaker")),
             language=_word(told.get("lang") or told.get("source_lang")),
         )
 
 
-def _text(told: Row, path: epath.Path, options: Options, where: str) -> str:
+def _text(told: ManifestRow, path: epath.Path, options: ImportOptions, where: str) -> str:
     field = options.text or "text"
     if field in told:
         return _word(told[field])

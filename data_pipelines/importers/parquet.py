@@ -12,10 +12,17 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines import parquet_rows
-from data_pipelines.audio import BadAudio, duration
-from data_pipelines.importers.rows import Options, Row, below, chosen, number, row
-from data_pipelines.utterance import Reference
+from data_pipelines.audio.file_io import BadAudio, read_duration
+from data_pipelines.corpora import parquet_audio
+from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.importers.manifest_row import (
+    ImportOptions,
+    ManifestRow,
+    find_files,
+    make_row,
+    parse_seconds,
+    select_splits,
+)
 from melllm_jax.errors import Mistake
 
 _TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text")
@@ -34,9 +41,9 @@ class _Columns:
     duration: str
 
 
-def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of every split, of all its files in order of their names."""
-    files = [source] if source.is_file() else below(source, (".parquet",))
+    files = [source] if source.is_file() else find_files(source, (".parquet",))
     found: dict[str, list[epath.Path]] = {}
     for path in files:
         found.setdefault(_SHARD.sub("", path.stem), []).append(path)
@@ -47,29 +54,33 @@ def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
         if len(folders) > 1:
             rule = "is in several folders: give one of them"
             raise Mistake(f"source={source}: split {split} {rule}: {', '.join(folders)}")
-    return {name: _rows(found[name], options) for name in chosen(found, options, source)}
+    return {name: _rows(found[name], options) for name in select_splits(found, options, source)}
 
 
-def _rows(paths: Sequence[epath.Path], options: Options) -> Iterator[Row]:
+def _rows(paths: Sequence[epath.Path], options: ImportOptions) -> Iterator[ManifestRow]:
     for path in paths:
-        yield from _file(path, options)
+        yield from _file_rows(path, options)
 
 
-def _file(path: epath.Path, options: Options) -> Iterator[Row]:
-    file = parquet_rows.opened(os.fspath(path))
+def _file_rows(path: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
+    file = parquet_audio.open_parquet(os.fspath(path))
     columns = _columns(file.schema_arrow, path, options)
     light = [name for name in dataclasses.astuple(columns)[1:] if name]
     if not columns.duration:  # the header of the sound tells it: all bytes are read
         light.append(columns.audio)
     elif file.schema_arrow.field(columns.audio).type.num_fields:
         light.append(f"{columns.audio}.path")
-    for count, values in enumerate(parquet_rows.values(file, light, os.fspath(path))):
+    for count, values in enumerate(parquet_audio.read_rows(file, light, os.fspath(path))):
         yield _row(values, count, path, columns, options)
 
 
 def _row(
-    values: Mapping[str, Any], count: int, path: epath.Path, columns: _Columns, options: Options
-) -> Row:
+    values: Mapping[str, Any],
+    count: int,
+    path: epath.Path,
+    columns: _Columns,
+    options: ImportOptions,
+) -> ManifestRow:
     where = f"{path}, row {count}"
     text = values[columns.text]
     if not isinstance(text, str | None):
@@ -81,24 +92,24 @@ def _row(
     made = f"{path.stem}-{count}"
     language = values[columns.language] if columns.language else ""
     speaker = values[columns.speaker] if columns.speaker else None
-    told = number(values[columns.duration], "duration", where) if columns.duration else None
-    return row(
+    told = parse_seconds(values[columns.duration], "duration", where) if columns.duration else None
+    return make_row(
         # A file's name before an id: FLEURS counts sentences by its id, not recordings.
         str(own) if options.id else str(named or (made if own is None else own)),
         text or "",
-        Reference(os.fspath(path), row=count, column=columns.audio),
+        AudioReference(os.fspath(path), row=count, column=columns.audio),
         seconds=_seconds(content, where) if told is None else told,
         speaker="" if speaker is None else str(speaker),
         language=language if isinstance(language, str) else "",
     )
 
 
-def _columns(schema: Any, path: epath.Path, options: Options) -> _Columns:
+def _columns(schema: Any, path: epath.Path, options: ImportOptions) -> _Columns:
     """Raises Mistake where the sound or the text is not found."""
     names = schema.names
     text = (options.text,) if options.text else _TEXTS
     found = _Columns(
-        options.audio or parquet_rows.sound_column(schema, os.fspath(path)),
+        options.audio or parquet_audio.find_sound_column(schema, os.fspath(path)),
         _first(names, text),
         _first(names, (options.id or "id",)),
         _first(names, ("speaker_id", "speaker", "client_id")),
@@ -123,6 +134,6 @@ def _seconds(content: bytes | None, where: str) -> float:
     if content is None:
         return 0.0
     try:
-        return duration(content, where)
+        return read_duration(content, where)
     except BadAudio:
         return 0.0

@@ -10,46 +10,58 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import tfds_rows
-from data_pipelines.audio import FASTEST, SLOWEST, BadAudio, duration
-from data_pipelines.importers.rows import Options, Row, chosen, listed, row
-from data_pipelines.manifest import TFDS
-from data_pipelines.utterance import Reference
+from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, BadAudio, read_duration
+from data_pipelines.corpora import tfds_audio
+from data_pipelines.corpora.manifest import TFDS_PREFIX
+from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.importers.manifest_row import (
+    ImportOptions,
+    ManifestRow,
+    join_names,
+    make_row,
+    select_splits,
+)
 from melllm_jax.errors import Mistake
 
 
-def splits(source: str, options: Options) -> dict[str, Iterator[Row]]:
+def read_splits(source: str, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of every split."""
     builder = _builder(source)
     features, home = builder.info.features, os.fspath(builder.data_path)
     for flag in ("audio", "text"):
         if (wanted := getattr(options, flag)) not in features:
-            rule = f"must name one of the features {listed(list(features))}"
+            rule = f"must name one of the features {join_names(list(features))}"
             raise Mistake(f"{flag}={wanted!r}: {rule}")
     if options.id and options.id not in features:
-        raise Mistake(f"id={options.id!r}: must name one of the features {listed(list(features))}")
+        raise Mistake(
+            f"id={options.id!r}: must name one of the features {join_names(list(features))}"
+        )
     rate = options.rate or getattr(features[options.audio], "sample_rate", None)
-    if rate is not None and not SLOWEST <= rate <= FASTEST:
-        raise Mistake(f"rate={rate}: must be from {SLOWEST} to {FASTEST} Hz")
+    if rate is not None and not MIN_RATE <= rate <= MAX_RATE:
+        raise Mistake(f"rate={rate}: must be from {MIN_RATE} to {MAX_RATE} Hz")
     found = builder.info.splits
-    return {split: _rows(home, split, rate, options) for split in chosen(found, options, source)}
+    return {
+        split: _rows(home, split, rate, options) for split in select_splits(found, options, source)
+    }
 
 
-def name(source: str) -> str:
+def dataset_name(source: str) -> str:
     """The name of the dataset, without its version."""
     return str(_builder(source).name)
 
 
 def _builder(source: str) -> Any:
-    return tfds_rows.builder(source.removeprefix(TFDS))
+    return tfds_audio.open_builder(source.removeprefix(TFDS_PREFIX))
 
 
-def _rows(home: str, split: str, rate: int | None, options: Options) -> Iterator[Row]:
-    for count, held in enumerate(tfds_rows.rows(home, split)):
-        place = Reference(f"{TFDS}{home}:{split}", row=count, column=options.audio, rate=rate)
+def _rows(home: str, split: str, rate: int | None, options: ImportOptions) -> Iterator[ManifestRow]:
+    for count, held in enumerate(tfds_audio.open_data_source(home, split)):
+        place = AudioReference(
+            f"{TFDS_PREFIX}{home}:{split}", row=count, column=options.audio, rate=rate
+        )
         own = next((f for f in (options.id, "id", "utterance_id") if f and f in held), None)
         speaker = next((f for f in ("speaker", "speaker_id") if f in held), None)
-        yield row(
+        yield make_row(
             f"{split}-{count}" if own is None else _word(held[own]),
             _word(held[options.text]),
             place,
@@ -59,12 +71,12 @@ def _rows(home: str, split: str, rate: int | None, options: Options) -> Iterator
         )
 
 
-def _seconds(place: Reference) -> float:
+def _seconds(place: AudioReference) -> float:
     """Raises Mistake for samples whose rate nobody knows."""
     try:
-        held = tfds_rows.value(place)
+        held = tfds_audio.read_feature(place)
         if isinstance(held, bytes):
-            return duration(held, place.path)
+            return read_duration(held, place.path)
     except BadAudio:
         return 0.0
     if place.rate is None:

@@ -13,8 +13,17 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.importers.rows import SOUNDS, Options, Row, below, chosen, fields, number, row
-from data_pipelines.utterance import Reference
+from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.importers.manifest_row import (
+    SOUND_SUFFIXES,
+    ImportOptions,
+    ManifestRow,
+    find_files,
+    make_row,
+    parse_json_object,
+    parse_seconds,
+    select_splits,
+)
 from melllm_jax.errors import Fault, Mistake
 
 _NUMBER = re.compile(r"[-_.]?\d+$")
@@ -27,14 +36,14 @@ class _Sample:
     """Members of one key, as they come."""
 
     key: str
-    place: Reference | None = None
+    place: AudioReference | None = None
     text: str | None = None
     told: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
+def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of every split, of all its tars in order of their names."""
-    files = [source] if source.is_file() else below(source, (".tar", *_PACKED))
+    files = [source] if source.is_file() else find_files(source, (".tar", *_PACKED))
     found: dict[str, list[epath.Path]] = {}
     for path in files:
         if path.name.endswith(_PACKED):
@@ -43,10 +52,10 @@ def splits(source: epath.Path, options: Options) -> dict[str, Iterator[Row]]:
         found.setdefault(home or _NUMBER.sub("", path.stem) or source.stem, []).append(path)
     if not found:
         raise Mistake(f"source={source}: has no .tar")
-    return {name: _rows(found[name], options) for name in chosen(found, options, source)}
+    return {name: _rows(found[name], options) for name in select_splits(found, options, source)}
 
 
-def _rows(paths: Sequence[epath.Path], options: Options) -> Iterator[Row]:
+def _rows(paths: Sequence[epath.Path], options: ImportOptions) -> Iterator[ManifestRow]:
     for path in paths:
         for sample in _samples(path):
             yield _row(sample, path, options)
@@ -59,14 +68,14 @@ def _samples(path: epath.Path) -> Iterator[_Sample]:
             for member in tar:
                 # Else it keeps all it has seen.
                 tar.members.clear()  # type: ignore[attr-defined]
-                key, kind = _parts(member.name)
+                key, kind = _key_and_kind(member.name)
                 if not member.isfile() or kind.rpartition(".")[2] not in _KINDS:
                     continue
                 if sample is not None and sample.key != key:
                     yield sample
                     sample = None
                 sample = sample or _Sample(key)
-                _add(sample, kind, member, tar, path)
+                _add_member(sample, kind, member, tar, path)
             file.seek(tar.offset)  # a header that is cut off would pass for the end
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it stops without the blocks of zeros that end one")
@@ -80,10 +89,10 @@ def _samples(path: epath.Path) -> Iterator[_Sample]:
         yield sample
 
 
-_KINDS = ("txt", "json", *(suffix.removeprefix(".") for suffix in SOUNDS))
+_KINDS = ("txt", "json", *(suffix.removeprefix(".") for suffix in SOUND_SUFFIXES))
 
 
-def _add(
+def _add_member(
     sample: _Sample, kind: str, member: tarfile.TarInfo, tar: tarfile.TarFile, path: epath.Path
 ) -> None:
     where = f"{path}, {member.name}"
@@ -91,7 +100,7 @@ def _add(
     if last not in ("txt", "json"):
         if sample.place is not None:
             raise Mistake(f"{where}: {sample.key} has two sounds: needs one")
-        sample.place = Reference(str(path), start=member.offset_data, size=member.size)
+        sample.place = AudioReference(str(path), start=member.offset_data, size=member.size)
         return
     stream = tar.extractfile(member)
     content = stream.read() if stream else b""
@@ -102,13 +111,13 @@ def _add(
     if last == "txt":
         sample.text = text.strip()
     else:
-        sample.told = fields(text, where)
+        sample.told = parse_json_object(text, where)
 
 
-def _row(sample: _Sample, path: epath.Path, options: Options) -> Row:
+def _row(sample: _Sample, path: epath.Path, options: ImportOptions) -> ManifestRow:
     where, told = f"{path}, {sample.key}", sample.told
     if sample.place is None:
-        raise Mistake(f"{where}: has text and no sound: {', '.join(SOUNDS)}")
+        raise Mistake(f"{where}: has text and no sound: {', '.join(SOUND_SUFFIXES)}")
     names = (options.text,) if options.text else _TEXTS
     text = sample.text
     if text is None or options.text:
@@ -117,17 +126,17 @@ def _row(sample: _Sample, path: epath.Path, options: Options) -> Row:
         rule = f"has no text in {' or '.join(names)}: name it by --text; there are"
         raise Mistake(f"{where}: {rule} {', '.join(told)}")
     speaker = next((told[n] for n in ("speaker", "speaker_id") if told.get(n) is not None), "")
-    return row(
+    return make_row(
         f"{path.stem}/{sample.key}",  # keys may start anew in every tar
         text or "",
         sample.place,
-        seconds=number(told.get("duration"), "duration", where),
+        seconds=parse_seconds(told.get("duration"), "duration", where),
         speaker=str(speaker),
         language=str(told.get("language") or told.get("lang") or ""),
     )
 
 
-def _parts(name: str) -> tuple[str, str]:
+def _key_and_kind(name: str) -> tuple[str, str]:
     """Key and kind of a member: up to the first dot of its file name, and from there on."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, _, kind = file.partition(".")

@@ -9,8 +9,8 @@ published ones of microsoft/Phi-4-multimodal-instruct, not yet held against its 
 from collections.abc import Mapping
 import dataclasses
 
-from melllm_jax import config
-from melllm_jax.convert.rules import LAYER, LeftOut, Rule
+from melllm_jax.config.model import Model
+from melllm_jax.convert.weight_map import LAYER, IgnoredTensors, Rule
 
 AUDIO = "model.embed_tokens_extend.audio_embed."
 BLOCK = f"model.layers.{LAYER}."
@@ -24,7 +24,7 @@ PROJECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "mlp.down_proj": ("mlp", ("down",), ("d f -> f d",)),
 }
 # Our low-rank addition to each of them: its name, the pattern of A and one of B for each output.
-ADDITIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+LORA_MATRICES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "self_attn.qkv_proj": ("attn.qkv_lora", "r d -> d r", ("(n h) r -> r n h",) * 3),
     "self_attn.o_proj": ("attn.o_lora", "r (n h) -> n h r", ("d r -> r d",)),
     "mlp.gate_up_proj": ("mlp.gate_up_lora", "r d -> d r", ("f r -> r f",) * 2),
@@ -33,7 +33,7 @@ ADDITIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class TensorNames:
     """How one kind of checkpoint names its tensors."""
 
     base: str = ""  # what follows a matrix's name where LoRA stands beside it
@@ -42,14 +42,14 @@ class Layout:
     up: str = "up_proj_for_speech"
     down: str = "down_proj_for_speech"
 
-    def weights(self, model: config.Model) -> list[Rule]:
+    def weights(self, model: Model) -> list[Rule]:
         """All but LoRA."""
-        front_end = front(self.up, self.down) if model.front == "conv" else []
-        return [*decoder(model.tied, self.base), *front_end]
+        front_end = front_rules(self.up, self.down) if model.front == "conv" else []
+        return [*decoder_rules(model.tied, self.base), *front_end]
 
     def lora(self) -> list[Rule]:
         """LoRA alone."""
-        return lora(self.prefix, self.adapter)
+        return lora_rules(self.prefix, self.adapter)
 
     def added(self, name: str) -> tuple[str, str] | None:
         """LoRA's A and B that are added to the matrix of that name; None for any other tensor."""
@@ -60,31 +60,31 @@ class Layout:
         return a, b
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "phi3": Layout(),
-    "transformers": Layout(),
-    "microsoft": Layout(
+TENSOR_NAMES: Mapping[str, TensorNames] = {
+    "phi3": TensorNames(),
+    "transformers": TensorNames(),
+    "microsoft": TensorNames(
         ".base_layer", "", ".speech", "audio_projection.speech.0", "audio_projection.speech.2"
     ),
 }
-LEFT_OUT = (
-    LeftOut("model.layers.*.rotary_emb.inv_freq", "computed from the config"),
-    LeftOut("model.embed_tokens_extend.image_embed.*", "vision tower"),
-    LeftOut("model.layers.*.lora_[AB].vision.*", "vision LoRA"),
-    LeftOut(f"{AUDIO}audio_projection.vision.*", "projector of speech beside images"),
-    LeftOut(f"{AUDIO}*_proj_for_vision_speech.*", "projector of speech beside images"),
-    LeftOut(f"{AUDIO}encoder.encoders.*", "Conformer blocks"),
-    LeftOut(f"{AUDIO}encoder.relative_attention_bias_layer.*", "Conformer blocks"),
+IGNORED_TENSORS = (
+    IgnoredTensors("model.layers.*.rotary_emb.inv_freq", "computed from the config"),
+    IgnoredTensors("model.embed_tokens_extend.image_embed.*", "vision tower"),
+    IgnoredTensors("model.layers.*.lora_[AB].vision.*", "vision LoRA"),
+    IgnoredTensors(f"{AUDIO}audio_projection.vision.*", "projector of speech beside images"),
+    IgnoredTensors(f"{AUDIO}*_proj_for_vision_speech.*", "projector of speech beside images"),
+    IgnoredTensors(f"{AUDIO}encoder.encoders.*", "Conformer blocks"),
+    IgnoredTensors(f"{AUDIO}encoder.relative_attention_bias_layer.*", "Conformer blocks"),
 )
 
 
-def decoder(tied: bool, base: str = "") -> list[Rule]:
+def decoder_rules(tied: bool, base: str = "") -> list[Rule]:
     """Embedding, blocks and head; `base` is ".base_layer" where LoRA stands beside the matrices."""
     rules = [
         Rule("model.embed_tokens.weight", ("embed",), ("v d -> v d",)),
         Rule("model.norm.weight", ("norm.scale",), ("d -> d",)),
-        _norm("input_layernorm", "attn_norm"),
-        _norm("post_attention_layernorm", "mlp_norm"),
+        _norm_rule("input_layernorm", "attn_norm"),
+        _norm_rule("post_attention_layernorm", "mlp_norm"),
     ]
     for theirs, (module, names, patterns) in PROJECTIONS.items():
         ours = tuple(f"stack.blocks.{module}.{name}" for name in names)
@@ -92,13 +92,13 @@ def decoder(tied: bool, base: str = "") -> list[Rule]:
     return rules if tied else [*rules, Rule("lm_head.weight", ("head",), ("v d -> d v",))]
 
 
-def lora(prefix: str = "", adapter: str = ".speech") -> list[Rule]:
+def lora_rules(prefix: str = "", adapter: str = ".speech") -> list[Rule]:
     """The low-rank additions: Microsoft's names, or, with other arguments, those of PEFT's files.
 
     PEFT writes an adapter on its own as prefix "base_model.model." and adapter "".
     """
     rules = []
-    for theirs, (module, a, bs) in ADDITIONS.items():
+    for theirs, (module, a, bs) in LORA_MATRICES.items():
         whole = f"{prefix}{BLOCK}{theirs}"
         ours = f"stack.blocks.{module}"
         rules.append(Rule(f"{whole}.lora_A{adapter}.weight", (f"{ours}.a",), (a,)))
@@ -107,7 +107,7 @@ def lora(prefix: str = "", adapter: str = ".speech") -> list[Rule]:
     return rules
 
 
-def front(up: str = "up_proj_for_speech", down: str = "down_proj_for_speech") -> list[Rule]:
+def front_rules(up: str = "up_proj_for_speech", down: str = "down_proj_for_speech") -> list[Rule]:
     """The conv front end: mean and deviation, stem, projector.
 
     transformers' names; Microsoft calls the projector's matrices audio_projection.speech.0 and .2.
@@ -134,5 +134,5 @@ def front(up: str = "up_proj_for_speech", down: str = "down_proj_for_speech") ->
     return [Rule(AUDIO + theirs, (f"front.{ours}",), (pattern,)) for theirs, ours, pattern in rows]
 
 
-def _norm(theirs: str, ours: str) -> Rule:
+def _norm_rule(theirs: str, ours: str) -> Rule:
     return Rule(f"{BLOCK}{theirs}.weight", (f"stack.blocks.{ours}.scale",), ("d -> d",))

@@ -1,0 +1,1 @@
+"""Corpora on disk, read at random: shards, manifests, Parquet, TFDS."""

@@ -1,0 +1,96 @@
+"""Utterances on disk as random-access sources: folders of manifests, or of prepared shards.
+
+Opening a source checks its form; what a record says of its sound is checked where it is used.
+"""
+
+import hashlib
+
+from etils import epath
+from jaxtyping import Float32
+import numpy as np
+
+from data_pipelines.audio.file_io import BadAudio, decode_audio
+from data_pipelines.corpora import audio_reference, shard_index
+from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, Manifest, map_file
+from data_pipelines.corpora.shard_reader import ShardReader
+from data_pipelines.corpora.utterance import Utterance
+from melllm_jax.errors import Mistake
+
+Corpus = Manifest | ShardReader
+
+
+def open_corpus(path: epath.PathLike, split: str, *, skip: bool = False) -> Corpus:
+    """The utterances of one split of a folder of manifests or of shards.
+
+    Raises Mistake for what a user can set right, Fault for a shard that is missing or damaged;
+    with `skip` not before a record of it is read.
+    """
+    folder = _folder_with_split(path, split)
+    if _is_prepared(folder):
+        return ShardReader(folder, shard_index.read_index(folder), split, skip=skip)
+    return Manifest(folder / f"{split}{MANIFEST_SUFFIX}")
+
+
+def split_digest(path: epath.PathLike, split: str) -> str:
+    """Hash of a manifest's bytes, or of what the index says of a split: 16 hexadecimal digits.
+
+    The index holds a hash of every shard; a manifest says nothing of what is in its audio files.
+    """
+    folder = _folder_with_split(path, split)
+    if _is_prepared(folder):
+        index = shard_index.read_index(folder)
+        text = repr((index.mel, index.splits[split])).encode()
+        return hashlib.sha256(text).hexdigest()[:16]
+    return hashlib.sha256(map_file(folder / f"{split}{MANIFEST_SUFFIX}")).hexdigest()[:16]
+
+
+def list_splits(path: epath.PathLike) -> list[str]:
+    """Names of the splits of a folder. Raises Mistake where it is none of shards or manifests."""
+    folder = epath.Path(path)
+    if not folder.is_dir():
+        raise Mistake(f"data={folder}: is no folder")
+    if _is_prepared(folder):
+        return sorted(shard_index.read_index(folder).splits)
+    names = sorted(file.name for file in folder.iterdir() if file.name != shard_index.REJECTS)
+    if any(shard_index.SHARD_SUFFIX in name for name in names):
+        raise Mistake(
+            f"data={folder}: has shards but no {shard_index.INDEX}: preparing did not finish"
+        )
+    found = [name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX)]
+    if not found:
+        raise Mistake(
+            f"data={folder}: holds neither {shard_index.INDEX} nor SPLIT{MANIFEST_SUFFIX}"
+        )
+    return found
+
+
+def load_utterance_wave(utterance: Utterance) -> Float32[np.ndarray, "w"]:
+    """Samples at 16 kHz of an utterance that has no ready mel, from its offset on where it has one.
+
+    Raises BadAudio with a reason, and Fault where the disk, not the file, is at fault.
+    """
+    audio, name = utterance.audio, utterance.id
+    if audio is None:
+        raise BadAudio("missing", f"{name}: has no audio")
+    part = None if utterance.offset is None else (utterance.offset, utterance.duration)
+    return (
+        decode_audio(audio, name, part)
+        if isinstance(audio, bytes)
+        else audio_reference.load_wave(audio, part)
+    )
+
+
+def indices_longest_first(corpus: Corpus) -> list[int]:
+    """Indices of `corpus`, longest utterance first, equal ones in order of file."""
+    return sorted(range(len(corpus)), key=lambda index: -corpus[index].duration)
+
+
+def _is_prepared(folder: epath.Path) -> bool:
+    return (folder / shard_index.INDEX).exists()
+
+
+def _folder_with_split(path: epath.PathLike, split: str) -> epath.Path:
+    known = list_splits(path)
+    if split not in known:
+        raise Mistake(f"split={split}: {path} has {', '.join(known)}")
+    return epath.Path(path)

@@ -1,0 +1,196 @@
+"""The one manifest: SPLIT.jsonl, a line an utterance, read at random and written whole.
+
+A line is an object with `id`, `text`, `audio_filepath` (relative to the manifest, absolute, or
+tfds:NAME:SPLIT) and `duration` in seconds, 0 where nobody knows. It may have `speaker`, `language`
+and `source`; `offset`, the second at which it starts in its sound; `start` and `size`, the bytes of
+the file that are the sound; `row` of a parquet file or TFDS split, with the `column` of the sound
+and, where that does not say it, the `rate` in Hz. Other fields are left alone.
+"""
+
+from collections.abc import Iterable, Mapping
+import json
+import math
+import mmap
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from etils import epath
+from jaxtyping import Int64
+import numpy as np
+
+from data_pipelines.corpora.utterance import AudioReference, Utterance
+from melllm_jax.errors import Fault, Mistake
+
+MANIFEST_SUFFIX = ".jsonl"
+TFDS_PREFIX = "tfds:"  # in place of a path: a split of a TFDS dataset
+VALIDATED_LINES = (
+    100_000  # lines parsed at opening, 0.5 s; later ones are parsed when they are read
+)
+_CHUNK = 1 << 24  # bytes searched at a time for line ends
+_NUMBER = (int, float)
+_REQUIRED: Mapping[str, type | tuple[type, ...]] = {
+    "audio_filepath": str,
+    "text": str,
+    "duration": _NUMBER,
+    "id": str,
+}
+_WORDS = ("speaker", "language", "source", "column")
+_COUNTS = ("start", "size", "row", "rate")
+
+
+class Manifest:
+    """The lines of a SPLIT.jsonl: 16 bytes of memory a line, parsed at each access.
+
+    Raises Mistake for a line that is none, naming file and line.
+    """
+
+    mel = tokenizer = None  # a manifest points at audio, and has no ids
+
+    def __init__(self, path: epath.Path) -> None:
+        self.path = path
+        self._bytes = map_file(path)
+        self._starts, self._stops = _line_bounds(self._bytes)
+        if not len(self):
+            raise Mistake(f"{path}: has 0 lines: needs one an utterance")
+        for index in range(min(len(self), VALIDATED_LINES)):
+            self._row(index)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Utterance:
+        return _utterance(self._row(index), self.path.parent)
+
+    def _row(self, index: int) -> dict[str, Any]:
+        try:
+            return _parse_row(self._bytes[self._starts[index] : self._stops[index]])
+        except Mistake as mistake:
+            line = self._bytes[: self._starts[index]].count(b"\n") + 1
+            raise Mistake(f"{self.path}:{line}: {mistake}") from mistake
+
+
+def parse_line(line: bytes, folder: epath.Path, where: str) -> Utterance:
+    """The utterance of a line of a manifest in `folder`; a Mistake starts with `where`."""
+    try:
+        return _utterance(_parse_row(line), folder)
+    except Mistake as mistake:
+        raise Mistake(f"{where}: {mistake}") from mistake
+
+
+def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes SPLIT.jsonl, a line a row, and says how many; fields that are None are left out.
+
+    The file appears once it is whole: not at all where `rows` raises midway, or has no row.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final, count = folder / f"{split}{MANIFEST_SUFFIX}", 0
+    encoded = json.JSONEncoder(ensure_ascii=False).encode
+    remote = "://" in os.fspath(final)
+    home = tempfile.mkdtemp() if remote else os.fspath(folder)
+    part = pathlib.Path(home) / f"{split}{MANIFEST_SUFFIX}.part"
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            for row in rows:
+                filled = {name: value for name, value in row.items() if value is not None}
+                file.write(encoded(filled) + "\n")
+                count += 1
+        if not count:
+            return 0
+        if remote:
+            epath.Path(part).copy(final, overwrite=True)
+        else:
+            os.replace(part, os.fspath(final))
+    except OSError as error:
+        raise Fault(f"{final}: cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+        if remote:
+            os.rmdir(home)
+    return count
+
+
+def map_file(path: epath.Path) -> mmap.mmap | bytes:
+    """The bytes of a file: mapped where it is on this machine, else read."""
+    if "://" in os.fspath(path) or not path.stat().length:
+        return path.read_bytes()
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _parse_row(line: bytes) -> dict[str, Any]:
+    """The fields of a line, each of its kind."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise Mistake(f"is no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise Mistake(f"{str(row)[:40]!r} is no object of fields")
+    for name, kind in _REQUIRED.items():
+        if name not in row:
+            raise Mistake(f"lacks {name}: has {', '.join(row)}")
+        if not isinstance(row[name], kind):
+            rule = "a string" if kind is str else "a number"
+            raise Mistake(f"{name}={row[name]!r}: must be {rule}")
+    for name in ("duration", "offset"):
+        seconds = row.get(name) or 0.0
+        if not (isinstance(seconds, _NUMBER) and 0 <= seconds < math.inf):
+            raise Mistake(f"{name}={seconds!r}: must be seconds from 0")
+    for name in _WORDS:
+        if not isinstance(row.get(name) or "", str):
+            raise Mistake(f"{name}={row[name]!r}: must be a string")
+    for name in _COUNTS:
+        count = row.get(name)
+        if count is not None and (type(count) is not int or count < 0):
+            raise Mistake(f"{name}={count!r}: must be a whole number from 0")
+    if (row.get("start") is None) != (row.get("size") is None):
+        raise Mistake(f"start={row.get('start')}, size={row.get('size')}: must be given together")
+    if row["audio_filepath"].startswith(TFDS_PREFIX) and row.get("row") is None:
+        raise Mistake(f"audio_filepath={row['audio_filepath']}: needs row, its number in the split")
+    return row
+
+
+def _utterance(row: Mapping[str, Any], folder: epath.Path) -> Utterance:
+    path = row["audio_filepath"]
+    audio: epath.Path | AudioReference
+    if row.get("row") is None and row.get("size") is None:
+        audio = _audio_path(path, folder)
+    else:
+        audio = AudioReference(
+            path if path.startswith(TFDS_PREFIX) else os.fspath(_audio_path(path, folder)),
+            row.get("start"),
+            row.get("size"),
+            row.get("row"),
+            row.get("column") or "",
+            row.get("rate"),
+        )
+    return Utterance(
+        id=row["id"],
+        text=row["text"],
+        duration=float(row["duration"]),
+        speaker=row.get("speaker") or "",
+        audio=audio,
+        offset=row.get("offset"),
+        language=row.get("language") or "",
+        source=row.get("source") or "",
+    )
+
+
+def _audio_path(path: str, folder: epath.Path) -> epath.Path:
+    return epath.Path(path) if "://" in path else folder / path
+
+
+def _line_bounds(
+    content: mmap.mmap | bytes,
+) -> tuple[Int64[np.ndarray, " lines"], Int64[np.ndarray, " lines"]]:
+    """Start and stop of every line that is not empty."""
+    ends = [
+        np.flatnonzero(np.frombuffer(content[start : start + _CHUNK], np.uint8) == ord("\n"))
+        + start
+        for start in range(0, len(content), _CHUNK)
+    ]
+    stops = np.concatenate([*ends, np.array([len(content)])]).astype(np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), stops[:-1] + 1])
+    filled = starts < stops
+    return starts[filled], stops[filled]

@@ -1,0 +1,1 @@
+"""An utterance to the columns that the model reads."""

@@ -1,0 +1,155 @@
+"""What the importers share: a row of the manifest, the options, and files read line by line.
+
+An importer is a function of (source, options) that gives, by split, an iterator over rows. Rows are
+made one at a time: a corpus of 100,000 hours has 50 million. One bad file ends no import: where
+its header cannot be read the duration is 0, and preparing says what is wrong with it. What has
+sound and no text becomes a row with an empty text, which preparing rejects and counts.
+"""
+
+import codecs
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.audio.file_io import BadAudio, read_duration
+from data_pipelines.corpora import audio_reference
+from data_pipelines.corpora.utterance import AudioReference
+from melllm_jax.errors import Fault, Mistake
+
+ManifestRow = dict[str, Any]
+SOUND_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
+_LISTED_NAMES = 8  # names that a message lists
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportOptions:
+    """What a user may say of a corpus; each format uses what it needs."""
+
+    audio: str = ""  # column or feature of the sound; found where empty
+    text: str = ""  # column, feature or JSON field of the text; found where empty
+    id: str = ""  # column or feature of the id; found or made where empty
+    rate: int | None = None  # Hz of TFDS samples whose feature does not say it
+    language: str = ""  # of rows that do not say theirs
+    name: str = ""  # of the corpus, `source` in every row; that of its folder where empty
+    splits: tuple[str, ...] = ()  # those to import; all where empty
+    root: str = ""  # folder of relative paths to audio; looked for where empty
+
+
+def make_row(
+    name: str,
+    text: str,
+    place: epath.Path | AudioReference,
+    *,
+    seconds: float | None = None,
+    offset: float | None = None,
+    speaker: str = "",
+    language: str = "",
+) -> ManifestRow:
+    """A row of the manifest; `seconds` of None are read from the header of the sound."""
+    if seconds is None:
+        seconds = max(0.0, header_duration(place) - (offset or 0.0))
+    if isinstance(place, AudioReference):
+        where = {k: v for k, v in dataclasses.asdict(place).items() if v not in (None, "")}
+        where["audio_filepath"] = where.pop("path")
+    else:
+        where = {"audio_filepath": os.fspath(place)}
+    told = {"offset": offset, "speaker": speaker or None, "language": language or None}
+    return {"id": name, **where, "text": text, "duration": round(seconds, 6), **told}
+
+
+def header_duration(place: epath.Path | AudioReference) -> float:
+    """Seconds of the sound as its header says, 0 where that cannot be read."""
+    try:
+        if isinstance(place, AudioReference) or "://" in os.fspath(place):
+            return read_duration(
+                audio_reference.read_audio_bytes(place), audio_reference.describe_location(place)
+            )
+        return read_duration(place)
+    except BadAudio:
+        return 0.0
+
+
+def read_lines(path: epath.Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that is not blank. Raises Mistake for what is no UTF-8."""
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removeprefix(codecs.BOM_UTF8).decode()
+                if text.strip():
+                    yield number, text.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{path}:{number}: is no UTF-8: {error.reason}") from error
+    except FileNotFoundError as error:
+        raise Mistake(f"{path}: is missing") from error
+    except OSError as error:
+        raise Fault(f"{path}: cannot be read: {error}") from error
+
+
+def parse_json_object(line: str, where: str) -> dict[str, Any]:
+    """The fields of a JSON object. Raises Mistake that starts with `where`."""
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise Mistake(f"{where}: is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Mistake(f"{where}: {str(found)[:40]!r} is no object of fields")
+    return found
+
+
+def parse_seconds(value: object, name: str, where: str) -> float | None:
+    """Seconds from a file: None where there are none. Raises Mistake that starts with `where`."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise Mistake(f"{where}: {name}={value!r}: must be seconds from 0")
+    return seconds
+
+
+def absolute_path(path: epath.PathLike) -> epath.Path:
+    """The absolute path, of a bucket as it stands (`epath` would put it below this folder)."""
+    place = epath.Path(path)
+    return place if "://" in os.fspath(place) else place.expanduser().absolute()
+
+
+def find_audio_folder(
+    paths: Sequence[epath.Path], first: str, options: ImportOptions, where: str
+) -> epath.Path:
+    """Where relative paths to audio start: options.root, or the first of `paths` with `first`."""
+    if options.root:
+        return absolute_path(options.root)
+    for path in paths:
+        if (path / first).exists():
+            return path
+    tried = ", ".join(os.fspath(path) for path in paths)
+    raise Mistake(f"{where}: {first} is in none of {tried}: name its folder by --root")
+
+
+def find_files(folder: epath.Path, endings: tuple[str, ...]) -> list[epath.Path]:
+    """Files at any depth whose names end so, in order of their paths."""
+    held = sorted(folder.iterdir())
+    parts = (find_files(path, endings) if path.is_dir() else [path] for path in held)
+    return [path for part in parts for path in part if path.name.endswith(endings)]
+
+
+def select_splits(found: Mapping[str, Any], options: ImportOptions, source: object) -> list[str]:
+    """The splits to import, in order of their names. Raises Mistake for one that is not there."""
+    for split in options.splits:
+        if split not in found:
+            raise Mistake(f"splits={split}: {source} has {join_names(found)}")
+    return sorted(options.splits or found)
+
+
+def join_names(names: Mapping[str, Any] | Sequence[str]) -> str:
+    """Names for a message, the first few of many."""
+    shown = sorted(names)
+    more = f" and {len(shown) - _LISTED_NAMES} more" if len(shown) > _LISTED_NAMES else ""
+    return ", ".join(shown[:_LISTED_NAMES]) + more

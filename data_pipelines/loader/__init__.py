@@ -1,0 +1,1 @@
+"""The Grain chain from corpora to batches, resumable to the example."""

@@ -1,0 +1,104 @@
+"""Lanes side by side: what they give in turn, as the rows of one batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import math
+from typing import Any
+
+import grain
+from jaxtyping import UInt8
+import numpy as np
+
+from data_pipelines.examples.asr_example import TRANSFER_DTYPES
+from data_pipelines.loader.mixture import Mixture
+from data_pipelines.loader.packing import write_rows
+from data_pipelines.loader.prefetch import ReaderPool
+from data_pipelines.loader.reject_counts import LaneCounts, check_reject_share
+from melllm_jax.batch import Batch
+from melllm_jax.config.run import Run
+
+ALIGNMENT = 64  # bytes: where an array may start, as XLA wants it of memory that it takes over
+
+
+def batch_bytes(run: Run, rows: int) -> int:
+    """Bytes of a batch of so many rows."""
+    return max(start + count for _, _, start, count in _array_layout(run, rows))
+
+
+def allocate_batch(run: Run, rows: int, memory: UInt8[np.ndarray, "bytes"] | None = None) -> Batch:
+    """A batch of so many rows in `memory`, or in new memory, with whatever lies there."""
+    if memory is None:
+        memory = np.empty(batch_bytes(run, rows), np.uint8)
+    return Batch(
+        *(
+            memory[start : start + count].view(dtype).reshape(shape)
+            for shape, dtype, start, count in _array_layout(run, rows)
+        )
+    )
+
+
+def _array_layout(run: Run, rows: int) -> Iterator[tuple[tuple[int, ...], np.dtype, int, int]]:
+    """Shape, type, first byte and number of bytes of each array, in the order of Batch."""
+    special = {
+        "patches": ((run.mel.r * run.mel.m,), TRANSFER_DTYPES[run.data.wire]),
+        "loss_weight": ((), np.dtype(np.float32)),
+    }
+    start = 0
+    for name in Batch._fields:
+        rest, dtype = special.get(name, ((), np.dtype(np.int32)))
+        shape = (rows, run.data.t, *rest)
+        count = math.prod(shape) * dtype.itemsize
+        yield shape, dtype, start, count
+        start += -(-count // ALIGNMENT) * ALIGNMENT
+
+
+class LaneBatcher(grain.DatasetIterator):
+    """Batches of the rows of some lanes, in their order.
+
+    The end is that of the lane that ends first. What others gave then is in no batch; the place
+    that was taken after the last one, by what makes batches ahead, has it still.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        lanes: Mapping[int, grain.DatasetIterator],
+        mixture: Mixture,
+        readers: ReaderPool,
+        counts: Sequence[LaneCounts],
+    ) -> None:
+        super().__init__(list(lanes.values()))
+        self.numbers, self.mixture = tuple(lanes), mixture
+        self._run, self._lanes, self._readers, self._counts = run, lanes, readers, counts
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch."""
+        return len(self._lanes) * self._run.data.b // self._run.data.streams
+
+    def __next__(self) -> Batch:
+        batch = allocate_batch(self._run, self.rows)
+        self.fill(batch, range(len(self._lanes)))
+        check_reject_share(self._run.data, self._counts)
+        return batch
+
+    def fill(self, batch: Batch, places: Sequence[int]) -> None:
+        """Write the next rows of each lane to its place in a batch, whose other rows stay.
+
+        Raises StopIteration where a lane has ended.
+        """
+        parts = [next(lane) for lane in self._lanes.values()]
+        for place, rows in zip(places, parts, strict=True):
+            write_rows(batch, place * len(rows), rows)
+
+    def get_state(self) -> dict[str, Any]:
+        lanes = {str(number): lane.get_state() for number, lane in self._lanes.items()}
+        return {"lanes": lanes, "phases": self.mixture.state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.mixture.go_on(state["phases"], state.get("names", ()))
+        for number, lane in self._lanes.items():
+            lane.set_state(state["lanes"][str(number)])
+
+    def close(self) -> None:
+        """Let the readers end."""
+        self._readers.close()

@@ -1,0 +1,164 @@
+"""The Grain chain: corpora on disk → packed batches, its place in the stream saved exactly.
+
+mix → shuffle → repeat → example → a lane's share → screen → pack → rows → tally, and the lanes'
+rows side by side, made ahead. Up to the share all is a function of the seed and of one global
+index; from there on of the lane alone, whichever host runs it. Imports no jax itself (Grain does).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import grain
+import numpy as np
+
+from data_pipelines.corpora.corpus import Corpus
+from data_pipelines.corpora.shard_reader import DamagedShard
+from data_pipelines.corpora.subset import Subset
+from data_pipelines.corpora.utterance import Utterance
+from data_pipelines.examples.asr_example import EvalExample, ExampleMaker, Reject
+from data_pipelines.examples.wave_augment import Effects
+from data_pipelines.loader.lanes import Lanes
+from data_pipelines.loader.mixture import Mixture
+from data_pipelines.loader.packing import BestFitPacking
+from data_pipelines.loader.prefetch import BUFFER, LaneSampler, PrefetchDataset, ReaderPool
+from data_pipelines.loader.reject_counts import (
+    DAMAGED,
+    LaneCounts,
+    LogOnce,
+    RejectCounter,
+    RejectFilter,
+)
+from data_pipelines.loader.worker_pool import WorkerSetup
+from data_pipelines.text.tokenizer import Tokenizer
+from melllm_jax.config.data import Data
+from melllm_jax.config.features import Mel
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Mistake
+
+
+def train_batches(
+    run: Run,
+    tokenizer: Tokenizer,
+    *,
+    lanes: Sequence[int] | None = None,
+    split: str = "train",
+    say: Callable[[str], None] = lambda _: None,
+) -> Lanes:
+    """A stream of the Batch of some lanes, in NumPy: [rows t ...], all of them if None.
+
+    It ends with the last full batch once every corpus is drawn data.epochs times, or never. `say`
+    is told, once each, of damaged shards that are skipped.
+
+    Every host must draw it with the same run, and with the lanes of its rows (`layout.lanes`). Of
+    one corpus, all lanes together see every example once before any of them sees one again. The
+    iterator's state is small and JSON; set in a new iterator over the same data and lanes, it goes
+    on as if nothing had happened, and what Orbax saves of it is read by any hosts. Raises Mistake
+    for data that is missing or is not what the run says, and later, from the iterator, once the
+    share of unusable examples exceeds data.bad.
+    """
+    given = range(run.data.streams) if lanes is None else lanes
+    return make_lanes(run, tokenizer, given, split, LogOnce(say))
+
+
+def make_lanes(
+    run: Run,
+    tokenizer: Tokenizer,
+    lanes: Sequence[int],
+    split: str,
+    told: Callable[[str, str], None],
+) -> Lanes:
+    """`train_batches` of these lanes; `told` is told of damaged shards, and what is wrong."""
+    data = run.data
+    window, augment, order = _seeds(run.seed, 3)
+    mixed = Mixture(data, split, order, functools.partial(_check, run))
+    ready = mixed.tokenized(tokenizer.digest())
+    train = functools.partial(
+        _train_example, ExampleMaker(run, tokenizer, Effects(data.augment), ready)
+    )
+
+    def chain(
+        lane: int, mixture: Mixture, readers: ReaderPool, counts: list[LaneCounts]
+    ) -> grain.IterDataset:
+        made = ExampleMap(mixture, train, augment)
+        read = PrefetchDataset(made, mixture, LaneSampler(lane, data.streams, window), readers)
+        rows = BestFitPacking(RejectFilter(read, data, counts, told), read.again, data.t, data.bins)
+        batches = rows.batch(data.b // data.streams, drop_remainder=True, batch_fn=list)
+        return RejectCounter(batches, data, mixture)
+
+    return Lanes(chain, run, lanes, mixed, WorkerSetup(split, tokenizer.digest(), told))
+
+
+def eval_examples(
+    corpus: Corpus, run: Run, tokenizer: Tokenizer, *, order: Sequence[int] | None = None
+) -> Iterator[EvalExample | Reject]:
+    """Every utterance of `corpus` once, in `order` or in that of the file, unusable ones as Reject.
+
+    `sources.by_length(corpus)` is the order that wastes least in batches. Utterances longer than
+    data.longest, and references that no tokenizer knows, are tried like others.
+    """
+    _check_mel(corpus, run.mel)
+    indices = range(len(corpus)) if order is None else order
+    trials = grain.MapDataset.source(indices).map(corpus.__getitem__)
+    yield from _prefetch(trials.map(ExampleMaker(run, tokenizer).trial), run.data)
+
+
+class ExampleMap:
+    """The example of each number, made with a generator of its own.
+
+    It draws as Grain's `random_map` lets it: by Philox (Salmon et al. 2011), keyed by the seed,
+    from a counter that is the number. Grain's own takes 20 µs more an example, to set the state of
+    a generator and to estimate what was read.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        example: Callable[[tuple[int, Utterance | DamagedShard], np.random.Generator], Any],
+        seed: int,
+    ) -> None:
+        self._mixture, self._example = mixture, example
+        self._key = np.random.Philox(seed).state["state"]["key"]
+
+    def __call__(self, number: int) -> Any:
+        rng = np.random.Philox(key=self._key, counter=[0, 0, 0, number])
+        return self._example(self._mixture[number], np.random.Generator(rng))
+
+
+def _train_example(
+    examples: ExampleMaker, drawn: tuple[int, Utterance | DamagedShard], rng: np.random.Generator
+) -> dict[str, np.ndarray] | Reject:
+    source, utterance = drawn
+    if isinstance(utterance, DamagedShard):
+        return Reject(source, utterance.path, DAMAGED, str(utterance))
+    return examples.train((source, utterance), rng)
+
+
+def _check(run: Run, corpus: Corpus | Subset) -> None:
+    """Raises Mistake where a corpus does not suit the run."""
+    _check_mel(corpus, run.mel)
+    if corpus.mel is not None and (changes := run.data.augment.on_sound):
+        names = ", ".join(changes)
+        raise Mistake(f"data.augment: {names}: {corpus.path} holds ready mel, no sound")
+
+
+def _check_mel(corpus: Corpus | Subset, cfg: Mel) -> None:
+    """Raises Mistake where ready mel was made otherwise; r, how it is cut, is not in it."""
+    if corpus.mel is None:
+        return
+    for field in dataclasses.fields(Mel):
+        stored, wanted = getattr(corpus.mel, field.name), getattr(cfg, field.name)
+        if field.name != "r" and stored != wanted:
+            raise Mistake(f"mel.{field.name}={wanted}: {corpus.path} holds mel made with {stored}")
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+    if seed < 0:
+        raise Mistake(f"seed={seed}: must be 0 or more")
+    return [int(word) for word in np.random.SeedSequence(seed).generate_state(count)]
+
+
+def _prefetch(examples: grain.MapDataset, cfg: Data) -> grain.IterDataset:
+    options = grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=BUFFER * cfg.threads)
+    return examples.to_iter_dataset(options)

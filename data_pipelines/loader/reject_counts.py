@@ -1,0 +1,221 @@
+"""What is unusable is counted, in the iterator's state, and stops the run where it is too much.
+
+Counted twice, for two questions. `RejectFilter` counts what a lane has read, which is ahead of its
+rows: after each batch `check_reject_share` stops a run whose share of bad examples is too large in
+all lanes of the host. `RejectCounter` counts what is in the batches of a lane, so that the figures
+of a run stopped and resumed are those of one that was not.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+from typing import Any
+
+import grain
+
+from data_pipelines.examples.asr_example import Reject, reject_reasons
+from data_pipelines.loader.mixture import Mixture
+from melllm_jax.config.data import Data
+from melllm_jax.errors import Mistake
+
+DAMAGED = "damaged shard"  # the reason of what cannot be read of one
+MIN_EXAMPLES = 100  # examples seen before a share of bad ones means anything
+MAX_NAMED = 5  # bad examples that the message names
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectsBefore:
+    """The bad examples between a good one and the one before it: (source, reason) of each."""
+
+    rejects: tuple[tuple[int, str], ...]
+
+
+@dataclasses.dataclass
+class LaneCounts:
+    """What a lane has read: examples, the unusable ones by reason, and the first of those."""
+
+    bad: dict[str, int]
+    seen: int = 0
+    # Of a fixed length: Orbax and Grain want states of one form.
+    first: list[str] = dataclasses.field(default_factory=lambda: [""] * MAX_NAMED)
+
+    def add(self, reject: Reject) -> None:
+        """Count an unusable example that has been seen."""
+        name = f"{reject.id} ({reject.reason})"
+        if "" in self.first and name not in self.first:
+            self.first[self.first.index("")] = name
+        self.bad[reject.reason] += 1
+
+
+class LogOnce:
+    """Says what is wrong with a shard, once each: `say` is given a line for people."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._shards = say, set[str]()
+
+    def __call__(self, shard: str, text: str) -> None:
+        if shard not in self._shards:
+            self._shards.add(shard)
+            self._say(text)
+
+
+def all_reject_reasons(cfg: Data) -> tuple[str, ...]:
+    """Every reason that is counted."""
+    return (*reject_reasons(cfg), DAMAGED)
+
+
+def stream_counts(iterator: grain.DatasetIterator) -> dict[str, Any]:
+    """How far the batches handed out have come: counts of the examples of this host's lanes.
+
+    seen: examples drawn, bad ones included; bad: unusable ones by reason; sources: by corpus,
+    in the order of Data.sources, `seen`, and `epoch`, how often all lanes have drawn it if they
+    have drawn as much as these. A bad example counts with the good one after it, so that what
+    is read or packed ahead does not count yet; the counts lie in the iterator's state.
+    """
+    state = iterator.get_state()
+    while "lanes" not in state:
+        state = state["parent"]
+    lanes, sizes = list(state["lanes"].values()), state["sizes"]
+    drawn = [sum(lane["drawn"][name] for lane in lanes) for name in state["sources"]]
+    share = len(lanes) / state["of"]
+    sources = [
+        {"seen": count, "epoch": count / share / size}
+        for count, size in zip(drawn, sizes, strict=True)
+    ]
+    bad: Counter[str] = Counter()
+    for lane in lanes:
+        bad.update({reason: count for reason, count in lane["bad"].items() if count})
+    return {"seen": sum(drawn), "bad": dict(bad), "sources": sources}
+
+
+def lane_counts(state: dict[str, Any]) -> LaneCounts:
+    """What the lane in this state has read."""
+    while "read" not in state:
+        state = state["parent"]
+    return LaneCounts(**state["read"])
+
+
+def check_reject_share(cfg: Data, counts: Sequence[LaneCounts]) -> None:
+    """Raises Mistake where the share of bad examples in all of `counts` exceeds data.bad."""
+    seen = sum(count.seen for count in counts)
+    total = sum(sum(count.bad.values()) for count in counts)
+    if seen < MIN_EXAMPLES or total <= cfg.bad * seen:
+        return
+    bad = {reason: sum(count.bad[reason] for count in counts) for reason in all_reject_reasons(cfg)}
+    names = dict.fromkeys(name for count in counts for name in count.first if name)
+    kinds = ", ".join(f"{number} {reason}" for reason, number in bad.items() if number)
+    share = f"{total} of {seen} examples ({total / seen:.1%})"
+    first = ", ".join(list(names)[:MAX_NAMED])
+    raise Mistake(f"data.bad={cfg.bad}: {share} are unusable: {kinds}. First: {first}")
+
+
+class RejectFilter(grain.IterDataset):
+    """Examples without the Rejects, which it counts; each carries those before it as `lost`.
+
+    Its count takes its place among `counts`; `told` is called with every damaged shard. Raises
+    Mistake where the lane alone has as many bad examples too many as FEWEST in a row are: a batch,
+    for `check_reject_share` to look at, may never come.
+    """
+
+    def __init__(
+        self,
+        parent: grain.IterDataset,
+        cfg: Data,
+        counts: list[LaneCounts],
+        told: Callable[[str, str], None],
+    ) -> None:
+        super().__init__(parent)
+        self._cfg, self._counts, self._told = cfg, counts, told
+
+    def __iter__(self) -> grain.DatasetIterator:
+        count = LaneCounts(dict.fromkeys(all_reject_reasons(self._cfg), 0))
+        self._counts.append(count)
+        return _RejectFilterIterator(self._parent.__iter__(), self._cfg, count, self._told)
+
+
+class _RejectFilterIterator(grain.DatasetIterator):
+    def __init__(
+        self,
+        parent: grain.DatasetIterator,
+        cfg: Data,
+        count: LaneCounts,
+        told: Callable[[str, str], None],
+    ) -> None:
+        super().__init__(parent)
+        self._cfg, self._count, self._told = cfg, count, told
+
+    def __next__(self) -> dict[str, Any]:
+        lost: list[tuple[int, str]] = []
+        while True:
+            turn, example = next(self._parent)
+            self._count.seen += 1
+            if not isinstance(example, Reject):
+                return example | {"turn": turn, "lost": RejectsBefore(tuple(lost))}
+            if example.reason == DAMAGED:
+                self._told(example.id, f"{example.detail}: what cannot be read of it is skipped")
+            self._count.add(example)
+            lost.append((example.source, example.reason))
+            bad, may = sum(self._count.bad.values()), self._cfg.bad
+            if bad - may * self._count.seen >= MIN_EXAMPLES * (1 - may):
+                check_reject_share(self._cfg, [self._count])
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "parent": self._parent.get_state(),
+            "read": {
+                "seen": self._count.seen,
+                "bad": dict(self._count.bad),
+                "first": list(self._count.first),
+            },
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state["parent"])
+        read = state["read"]
+        self._count.seen, self._count.bad = read["seen"], dict(read["bad"])
+        self._count.first = list(read["first"])
+
+
+class RejectCounter(grain.IterDataset):
+    """A lane's rows of a batch, whose examples it counts by corpus, and those lost before them."""
+
+    def __init__(self, parent: grain.IterDataset, cfg: Data, mixture: Mixture) -> None:
+        super().__init__(parent)
+        self._cfg, self._mixture = cfg, mixture
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _RejectCounterIterator(self._parent.__iter__(), self._cfg, self._mixture)
+
+
+class _RejectCounterIterator(grain.DatasetIterator):
+    def __init__(self, parent: grain.DatasetIterator, cfg: Data, mixture: Mixture) -> None:
+        super().__init__(parent)
+        self._mixture = mixture
+        self._drawn = dict.fromkeys(mixture.names, 0)
+        self._bad = dict.fromkeys(all_reject_reasons(cfg), 0)
+
+    def __next__(self) -> list[list[dict[str, Any]]]:
+        rows: list[list[dict[str, Any]]] = next(self._parent)
+        drawn: Counter[int] = Counter()
+        for example in itertools.chain.from_iterable(rows):
+            drawn[int(example["sources"][0])] += 1
+            for source, reason in example["lost"].rejects:
+                drawn[source] += 1
+                self._bad[reason] += 1
+        for number, count in drawn.items():
+            name = self._mixture.names[number]
+            self._drawn[name] = self._drawn.get(name, 0) + count
+        return rows
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "parent": self._parent.get_state(),
+            "drawn": dict(self._drawn),
+            "bad": dict(self._bad),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state["parent"])
+        self._drawn = dict.fromkeys(self._mixture.names, 0) | state["drawn"]
+        self._bad = dict(state["bad"])

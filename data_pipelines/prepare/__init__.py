@@ -1,0 +1,1 @@
+"""Corpora to shards: tasks, staging, publishing, and the Beam pipeline around them."""

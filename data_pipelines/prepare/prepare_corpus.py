@@ -1,0 +1,150 @@
+"""Manifests to shards: an Apache Beam pipeline, or the same steps in this process.
+
+What must hold: what is written is a function of the input and the options alone, whatever runs it
+and however often it was cut off. `OUT/.work` holds what is done so far; a second run goes on there.
+Only tasks and digests travel between the steps of the pipeline, never sound.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.corpora import shard_index
+from data_pipelines.importers import write_manifests
+from data_pipelines.prepare import beam_steps, deduplicate
+from data_pipelines.prepare.beam_pipeline import import_beam, run_pipeline, runner_flags
+from data_pipelines.prepare.job import ProgressCallback, TaskRunner, run_job
+from data_pipelines.prepare.publish import publish_shards, staged_mel_statistics
+from data_pipelines.prepare.tasks import Job, plan_tasks
+from data_pipelines.prepare.validate import Limits, RecordConfig, Store
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from melllm_jax import files
+from melllm_jax.config.features import Mel
+from melllm_jax.errors import Fault, Mistake
+
+WORK = ".work"  # folder in OUT that is removed at the end
+INLINE = "inline"  # the runner that is none: one process, without Beam
+LIMITS = Limits()
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    out: epath.PathLike,
+    *,
+    kind: str = "jsonl",
+    options: Mapping[str, Any] | None = None,
+    store: Store | None = None,
+    mel: Mel | None = None,
+    limits: Limits = LIMITS,
+    tokenizer: str = "",
+    per_shard: int = 5000,
+    bad: float = 0.01,
+    runner: str = INLINE,
+    workers: int = 0,
+    beam: str = "",
+    tick: ProgressCallback = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> shard_index.ShardIndex:
+    """Writes every split of `source` into `out`; the index it returns is written last.
+
+    kind, options: what source is, and what the importer of that kind takes. store: if not said,
+    mel where `mel` is given, else FLAC; `mel` is also what is measured where it is not stored.
+    per_shard: utterances a shard. bad: share of unusable utterances that stops the work; repeated
+    ones do not count. runner: Beam's, by its name, or "inline"; workers: processes of direct and
+    dask, 0 for one a core; beam: further options of the runner, as "project=x region=y". tick is
+    told how many utterances are done, of how many. What is left out stands in rejects.jsonl, also
+    where the work stops. Raises Mistake for that, for manifest errors, and for an `out` that is
+    already whole.
+    """
+    folder = epath.Path(out)
+    _check_arguments(folder, per_shard, bad)
+    if runner != INLINE:
+        import_beam()  # or it says now that it is not there
+    digest = load_tokenizer(tokenizer).digest() if tokenizer else ""
+    making = RecordConfig(store or ("mel" if mel else "flac"), mel or Mel(), limits)
+    told = dict(options or {})
+    asked = [os.fspath(source), kind, told, dataclasses.asdict(making), digest, per_shard]
+    if kind == "jsonl":
+        lines = epath.Path(source)
+        plan_tasks(lines, per_shard)  # what is wrong with it shows before anything is made
+    work = _work_folder(folder, json.dumps(asked, sort_keys=True))
+    if kind != "jsonl":
+        lines = _import_corpus(source, kind, work, told, say)
+    tasks = plan_tasks(lines, per_shard)
+    allowed = math.floor(bad * sum(task.lines for task in tasks) + 1e-9)
+    splits = tuple(deduplicate.sort_splits({task.split for task in tasks}))
+    job = Job(os.fspath(work), making, splits, tokenizer, digest, allowed)
+    run = functools.partial(run_job, out=folder, tasks=tasks, bad=bad, tick=tick)
+    piped = functools.partial(
+        run_pipeline, runner=runner, workers=workers, words=runner_flags(beam)
+    )
+    launch: TaskRunner = beam_steps.run_inline if runner == INLINE else piped
+    if making.store == "mel" and making.mel.normalize == "global" and not making.mel.mean:
+        say("mel.normalize=global has no constants yet: a first pass takes them from all sound")
+        first = RecordConfig("nothing", dataclasses.replace(making.mel, normalize="none"), limits)
+        measured = dataclasses.replace(job, work=os.fspath(work / "measured"), making=first)
+        run(measured, launch)
+        found = staged_mel_statistics(tasks, measured)
+        stored = dataclasses.replace(making.mel, mean=found.mean, invstd=found.invstd)
+        job = dataclasses.replace(job, making=dataclasses.replace(making, mel=stored))
+        say("second pass: storing mel, normalised")
+    run(job, launch)
+    index = publish_shards(folder, tasks, job)
+    work.rmtree()
+    return index
+
+
+def _check_arguments(folder: epath.Path, per_shard: int, bad: float) -> None:
+    if (folder / shard_index.INDEX).exists():
+        raise Mistake(
+            f"out={folder}: already holds a whole {shard_index.INDEX}: choose another folder"
+        )
+    if per_shard < 1:
+        raise Mistake(f"per_shard={per_shard}: must be positive")
+    if not 0 <= bad <= 1:
+        raise Mistake(f"bad={bad}: must lie in [0, 1]")
+
+
+def _work_folder(folder: epath.Path, asked: str) -> epath.Path:
+    """The folder of what is staged, emptied where something else was asked for when it was made."""
+    work = folder / WORK
+    said = work / "asked.json"
+    try:
+        if work.exists() and not (said.exists() and said.read_text() == asked):
+            work.rmtree()
+        work.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(said, asked.encode())
+    except OSError as error:
+        raise Fault(f"{work}: cannot be written: {error}") from error
+    return work
+
+
+def _import_corpus(
+    source: str | os.PathLike[str],
+    kind: str,
+    work: epath.Path,
+    options: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> epath.Path:
+    """The folder of manifests of a foreign corpus, written now or by a run that was cut off."""
+    lines, done = work / "lines", work / "imported.json"
+    if not done.exists():
+        if lines.exists():
+            lines.rmtree()
+        say(f"reading the {kind} corpus {os.fspath(source)}")
+        try:
+            counts = write_manifests.import_corpus(os.fspath(source), kind, lines, **options)
+        except Mistake:  # nothing is begun
+            work.rmtree()
+            with contextlib.suppress(OSError):
+                work.parent.rmdir()
+            raise
+        files.write_bytes(done, json.dumps(counts).encode())
+    return lines

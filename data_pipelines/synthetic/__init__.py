@@ -1,0 +1,1 @@
+"""A spoken corpus made from a grammar and espeak-ng."""

@@ -1,0 +1,43 @@
+"""The tokenizer that a path or the word "bytes" names: the file's ending decides who reads it."""
+
+from collections.abc import Callable, Mapping
+
+from etils import epath
+
+from data_pipelines.text.byte_tokenizer import ByteTokenizer, read_byte_tokenizer
+from data_pipelines.text.json_tokenizer import read_json_tokenizer
+from data_pipelines.text.sentencepiece_tokenizer import read_sentencepiece
+from data_pipelines.text.tokenizer import Tokenizer
+from melllm_jax.errors import Mistake
+
+
+def load_tokenizer(spec: epath.PathLike) -> Tokenizer:
+    """The tokenizer that `spec` names: "bytes", a file, or a folder with such a file.
+
+    A file is `*.model` (SentencePiece, read with the special tokens listed beside it), `*.json`
+    (tokenizers) or `*.bytes`; in a folder their name is `tokenizer`, and the first of the three
+    counts. Raises Mistake where there is none or it cannot be read.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    path = epath.Path(spec)
+    if path.is_dir():
+        files = [path / f"tokenizer{kind}" for kind in _READERS]
+        path = next((file for file in files if file.exists()), files[0])
+    if not path.exists():
+        raise Mistake(f"text.tokenizer={spec}: is neither bytes nor a tokenizer's file or folder")
+    if path.suffix not in _READERS:
+        raise Mistake(f"text.tokenizer={spec}: must end in one of {', '.join(_READERS)}")
+    try:
+        return _READERS[path.suffix](path)
+    except Mistake:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise Mistake(f"text.tokenizer={spec}: {path.name} cannot be read: {error}") from error
+
+
+_READERS: Mapping[str, Callable[[epath.Path], Tokenizer]] = {
+    ".model": read_sentencepiece,
+    ".json": read_json_tokenizer,
+    ".bytes": read_byte_tokenizer,
+}

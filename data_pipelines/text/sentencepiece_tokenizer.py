@@ -1,0 +1,91 @@
+"""A SentencePiece model (`*.model`) as a tokenizer, with the special tokens of files beside it."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import json
+from typing import Any
+
+from etils import epath
+import sentencepiece
+
+from data_pipelines.text.tokenizer import (
+    Tokenizer,
+    check_text,
+    content_hash,
+    ids_to_json,
+    refuse_character,
+    require_ids,
+    write_tokenizer_file,
+)
+from melllm_jax.errors import Mistake
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model, and special tokens with ids past its own as Phi-3 has them."""
+
+    model: bytes = dataclasses.field(repr=False)  # content of tokenizer.model
+    added: Mapping[str, int]  # name → id; ids from the number of pieces on
+
+    @functools.cached_property
+    def pieces(self) -> Any:
+        """The library's processor over `model`."""
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+
+    @functools.cached_property
+    def specials(self) -> Mapping[str, int]:
+        pieces = self.pieces
+        mute = (i for i in range(len(pieces)) if pieces.is_control(i) or pieces.is_unknown(i))
+        return {pieces.id_to_piece(i): i for i in mute} | dict(self.added)
+
+    @property
+    def size(self) -> int:
+        return max(len(self.pieces) - 1, *self.added.values(), 0) + 1
+
+    def encode(self, text: str) -> list[int]:
+        ids = self.pieces.encode(check_text(text))
+        unknown = self.pieces.unk_id()
+        if unknown in ids:
+            lost = self.pieces.encode_as_pieces(text)[ids.index(unknown)]
+            refuse_character(lost[0])
+        return require_ids(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        mute = set(self.specials.values())
+        return self.pieces.decode([i for i in ids if 0 <= i < len(self.pieces) and i not in mute])
+
+    def digest(self) -> str:
+        return content_hash(b"sentencepiece", self.model, ids_to_json(self.added))
+
+    def save(self, folder: epath.PathLike) -> None:
+        write_tokenizer_file(folder, "tokenizer.model", self.model)
+        write_tokenizer_file(folder, "added_tokens.json", ids_to_json(self.added))
+
+
+def read_sentencepiece(path: epath.Path) -> Tokenizer:
+    """The tokenizer in `path`, with added tokens. Raises Mistake where two ids contradict."""
+    model = path.read_bytes()
+    pieces = SentencePieceTokenizer(model, {}).pieces
+    added: dict[str, int] = {}
+    for name, i in _added_tokens(path.parent):
+        if i < len(pieces) and pieces.id_to_piece(i) != name:
+            raise Mistake(f"{path.parent}: {name} has id {i}, which is {pieces.id_to_piece(i)}")
+        if added.setdefault(name, i) != i:
+            raise Mistake(f"{path.parent}: {name} has two ids, {added[name]} and {i}")
+    return SentencePieceTokenizer(model, {name: i for name, i in added.items() if i >= len(pieces)})
+
+
+def _added_tokens(folder: epath.Path) -> list[tuple[str, int]]:
+    """(name, id) of every token in the three files of a folder that may list added tokens."""
+    trees = {}
+    for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
+        file = folder / name
+        trees[name] = json.loads(file.read_bytes()) if file.exists() else {}
+    plain, config, whole = trees.values()
+    decoder = config.get("added_tokens_decoder", {})
+    return [
+        *plain.items(),
+        *((token["content"], int(i)) for i, token in decoder.items()),
+        *((token["content"], token["id"]) for token in whole.get("added_tokens", [])),
+    ]

@@ -1,0 +1,104 @@
+"""Tokenizers: words to ids and back, behind one protocol and three kinds of table.
+
+Text never turns into a special token, whatever it spells: only `special` gives their ids. Text
+that a table cannot hold is refused, not encoded with a hole in it.
+"""
+
+from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from typing import NoReturn, Protocol, runtime_checkable
+
+from etils import epath
+
+from melllm_jax.errors import Mistake
+
+# Names as Phi-3 and Phi-4 have them; the last holds the place of a patch of sound.
+SPECIALS = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|audio|>")
+
+
+class BadText(Mistake):
+    """Text that cannot be encoded; `reason` is a few fixed words to count such texts by."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """A table of tokens: immutable, equal where its content is, and fit to be pickled."""
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id; a model's `v` may be larger."""
+
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """Name → id of the tokens that stand for no text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, nothing put before or after. Raises BadText.
+
+        The reason is "empty transcript" where no more than blanks are left of it, or "unknown
+        characters" where the table lacks one; the message names the first.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens and ids outside the table have none."""
+
+    def special(self, name: str) -> int:
+        """Id of a special token. Raises Mistake, naming it and those that exist."""
+        if name not in self.specials:
+            known = ", ".join(sorted(self.specials)) or "none"
+            raise Mistake(f"tokenizer has no special token {name}: it has {known}")
+        return self.specials[name]
+
+    def digest(self) -> str:
+        """Hash of what decides the ids: 16 hexadecimal digits."""
+
+    def save(self, folder: epath.PathLike) -> None:
+        """Writes what `load_tokenizer` reads back equal, given the folder or the file in it."""
+
+
+def check_text(text: str) -> str:
+    """`text` itself. Raises BadText where it is empty or no valid Unicode."""
+    if not text.strip():
+        raise BadText("empty transcript", repr(text))
+    for character in text:
+        if "\ud800" <= character <= "\udfff":  # half of a pair: no text, and UTF-8 has none
+            refuse_character(character)
+    return text
+
+
+def require_ids(ids: list[int]) -> list[int]:
+    """`ids` themselves. Raises BadText where there are none."""
+    if not ids:
+        raise BadText("empty transcript", "the tokenizer normalizes all of it away")
+    return ids
+
+
+def refuse_character(character: str) -> NoReturn:
+    """Raises BadText that names a character which the tokenizer does not know."""
+    raise BadText("unknown characters", f"{character!r} (U+{ord(character):04X})")
+
+
+def ids_to_json(ids: Mapping[str, int]) -> bytes:
+    """Token ids by name as the bytes of a JSON file."""
+    return json.dumps(dict(ids), sort_keys=True, indent=1).encode()
+
+
+def content_hash(*parts: bytes) -> str:
+    """Hash of several contents: 16 hexadecimal digits."""
+    lengths = "".join(f"{len(part)} " for part in parts).encode()
+    return hashlib.sha256(lengths + b"".join(parts)).hexdigest()[:16]
+
+
+def write_tokenizer_file(folder: epath.PathLike, name: str, content: bytes) -> None:
+    """Write one file of a tokenizer into `folder`, which is made where it is missing."""
+    path = epath.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / name).write_bytes(content)

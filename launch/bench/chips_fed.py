@@ -1,0 +1,32 @@
+"""How many chips a rate of reading feeds: arithmetic on what an update costs and a chip can do."""
+
+import dataclasses
+
+from melllm_jax import flops
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Mistake
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedRate:
+    """What a rate of positions is to chips that train a run."""
+
+    chip: str
+    mfu: float  # share of the chip's peak that training is assumed to reach
+    positions: float  # that one chip trains on in a second, padding included
+    chips: float  # that the rate feeds
+
+
+def feed_rate(run: Run, positions: float, chip: str, mfu: float) -> FeedRate:
+    """`positions` a second against what a chip trains on: peak · mfu / FLOPs a position.
+
+    FLOPs a position are those of `flops.step`, which counts every position of a row. Raises
+    Mistake for a chip that is not known and a share that is none.
+    """
+    found = flops.find_chip(chip)
+    if found is None:
+        raise Mistake(f"chip={chip}: is none of {', '.join(flops.CHIPS)}")
+    if not 0 < mfu <= 1:
+        raise Mistake(f"mfu={mfu}: must lie in (0, 1]")
+    trained = found.flops * mfu * run.data.b * run.data.t / flops.update_flops(run)
+    return FeedRate(chip, mfu, trained, positions / trained)

@@ -1,0 +1,1 @@
+"""Parts of self-contained HTML pages: charts as SVG, pictures, tables."""

@@ -1,0 +1,1 @@
+"""A file a command: `melllm X` is commands/X.py."""

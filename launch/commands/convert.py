@@ -1,0 +1,173 @@
+"""`melllm convert`: checkpoints from and to Hugging Face's layout, and whether both agree."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from launch.evaluation import checkpoint_parity
+from launch.runtime import malloc
+from launch.terminal.flags import parse
+from launch.terminal.progress_bar import byte_progress
+from melllm_jax.convert import from_hf, to_hf
+from melllm_jax.errors import Mistake
+
+HF = Annotated[str, Positional, arg(metavar="HF_DIR")]
+CKPT = Annotated[pathlib.Path, Positional, arg(metavar="CKPT_DIR")]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportCheckpointArguments:
+    """Turn a Phi checkpoint of safetensors into a checkpoint of ours, block by block.
+
+    Phi-3-mini and -medium, Phi-3.5-mini, Phi-4, Phi-4-mini, and Phi-4-multimodal in Microsoft's
+    layout or transformers'. Tokenizer files travel along.
+    """
+
+    source: HF  # folder with config.json and *.safetensors, or a name on the hub
+    target: CKPT  # folder to be made
+    lora: Literal["keep", "merge", "drop"] = "keep"  # Phi-4-MM's speech adapter
+    json: bool = False  # print one JSON object on standard output and nothing else
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportCheckpointArguments:
+    """Write a checkpoint, of training or imported, as safetensors that transformers loads.
+
+    With the conv front end it is a Phi4MultimodalForCausalLM without Conformer blocks
+    (num_blocks 0); without front end a Phi3ForCausalLM. Vision is left out.
+    """
+
+    source: CKPT  # folder of a run, or of an import
+    target: Annotated[pathlib.Path, Positional, arg(metavar="HF_DIR")]  # folder to be made
+    lora: Literal["keep", "merge", "drop"] = "keep"  # keep: as a PEFT adapter in speech-lora/
+    front: Literal["keep", "drop"] = "keep"  # drop: the LLM alone
+    dtype: to_hf.DtypeChoice = "stored"  # of the numbers; stored: as they are in the checkpoint
+    json: bool = False  # print one JSON object on standard output and nothing else
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckCheckpointArguments:
+    """Run the original in torch and the import in JAX, and say how far they are apart.
+
+    In float32, on one row of random tokens or of TEXT, and sound if given; theirs runs first, each
+    takes four bytes a weight. Fails where the mean KL divergence of a token exceeds the bound.
+    """
+
+    source: HF  # what was imported: a folder, or a name on the hub
+    target: CKPT  # what came of it
+    audio: tuple[str, ...] = ()  # sound files that are put at the placeholders
+    text: str = ""  # by default 48 random tokens
+    bound: float = 1e-6  # nats: mean KL divergence a token above which the check fails
+    json: bool = False  # print one JSON object on standard output and nothing else
+
+
+def import_command(argv: Sequence[str]) -> int:
+    """`melllm convert import HF_DIR CKPT_DIR`."""
+    return _run(ImportCheckpointArguments, import_checkpoint, "import", argv)
+
+
+def export_command(argv: Sequence[str]) -> int:
+    """`melllm convert export CKPT_DIR HF_DIR`."""
+    return _run(ExportCheckpointArguments, export_checkpoint, "export", argv)
+
+
+def check_command(argv: Sequence[str]) -> int:
+    """`melllm convert check HF_DIR CKPT_DIR`."""
+    return _run(CheckCheckpointArguments, check_checkpoint, "check", argv)
+
+
+def _run(
+    kind: type[Any], action: Callable[[Any], dict[str, Any]], name: str, argv: Sequence[str]
+) -> int:
+    """Run an action and print what it answers, in words or as JSON: the exit status."""
+    arguments = parse(kind, argv, prog=f"melllm convert {name}")
+    answer = action(arguments)
+    text, status = answer.pop("text"), answer.pop("status", 0)
+    print(json.dumps(answer) if arguments.json else text)
+    return int(status)
+
+
+def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
+    """Import; what was read, written and left out."""
+    malloc.keep_freed_memory()  # blocks come and go: their pages need not be cleared each time
+    began = time.perf_counter()
+    what = from_hf.plan_import(local_folder(arguments.source), arguments.lora)
+    with byte_progress(what.bytes) as moved:
+        from_hf.import_checkpoint(what, arguments.target, moved)
+    seconds = time.perf_counter() - began
+    left = {why: len(names) for why, names in what.left_out.items()}
+    lines = [
+        f"{len(what.tensors)} tensors, {what.bytes / 1e9:.2f} GB, in {seconds:.1f} s: "
+        f"{arguments.target}",
+        *(f"left out, {why}: {count} tensors" for why, count in left.items()),
+    ]
+    return {
+        "checkpoint": str(arguments.target),
+        "tensors": len(what.tensors),
+        "merged": len(what.added),
+        "bytes": what.bytes,
+        "seconds": seconds,
+        "left_out": dict(what.left_out),
+        "text": "\n".join(lines),
+    }
+
+
+def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
+    """Export; what was written."""
+    malloc.keep_freed_memory()
+    began = time.perf_counter()
+    what = to_hf.plan_export(arguments.source, arguments.lora, arguments.front, arguments.dtype)
+    with byte_progress(what.bytes) as moved:
+        to_hf.export_checkpoint(what, arguments.target, moved)
+    seconds = time.perf_counter() - began
+    count = len(what.main) + len(what.apart)
+    size = f"{what.bytes / 1e9:.2f} GB"
+    return {
+        "checkpoint": str(arguments.target),
+        "tensors": len(what.main),
+        "adapter": len(what.apart),
+        "merged": len(what.added),
+        "bytes": what.bytes,
+        "seconds": seconds,
+        "text": f"{count} tensors, {size}, in {seconds:.1f} s: {arguments.target}",
+    }
+
+
+def check_checkpoint(arguments: CheckCheckpointArguments) -> dict[str, Any]:
+    """Check; how far the two are apart."""
+    found = checkpoint_parity.compare(
+        local_folder(arguments.source), arguments.target, arguments.audio, arguments.text
+    )
+    agrees = found.kl <= arguments.bound
+    worst = max(range(len(found.layers)), key=lambda i: found.layers[i])
+    said = (
+        f"{'same' if agrees else 'NOT the same'}: KL {found.kl:.2e} nats a token "
+        f"(bound {arguments.bound:g}), top-1 {found.top1:.1%} of {found.positions} positions, "
+        f"logits within {found.logits:.1e}, layers within {found.layers[worst]:.1e} (layer {worst})"
+    )
+    told = dataclasses.asdict(found) | {"bound": arguments.bound, "agrees": agrees}
+    return told | {"text": said, "status": 0 if agrees else 1}
+
+
+def local_folder(source: str) -> pathlib.Path:
+    """The folder of a checkpoint: `source`, or the hub's snapshot of that name."""
+    path = pathlib.Path(source)
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        return path
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 an extra of the user's
+        from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+    except ImportError as error:
+        raise Mistake(
+            f"HF_DIR={source}: is no folder, and names on the hub need huggingface_hub installed"
+        ) from error
+    try:
+        return pathlib.Path(snapshot_download(source))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Mistake(f"HF_DIR={source}: is no folder, and the hub says: {said}") from error

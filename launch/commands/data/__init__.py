@@ -1,0 +1,1 @@
+"""`melllm data X` is commands/data/X.py."""

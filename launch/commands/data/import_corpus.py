@@ -1,0 +1,61 @@
+"""`melllm data import`: a foreign corpus to manifests that point at its sound where it lies."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+from typing import Literal
+
+from etils import epath
+from tqdm import tqdm
+from tyro.conf import Positional
+
+from data_pipelines.importers import write_manifests
+from data_pipelines.importers.manifest_row import ManifestRow
+from launch.terminal.flags import parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportCorpusArguments:
+    """Write a SPLIT.jsonl manifest a split. The sound is not copied: the manifests point at it."""
+
+    source: Positional[str]  # folder or file of the corpus; NAME or NAME/1.0.0 for tfds
+    kind: Literal[
+        "librispeech", "kaldi", "nemo", "commonvoice", "parquet", "webdataset", "lhotse", "tfds"
+    ]  # what SOURCE is
+    out: str  # folder of the manifests; must not hold any yet
+    splits: tuple[str, ...] = ()  # those to import; all if none (Common Voice: train, dev, test)
+    audio: str = ""  # column or feature of the sound (parquet, tfds); parquet finds it if empty
+    text: str = ""  # column, feature or JSON field of the text; found by its name if empty
+    id: str = ""  # column or feature of the id (parquet, nemo, tfds); found or made if empty
+    rate: int | None = None  # Hz of the samples of a TFDS feature that does not say it
+    language: str = ""  # of utterances that do not say theirs
+    name: str = ""  # of the corpus, as `source` in every line; that of its folder if empty
+    root: str = ""  # folder of relative paths to audio (kaldi, lhotse); looked for if empty
+    json: bool = False  # print one JSON object on standard output and nothing else
+
+
+def main(argv: Sequence[str]) -> int:
+    """`melllm data import SOURCE --kind KIND --out DIR`."""
+    arguments = parse(ImportCorpusArguments, argv, prog="melllm data import")
+    options = dataclasses.asdict(arguments)
+    source, kind, out, as_json = (options.pop(k) for k in ("source", "kind", "out", "json"))
+    seconds, unknown = 0.0, 0
+    with tqdm(unit="utterance", disable=None) as bar:
+
+        def tick(row: ManifestRow) -> None:
+            nonlocal seconds, unknown
+            seconds += row["duration"]
+            unknown += not row["duration"]
+            bar.update()
+
+        written = write_manifests.import_corpus(source, kind, epath.Path(out), tick=tick, **options)
+    if as_json:
+        told = {"out": out, "splits": written, "hours": seconds / 3600, "unknown": unknown}
+        print(json.dumps(told))
+        return 0
+    for split, count in written.items():
+        print(f"{split}: {count} utterances" + ("" if count else ", so no manifest"))
+    print(f"{seconds / 3600:.2f} h in all")
+    if unknown:
+        print(f"{unknown} utterances of no known duration: preparing says what is wrong with them")
+    return 0

@@ -1,0 +1,1 @@
+"""`melllm sweep X` is commands/sweep/X.py."""

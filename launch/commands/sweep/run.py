@@ -1,0 +1,100 @@
+"""`melllm sweep run SPEC.py`: the cells of a file, or what is missing of them."""
+
+import ast
+from collections.abc import Sequence
+import dataclasses
+import time
+from typing import Annotated, Any
+
+from tyro.conf import UseAppendAction, arg
+
+from launch.bench.matmul_rate import measure_matmul_rate
+from launch.commands.sweep.submit import BACKENDS, BackendName, BackendOptions, submit
+from launch.sweep import cost, ledger, spec
+from launch.sweep.backends import gke
+from launch.sweep.ledger import Cell, Eval, Sweep
+from launch.terminal.flags import SOURCE_FLAG, parse
+from launch.terminal.subcommands import split_operand
+from melllm_jax.config.data import Source
+from melllm_jax.errors import Mistake
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepRunArguments:
+    """Run the cells of SPEC.py, or go on with them: the same command resumes by itself."""
+
+    workdir: str  # folder of the sweep: ledger, runs, logs, report
+    backend: BackendName = "local"
+    data: Annotated[
+        tuple[Annotated[Source, SOURCE_FLAG], ...],
+        UseAppendAction,
+        arg(
+            metavar="DIR[=WEIGHT[:HOURSh]]",
+            help="corpora of every cell that names none itself, as `melllm train` takes them",
+        ),
+    ] = ()
+    set: Annotated[
+        tuple[str, ...],
+        UseAppendAction,
+        arg(
+            metavar="FIELD=VALUE", help="a field of every cell that does not set it: optim.lr=1e-3"
+        ),
+    ] = ()
+    eval: Eval = Eval()
+    topology: str = ""  # the pod that hours and cost are planned for, v5p:4x4x4; "" is this machine
+    price: float = 0.0  # of a chip for an hour; 0 tells no cost
+    dry_run: bool = False  # print every cell with what it costs, and start nothing
+    options: Annotated[BackendOptions, arg(name="")] = BackendOptions()
+
+
+def main(argv: Sequence[str]) -> int:
+    """`melllm sweep run SPEC.py --workdir DIR [--backend local] [--data DIR] [--dry-run]`."""
+    path, rest = split_operand("sweep run", argv, "SPEC.py")
+    words = parse(SweepRunArguments, rest, prog=f"melllm sweep run {path or 'SPEC.py'}")
+    common = _common(words)
+    asked = spec.load(path, common)
+    rate = measure_matmul_rate if words.backend == "local" else cost.unknown_rate
+    plans = cost.plan_cells(asked, words.topology, words.price, rate)
+    if words.dry_run:
+        print(cost.table(asked, plans))
+        if words.backend == "gke":
+            names = [cell.id for cell in asked.cells]
+            print(f"---\n{gke.text(words.workdir, names, words.options.gke)}", end="")
+        return 0
+    options = getattr(words.options, words.backend)
+    BACKENDS[words.backend].check(options, words.workdir)
+    sweep = Sweep(
+        name=asked.name,
+        digest=asked.digest,
+        cells=tuple(cell.id for cell in asked.cells),
+        common=common,
+        backend=words.backend,
+        options=dataclasses.asdict(options),
+        eval=dataclasses.asdict(words.eval),
+        topology=words.topology,
+        price=words.price,
+    )
+    now = time.time()
+    cells = [
+        Cell(cell.id, number, dict(cell.overrides), cell.run.optim.steps, plan, now)
+        for number, (cell, plan) in enumerate(zip(asked.cells, plans, strict=True))
+    ]
+    return submit(ledger.create(words.workdir, sweep, cells), words.backend, options)
+
+
+def _common(words: SweepRunArguments) -> dict[str, Any]:
+    """Overrides of all cells, from flags. Raises Mistake for one that is no FIELD=VALUE."""
+    found: dict[str, Any] = {}
+    if words.data:
+        found["data.sources"] = [
+            {"path": one.path, "weight": one.weight, "hours": one.hours} for one in words.data
+        ]
+    for text in words.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise Mistake(f"set={text}: must be FIELD=VALUE, such as optim.lr=1e-3")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found

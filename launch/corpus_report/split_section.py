@@ -1,0 +1,187 @@
+"""The part of the page that is about one split: figures, charts and tables."""
+
+from collections.abc import Sequence
+import html
+
+from launch.charts.bar_chart import bands, histogram
+from launch.charts.distribution import Distribution
+from launch.charts.html import card, table, text_html, tiles
+from launch.corpus_report.audio_statistics import AudioInspection
+from launch.corpus_report.characters import HIDDEN, Letter, code_point
+from launch.corpus_report.split_statistics import FAR, Outlier, SpeechShare, SplitInspection
+from launch.terminal.number_format import format_hours, format_number
+
+LETTERS = 120  # characters shown; beyond, as many of the most frequent as of the rarest
+DIFFERENT = 12  # languages or sources shown
+ODD = 4  # odd characters of a kind that are told by name
+
+
+def section(facts: SplitInspection, heard: AudioInspection) -> str:
+    """All that is known of a split."""
+    read = sample_note(facts.read, facts.utterances)
+    whole = read if not facts.exact else sample_note(facts.utterances, facts.utterances)
+    listened = sample_note(heard.of, facts.utterances)
+    cards = [
+        card("Length", _bars(facts.seconds, "seconds"), f"{_figures(facts.seconds, ' s')}{whole}"),
+        card(
+            "Characters a second",
+            _bars(facts.rate, "characters a second"),
+            f"{_figures(facts.rate, '')}{whole}",
+        ),
+        card(
+            "Loudness",
+            _bars(heard.loudness, "dBFS, root mean square", "Ready mel has no loudness."),
+            f"{_figures(heard.loudness, ' dBFS')}{listened}",
+        ),
+        card("Mel by band", _mel(heard), f"Mean ± one standard deviation; {heard.mel}; {listened}"),
+        card("Speakers with most hours", _shares(facts.largest, "speaker"), read),
+        card("Texts that come again", _repeated(facts), f"{_different(facts)}; {read}"),
+        *(
+            card(title, _shares(parts[:DIFFERENT], kind), _more(len(parts), DIFFERENT))
+            for title, kind, parts in (
+                ("Languages", "language", facts.languages),
+                ("Sources", "source", facts.sources),
+            )
+            if parts
+        ),
+        card("Far from the usual speed", _outliers(facts), read, kind="wide"),
+        card("Characters", _letters(facts.letters), f"{_odd(facts.letters)}; {read}", kind="wide"),
+    ]
+    warnings = "".join(f"<li>{text_html(line)}</li>" for line in _warnings(facts, heard))
+    listed = f'<ul class="odd">{warnings}</ul>' if warnings else ""
+    return f'{_tiles(facts)}{listed}<div class="cards">{"".join(cards)}</div>'
+
+
+def sample_note(count: int, utterances: int) -> str:
+    """How many utterances a figure is of."""
+    if count == utterances:
+        return f"all {format_number(count)} utterances"
+    return f"a sample of {format_number(count)} of {format_number(utterances)} utterances"
+
+
+def _tiles(facts: SplitInspection) -> str:
+    about = "" if facts.exact else "≈ "
+    at_least = "" if facts.all_speakers else "at least "
+    return tiles(
+        [
+            (format_number(facts.utterances), "utterances"),
+            (about + format_hours(facts.hours), "of speech"),
+            (about + format_number(facts.characters), "characters"),
+            (at_least + format_number(facts.speakers), "speakers"),
+            (format_number(len(facts.letters)), "different characters"),
+        ]
+    )
+
+
+def _warnings(facts: SplitInspection, heard: AudioInspection) -> list[str]:
+    """What a reader should not miss."""
+    lines = []
+    if facts.unreadable:
+        count, first = len(facts.unreadable), facts.unreadable[0]
+        lines.append(f"cannot be read: {format_number(count)} of those drawn; the first: {first}")
+    if facts.untimed:
+        lines.append(f"of no duration, so that the hours lack them: {format_number(facts.untimed)}")
+    if facts.unnamed:
+        lines.append(
+            f"of no named speaker: {format_number(facts.unnamed)} of {format_number(facts.read)}"
+        )
+    for reason, count in heard.troubles:
+        lines.append(f"{reason}: {count} of {heard.of} whose sound was tried")
+    lines.extend(heard.first)
+    if heard.clipped:
+        lines.append(f"reaches full scale: {heard.clipped} of {heard.of} whose sound was tried")
+    return lines
+
+
+def _bars(numbers: Distribution | None, unit: str, empty: str = "Nothing to count.") -> str:
+    return histogram(numbers, unit) if numbers else f'<p class="faint">{empty}</p>'
+
+
+def _figures(numbers: Distribution | None, unit: str) -> str:
+    if numbers is None:
+        return ""
+    figures = {
+        "median": numbers.median,
+        "mean": numbers.mean,
+        "95 % up to": numbers.p95,
+        "from": numbers.low,
+        "to": numbers.high,
+    }
+    return ", ".join(f"{name} {format_number(x)}{unit}" for name, x in figures.items()) + "; "
+
+
+def _mel(heard: AudioInspection) -> str:
+    if not heard.mean:
+        return '<p class="faint">No sound could be used.</p>'
+    return bands(heard.mean, heard.deviation, "mel band")
+
+
+def _shares(parts: Sequence[SpeechShare], kind: str) -> str:
+    if not parts:
+        return f'<p class="faint">No utterance names its {kind}.</p>'
+    rows = [(part.name, part.count, format_hours(part.hours)) for part in parts]
+    return table((kind, "utterances", "time"), rows)
+
+
+def _more(count: int, most: int) -> str:
+    return f" and {format_number(count - most)} more" if count > most else ""
+
+
+def _different(facts: SplitInspection) -> str:
+    return f"{format_number(facts.texts)} different texts"
+
+
+def _repeated(facts: SplitInspection) -> str:
+    if not facts.repeated:
+        return '<p class="faint">No text comes twice.</p>'
+    return table(("text", "times"), facts.repeated)
+
+
+def _outliers(facts: SplitInspection) -> str:
+    if not facts.outliers:
+        return '<p class="faint">No utterance is far from the others.</p>'
+
+    def row(kind: str, one: Outlier) -> tuple[str | float, ...]:
+        return (kind, one.id[:48], one.rate, one.seconds, one.text)
+
+    rows = [row("fast", one) for one in facts.fastest] + [row("slow", x) for x in facts.slowest]
+    told = (
+        f"{FAR:g} quartile ranges beyond a quartile, or further: {format_number(facts.outliers)}."
+    )
+    heads = ("", "id", "characters/s", "seconds", "text")
+    return f'<p class="faint">{told}</p>{table(heads, rows)}'
+
+
+def _odd(letters: Sequence[Letter]) -> str:
+    """The odd ones by name, the most frequent of each kind."""
+    kinds: dict[str, list[str]] = {}
+    for letter in letters:
+        if letter.odd:
+            kinds.setdefault(letter.odd, []).append(code_point(letter.character))
+    told = [
+        f"{why}: {', '.join(names[:ODD])}{_more(len(names), ODD)}" for why, names in kinds.items()
+    ]
+    return "; ".join(told) if told else "none looks odd"
+
+
+def _letters(letters: Sequence[Letter]) -> str:
+    """The most frequent first; odd ones marked, and never left out for lack of room."""
+    some = letters
+    if len(letters) > LETTERS:
+        half = LETTERS // 2
+        some = [*letters[:half], *(x for x in letters[half:-half] if x.odd), *letters[-half:]]
+    cells = "".join(_letter(letter) for letter in some)
+    left = len(letters) - len(some)
+    note = f'<p class="faint">{format_number(left)} of middling frequency are not shown.</p>'
+    return f'<div class="letters">{cells}</div>{note if left else ""}'
+
+
+def _letter(letter: Letter) -> str:
+    name = code_point(letter.character)
+    why = f"{name}: {letter.odd}" if letter.odd else name
+    hidden = letter.odd and letter.odd in HIDDEN
+    glyph = "␣" if letter.character == " " else "" if hidden else html.escape(letter.character)
+    return (
+        f'<div class="{"odd" if letter.odd else ""}" title="{html.escape(why)}"><b>{glyph}</b>'
+        f"<code>{name.split()[0]}</code><span>{format_number(letter.count)}</span></div>"
+    )

@@ -1,0 +1,1 @@
+"""Scores of a checkpoint, and parity with the original that it came from."""

@@ -1,0 +1,128 @@
+"""Whether a checkpoint says what its Hugging Face original says: both run, in float32, one row."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.special
+
+from data_pipelines.audio import file_io
+from data_pipelines.audio.log_mel import normalized_log_mel
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from launch.runs.model_loader import CheckpointModel, load_model, single_device_mesh
+from melllm_jax.batch import Batch
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.convert.from_hf import ORIGIN_FILE
+from melllm_jax.errors import Mistake
+from melllm_jax.models.speech_lm import SpeechLM
+
+RANDOM_TOKENS = 48  # tokens of the row where no text is given
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityReport:
+    """How far two models are apart on one row."""
+
+    positions: int
+    kl: float  # nats a token: mean of KL(theirs ‖ ours)
+    kl_max: float
+    top1: float  # share of positions whose likeliest token is the same
+    logits: float  # largest difference over the largest value
+    layers: tuple[float, ...]  # the same after each layer
+
+
+def compare(
+    source: pathlib.Path, target: pathlib.Path, files: Sequence[str], words: str
+) -> ParityReport:
+    """Ask both the same. Raises Mistake where torch and transformers are missing."""
+    try:
+        pass  # noqa: PLC0415 torch is an extra
+    except ImportError as error:
+        raise Mistake(
+            f"check: {error.name} is missing: the original runs in torch; "
+            "install the extra `parity`"
+        ) from error
+    spec = run_folder.read_spec(str(target))
+    origin = _origin(target)
+    waves = [file_io.decode_audio(file) for file in files]
+    if files and spec.model.front == "none":
+        raise Mistake(f"audio={files[0]}: the model reads text alone (model.front=none)")
+    # Theirs first, and gone before ours comes: each takes four bytes a weight.
+    try:
+        model = reference.reference(source, spec, lora=origin["lora"] != "drop")
+    except (OSError, RuntimeError, ValueError) as error:  # what transformers raises of a folder
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Mistake(f"HF_DIR={source}: transformers cannot load it: {said}") from error
+    with jax.set_mesh(single_device_mesh()):
+        ours = load_model(target, "float32")
+        placeholder = ours.placeholder() if files else -1
+        tokens = _token_row(
+            ours, [len(normalized_log_mel(w, spec.mel)) for w in waves], words, placeholder
+        )
+        theirs = reference.ask(model, tokens, waves, placeholder)
+        del model
+        batch = ours.batch(tokens[None], files, placeholder)
+        layers, logits = jax.device_get(jax.jit(_layers_and_logits)(ours.model, batch))
+    return parity_report(theirs.layers, theirs.logits, [x[0] for x in layers], logits[0])
+
+
+def parity_report(
+    their_layers: Sequence[np.ndarray],
+    their_logits: np.ndarray,
+    layers: Sequence[np.ndarray],
+    logits: np.ndarray,
+) -> ParityReport:
+    """Differences between two models' layers, each [t d], and logits [t v]."""
+    log_p, log_q = (
+        scipy.special.log_softmax(x.astype(np.float64), axis=-1) for x in (their_logits, logits)
+    )
+    kl = np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)
+    same = their_logits.argmax(-1) == logits.argmax(-1)
+    return ParityReport(
+        positions=len(kl),
+        kl=float(kl.mean()),
+        kl_max=float(kl.max()),
+        top1=float(same.mean()),
+        logits=_relative_difference(logits, their_logits),
+        layers=tuple(
+            _relative_difference(*pair) for pair in zip(layers, their_layers, strict=True)
+        ),
+    )
+
+
+def _relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def _layers_and_logits(model: SpeechLM, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """What leaves each layer, [l b t d], and the logits [b t v]."""
+    layers = model.hidden(batch)
+    return layers, model.logits(model.norm(layers[-1]))
+
+
+def _token_row(
+    ours: CheckpointModel, frames: Sequence[int], words: str, placeholder: int
+) -> np.ndarray:
+    """Ids [t]: a prompt of the clips and the words, or of words drawn at random."""
+    r = ours.spec.mel.r
+    speech = [np.full(-(-count // r), placeholder) for count in frames]
+    if words:
+        return np.concatenate([*speech, load_tokenizer(ours.spec.text.tokenizer).encode(words)])
+    drawn = np.random.default_rng(0).integers(0, ours.spec.model.v, RANDOM_TOKENS)
+    drawn = np.where(drawn == placeholder, (placeholder + 1) % ours.spec.model.v, drawn)
+    return np.concatenate([drawn[:4], *speech, drawn[4:]])
+
+
+def _origin(target: pathlib.Path) -> dict[str, Any]:
+    """How the checkpoint was imported. Raises Mistake where it was not."""
+    path = target / ORIGIN_FILE
+    if not path.exists():
+        raise Mistake(
+            f"CKPT_DIR={target}: holds no {ORIGIN_FILE}: check compares what was imported"
+        )
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

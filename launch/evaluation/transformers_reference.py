@@ -1,0 +1,137 @@
+"""transformers' model of a Hugging Face folder, in float32: what a conversion is held against.
+
+The only file that imports torch, and only `melllm convert check` imports it. Tensors go through
+safetensors' own reader and transformers' own classes, not through ours.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Phi4MultimodalConfig,
+    Phi4MultimodalFeatureExtractor,
+    Phi4MultimodalForCausalLM,
+)
+from transformers.utils import logging
+
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.convert import hf_config_writer
+
+LOAD_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+SPEECH = "model.embed_tokens_extend.audio_embed."
+MATRICES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+# What Microsoft's files have that the model without Conformer lacks.
+LEFT_OUT = ("vision", "image_embed", "encoder.encoders.", "relative_attention_bias_layer", ".lora_")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceOutput:
+    """What a model says to a row of tokens and sound."""
+
+    layers: list[np.ndarray]  # float32 [t d] after each layer
+    logits: np.ndarray  # float32 [t v]
+
+
+def load_reference(folder: pathlib.Path, spec: ModelSpec, lora: bool) -> Any:
+    """The model in `folder`, without its Conformer; `lora` merges its speech adapter.
+
+    `spec` is the folder's as it was imported: Microsoft's own class is code from the hub, so
+    transformers' class is made from the spec instead.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tree = json.loads((folder / "config.json").read_text())
+    if tree["model_type"] == "phi4mm":
+        theirs = Phi4MultimodalConfig(**hf_config_writer.phi4_multimodal_config(spec, "float32"))
+        tensors = {_rename(name): x for name, x in _tensors(folder) if not _is_left_out(name)}
+        model: Any = Phi4MultimodalForCausalLM.from_pretrained(
+            None, config=theirs, state_dict=tensors, **LOAD_OPTIONS
+        )
+        adapter, named = tree["speech_lora"], "{}.lora_{}.speech.weight"
+    else:
+        theirs = AutoConfig.from_pretrained(folder)
+        if tree["model_type"] == "phi4_multimodal":
+            theirs.audio_config.num_blocks = 0
+        model = AutoModelForCausalLM.from_pretrained(folder, config=theirs, **LOAD_OPTIONS)
+        folder, named = folder / "speech-lora", "base_model.model.{}.lora_{}.weight"
+        described_by = folder / "adapter_config.json"
+        adapter = json.loads(described_by.read_text()) if described_by.exists() else None
+    if lora and adapter:
+        _merge(model, dict(_tensors(folder, ".lora_")), named, adapter["lora_alpha"] / adapter["r"])
+    return model.eval()
+
+
+def run_reference(
+    model: Any, tokens: np.ndarray, waves: Sequence[np.ndarray], audio: int
+) -> ReferenceOutput:
+    """What the model says to one row of ids [t], 16 kHz clips at the placeholders `audio`.
+
+    Each clip is heard alone: in a padded batch the last patch of a shorter one hears the padding.
+    """
+    layers: list[np.ndarray] = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda module, given, out: layers.append(
+                (out[0] if isinstance(out, tuple) else out)[0].numpy()
+            )
+        )
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        inner = model.model
+        x = inner.embed_tokens(torch.tensor(tokens)[None].long())
+        if waves:
+            x[0, torch.tensor(tokens == audio)] = torch.cat(
+                [_embed_speech(inner, w) for w in waves]
+            )
+        logits = model(inputs_embeds=x, use_cache=False).logits[0].float().numpy()
+    for hook in hooks:
+        hook.remove()
+    return ReferenceOutput(layers, logits)
+
+
+def _embed_speech(inner: Any, wave: np.ndarray) -> torch.Tensor:
+    """[t d] of one clip, by their extractor, stem and projector."""
+    extractor = Phi4MultimodalFeatureExtractor()
+    features = extractor([wave], sampling_rate=16_000, return_tensors="pt")
+    embed = inner.embed_tokens_extend.audio_embed
+    x = embed.encoder(features["audio_input_features"], None)
+    x = embed.down_proj_for_speech(nn.functional.gelu(embed.up_proj_for_speech(x)))
+    first: torch.Tensor = x[0]
+    return first
+
+
+def _tensors(folder: pathlib.Path, part: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 no mapping: it has no iterator
+                if part in name:
+                    yield name, file.get_tensor(name)
+
+
+def _merge(model: Any, tensors: dict[str, torch.Tensor], named: str, scale: float) -> None:
+    for i, layer in enumerate(model.model.layers):
+        for module in MATRICES:
+            name = f"model.layers.{i}.{module}"
+            a, b = (tensors[named.format(name, x)].float() for x in "AB")
+            with torch.no_grad():
+                layer.get_submodule(module).weight += scale * (b @ a)
+
+
+def _is_left_out(name: str) -> bool:
+    return any(part in name for part in LEFT_OUT)
+
+
+def _rename(name: str) -> str:
+    name = name.replace(".base_layer.", ".")
+    name = name.replace("audio_projection.speech.0.", "up_proj_for_speech.")
+    return name.replace("audio_projection.speech.2.", "down_proj_for_speech.")

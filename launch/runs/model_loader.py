@@ -1,0 +1,150 @@
+"""A checkpoint, imported or of a run, as a model on one device that is asked directly."""
+
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.audio import file_io
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from data_pipelines.audio.log_mel import normalized_log_mel
+from data_pipelines.examples.placeholder_batch import fill_placeholders
+from data_pipelines.text.prompt import placeholder_id
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.config.run import Intervals
+from melllm_jax.config.run import Mesh
+from melllm_jax.sharding import make_mesh
+from melllm_jax.sharding import shard_batch
+from melllm_jax.batch import Batch
+from melllm_jax.checkpoints.checkpointer import Checkpoints
+from melllm_jax.errors import Mistake
+from melllm_jax.nn.layers import NonTrainable
+from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.models.parameters import abstract_model
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import itertools
+import time
+
+import jax
+import numpy as np
+
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from data_pipelines.examples.asr_example import EvalExample
+from data_pipelines.text.prompt import asr_prompt
+from data_pipelines.text.tokenizer import Tokenizer
+from melllm_jax import sharding
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.run import Mesh
+from melllm_jax.config.run import Run
+from melllm_jax.checkpoints.checkpointer import Checkpoints
+from melllm_jax.inference.generate import Decoder
+from melllm_jax.inference.generate import prompt_batch
+from melllm_jax.inference.sampling import DecodingOptions
+from melllm_jax.errors import Mistake
+from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.training.train_step import Update
+
+from launch.runs.transcriber import Transcriber
+
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointModel:
+    """A model and what is needed to ask it."""
+
+    folder: pathlib.Path
+    spec: ModelSpec
+    model: SpeechLM
+
+    def batch(
+        self,
+        tokens: np.ndarray,
+        files: Sequence[str] = (),
+        audio_token: int | None = None,
+    ) -> Batch:
+        """Ids [b t] and the files' sound at the placeholders, on the device.
+
+        Raises Mistake for ids beyond the vocabulary, files that cannot be read, and clips that do
+        not fit their placeholders.
+        """
+        v, mel = self.spec.model.v, self.spec.mel
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
+            raise Mistake(f"tokens: are {tokens.dtype} {list(tokens.shape)}: must be ids [b t]")
+        if tokens.min() < 0 or tokens.max() >= v:
+            raise Mistake(
+                f"tokens: run from {tokens.min()} to {tokens.max()}: must lie in 0…{v - 1}"
+            )
+        if files and self.spec.model.front == "none":
+            raise Mistake(f"audio={files[0]}: the model reads text alone (model.front=none)")
+        mels = [normalized_log_mel(file_io.decode_audio(file), mel) for file in files]
+        if files and audio_token is None:
+            audio_token = self.placeholder()
+        ids = tokens.astype(np.int32)
+        return shard_batch(fill_placeholders(ids, mels, r=mel.r, m=mel.m, audio=audio_token))
+
+    def placeholder(self) -> int:
+        """Id at the positions of speech: the imported config's, or else the tokenizer's."""
+        path = self.folder / run_folder.TOKENIZER / "config.json"
+        if path.exists():
+            named = (json.loads(path.read_text()).get("audio_config") or {}).get("audio_token_id")
+            if named is not None:
+                return int(named)
+        return placeholder_id(load_tokenizer(self.spec.text.tokenizer))
+
+
+def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
+    """The newest checkpoint in `folder`, its weights in `dtype`; the mesh in force is its device.
+
+    Raises Mistake for a folder without a model or a whole checkpoint.
+    """
+    spec = run_folder.read_spec(str(folder))
+    mesh = jax.sharding.get_mesh()
+    skeleton, shapes = abstract_model(lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs))
+    wanted = {}
+    for name, x in shapes.items():
+        # Statistics of the sound are subtracted in float32, as in training.
+        kind = jnp.float32 if isinstance(skeleton.kinds[name], NonTrainable) else jnp.dtype(dtype)
+        sharding = jax.NamedSharding(mesh, x.sharding.spec)
+        wanted[name] = jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
+    with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", Intervals()) as checkpoints:
+        weights = checkpoints.restore_weights(wanted)[1]
+    return CheckpointModel(folder, spec, skeleton.model(weights))
+
+
+def single_device_mesh() -> jax.sharding.Mesh:
+    """The mesh of a single device."""
+    return make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+
+
+
+def load_run_tokenizer(workdir: str, run: Run) -> Tokenizer:
+    """The tokenizer that a run was trained with: the copy in its folder."""
+    return load_tokenizer("bytes" if run.text.tokenizer == "bytes" else f"{workdir}/tokenizer")
+
+
+def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer, Transcriber, int]:
+    """The run in a folder, its tokenizer, a transcriber of its newest weights, and their step.
+
+    Weights are laid out over all devices here, rows split among them. Raises Mistake for a folder
+    without a run or a checkpoint.
+    """
+    run = run_folder.read_run(workdir)
+    tokenizer = load_run_tokenizer(workdir, run)
+    mesh = sharding.make_mesh(Mesh())
+    jax.set_mesh(mesh)
+    update = Update(run)
+    shapes = update.shapes(mesh)
+    path = f"{workdir}/checkpoints"
+    with Checkpoints(path, run.keep) as checkpoints:
+        step, weights = checkpoints.restore_weights(shapes.trained | shapes.frozen)
+    model = update.skeleton.model(weights, update.dtype)
+    return run, tokenizer, Transcriber(model, tokenizer, run, how), step
+

@@ -1,0 +1,91 @@
+"""A trained run that reads speech: its config, tokenizer and weights, and the loop over batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import itertools
+import time
+
+import jax
+import numpy as np
+
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from data_pipelines.examples.asr_example import EvalExample
+from data_pipelines.text.prompt import asr_prompt
+from data_pipelines.text.tokenizer import Tokenizer
+from melllm_jax import sharding
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.run import Mesh
+from melllm_jax.config.run import Run
+from melllm_jax.checkpoints.checkpointer import Checkpoints
+from melllm_jax.inference.generate import Decoder
+from melllm_jax.inference.generate import prompt_batch
+from melllm_jax.inference.sampling import DecodingOptions
+from melllm_jax.errors import Mistake
+from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.training.train_step import Update
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """What was heard in one utterance."""
+
+    id: str
+    text: str
+    seconds: float  # of audio
+    looped: bool  # the repetition guard stopped it
+    cut: bool  # the token limit stopped it
+
+
+class Transcriber:
+    """Reads trials in batches with a model; counts seconds of work and of compiling apart."""
+
+    def __init__(self, model: SpeechLM, tokenizer: Tokenizer, run: Run, how: DecodingOptions):
+        self.decoder = Decoder(model, asr_prompt(tokenizer, run.text).end, how)
+        self._tokenizer = tokenizer
+        self.seconds = 0.0  # of work: features, prefill, generation; without compiling
+
+    @property
+    def compiling(self) -> float:
+        """Seconds spent compiling so far."""
+        return self.decoder.compiling
+
+    def __call__(self, trials: Iterable[EvalExample], rows: int) -> Iterator[Transcript]:
+        """Transcripts in the order of `trials`, decoded `rows` at a time."""
+        parts = _parts(trials, rows)
+        while True:
+            began, compiling = time.perf_counter(), self.compiling
+            part = next(parts, None)
+            found = [] if part is None else self._read(part, rows)
+            self.seconds += time.perf_counter() - began - (self.compiling - compiling)
+            if part is None:
+                return
+            yield from found
+
+    def _read(self, part: Sequence[EvalExample], rows: int) -> list[Transcript]:
+        limits = np.zeros(rows, np.int32)
+        limits[: len(part)] = [self.decoder.how.limit(trial.duration) for trial in part]
+        batch = prompt_batch([trial.columns for trial in part], rows)
+        out = jax.device_get(self.decoder(batch, limits))
+        return [
+            Transcript(
+                trial.id,
+                self._tokenizer.decode(out.tokens[i, : out.lengths[i]].tolist()),
+                trial.duration,
+                bool(out.looped[i]),
+                not (out.ended[i] or out.looped[i]),
+            )
+            for i, trial in enumerate(part)
+        ]
+
+
+def _parts(trials: Iterable[EvalExample], rows: int) -> Iterator[list[EvalExample]]:
+    trials = iter(trials)
+    while part := list(itertools.islice(trials, rows)):
+        yield part
+
+
+def round_up_rows(rows: int) -> int:
+    """`rows`, or the next number that the devices here share evenly. Raises Mistake below 1."""
+    if rows < 1:
+        raise Mistake(f"batch={rows}: must be positive")
+    return rows + -rows % jax.device_count()

@@ -1,0 +1,1 @@
+"""The process, its peers and its environment."""

@@ -1,0 +1,94 @@
+"""`law.json`: a fit as it is written, and what a prediction reads of it."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from launch.scaling.law import Law
+from launch.scaling.law_fit import CONSTANTS, LawFit
+from launch.scaling.prediction import ResampledLaw
+from melllm_jax.errors import Mistake
+
+VERSION = 1
+
+
+def to_json(fit: LawFit, source: str) -> str:
+    """`law.json`: everything, and under "known" what a prediction reads."""
+    known = {
+        "law": dataclasses.asdict(fit.law),
+        "per": fit.per,
+        "samples": [[_short(getattr(law, name)) for name in CONSTANTS] for law in fit.samples],
+        "noise": [_short(x) for x in fit.noise],
+        "budgets": fit.budgets,
+        "sizes": fit.sizes,
+        "hours": fit.hours,
+    }
+    tree: dict[str, Any] = {
+        "version": VERSION,
+        "source": source,
+        "form": "loss = E + A / params^alpha + B / tokens^beta",
+        "units": {
+            "params": "weights that multiply at every position, as the runs count them",
+            "tokens": "positions trained on, as the runs count them",
+            "loss": "nats a token",
+            "flops": "of all training; per · params · tokens",
+            "optimal": "params = n_coefficient · flops^a, tokens = d_coefficient · flops^b",
+            "intervals": "p80 and p95: percentiles over resamples of the runs",
+        },
+        "constants": _plain(fit.constants),
+        "per": fit.per,
+        "envelope": _plain(fit.envelope),
+        "isoflop": _plain(fit.isoflop),
+        "held_out": _plain(fit.held_out),
+        "warnings": fit.warnings,
+        "points": [
+            dataclasses.asdict(point) | {"residual": float(residual)}
+            for point, residual in zip(fit.points, fit.residuals, strict=True)
+        ],
+        "known": known,
+    }
+    return json.dumps(tree, indent=1, allow_nan=False) + "\n"
+
+
+def read(path: str) -> ResampledLaw:
+    """What `law.json` knows. Raises Mistake for what is no such file."""
+    try:
+        tree = json.loads(epath.Path(path).read_text(), parse_constant=_refuse_constant)
+        if tree["version"] != VERSION:
+            raise Mistake(f"{path}: version={tree['version']}: must be {VERSION}")
+        return _law_from_json(tree["known"])
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise Mistake(f"{path}: is no file: `melllm scaling fit` writes law.json") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        if isinstance(error, Mistake):
+            raise
+        raise Mistake(f"{path}: is no law that `melllm scaling fit` wrote: {error!r}") from error
+
+
+def _law_from_json(tree: Mapping[str, Any]) -> ResampledLaw:
+    return ResampledLaw(
+        law=Law(**{name: float(value) for name, value in tree["law"].items()}),
+        per=float(tree["per"]),
+        samples=tuple(Law(*map(float, constants)) for constants in tree["samples"]),
+        noise=tuple(map(float, tree["noise"])),
+        budgets=(float(tree["budgets"][0]), float(tree["budgets"][1])),
+        sizes=(float(tree["sizes"][0]), float(tree["sizes"][1])),
+        hours=tree["hours"],
+    )
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is no number")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return dataclasses.asdict(value)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.8g}")

@@ -1,0 +1,1 @@
+"""Many runs from one Python file: specs, budgets, the ledger, cells."""

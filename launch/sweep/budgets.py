@@ -1,0 +1,133 @@
+"""How long cells train: a budget of tokens, FLOPs or hours of sound, and grids of such budgets.
+
+Tokens are positions that are not padding, of speech and text alike. Two shares of a row's
+positions say what a row holds, and each corpus and row length has its own (`melllm train` prints
+neither; `speech_positions`, `text_positions` and `steps` of a cell's final.json give both):
+`fill`, of positions that are not padding, and `speech`, of those that hold speech. What a budget
+reads of a cell (b, t, r, the model) must be in the cell or its preset, not on the command line.
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+
+from launch.sweep import spec
+from launch.sweep.spec import Cell
+from melllm_jax import flops as counted
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Mistake
+from melllm_jax.presets import ladder
+
+HOP = 0.01  # seconds a mel frame
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShares:
+    """What rows hold, as shares of their positions."""
+
+    speech: float  # that hold speech
+    fill: float  # that are not padding
+
+    def __post_init__(self) -> None:
+        if not 0 < self.speech <= self.fill <= 1:
+            raise Mistake(f"speech={self.speech}, fill={self.fill}: must be 0 < speech ≤ fill ≤ 1")
+
+
+def sizes(counts: Iterable[float]) -> list[Cell]:
+    """A cell for each number of weights in the layers, at or between the ladder's rungs.
+
+    It starts from the nearest rung and takes `ladder.model`'s shape for that number.
+    """
+    cells = []
+    for count in counts:
+        name = ladder.nearest_rung(count)
+        shape = ladder.model_of_size(count, ladder.BYTE_VOCABULARY)
+        fields = {f"model.{letter}": getattr(shape, letter) for letter in "dnkhfl"}
+        cells.append({"preset": name, **fields})
+    return cells
+
+
+def tokens(cell: Cell, count: float, rows: RowShares) -> Cell:
+    """`cell` for as many updates as `count` positions take."""
+    data = spec.run(cell, {}).data
+    return _with_updates(cell, count / (data.b * data.t * rows.fill))
+
+
+def flops(cell: Cell, count: float, rows: RowShares) -> Cell:
+    """`cell` for as many updates as `count` FLOPs pay for, as `flops.training` counts them."""
+    run = spec.run(cell, {})
+    held = run.data.b * run.data.t
+    one = counted.training_flops(run, held * rows.speech, held * (rows.fill - rows.speech))
+    return _with_updates(cell, count / one)
+
+
+def hours(cell: Cell, count: float, rows: RowShares) -> Cell:
+    """`cell` for as many updates as `count` hours of sound take, epochs together."""
+    return _with_updates(cell, count / hours_per_update(spec.run(cell, {}), rows))
+
+
+def hours_per_update(run: Run, rows: RowShares) -> float:
+    """Hours of sound an update."""
+    return run.data.b * run.data.t * rows.speech * run.mel.r * HOP / 3600
+
+
+def isoflop(cells: Sequence[Cell], budgets: Sequence[float], rows: RowShares) -> list[Cell]:
+    """Each cell at each budget of FLOPs: the parabolas of Hoffmann et al. 2022's approach 2."""
+    return [flops(cell, budget, rows) for budget in budgets for cell in cells]
+
+
+def chinchilla(cells: Sequence[Cell], ratios: Sequence[float], rows: RowShares) -> list[Cell]:
+    """Each cell at each ratio of tokens to weights that multiply; 20 is Hoffmann et al.'s best."""
+    size = lambda cell: counted.matmul_parameters(spec.run(cell, {}))
+    return [tokens(cell, ratio * size(cell), rows) for ratio in ratios for cell in cells]
+
+
+def fixed_data(
+    cells: Sequence[Cell], path: str, amounts: Sequence[float], epochs: float, rows: RowShares
+) -> list[Cell]:
+    """Growing models on the same sound: each cell on each amount of hours, `epochs` times over.
+
+    The hours are a subset of the corpus at `path`, the smaller ones parts of the larger.
+    """
+    return [
+        hours(cell | {"data.sources": [{"path": path, "hours": amount}]}, amount * epochs, rows)
+        for amount in amounts
+        for cell in cells
+    ]
+
+
+def token_rates(cell: Cell, rates: Sequence[int], text: float) -> list[Cell]:
+    """`cell` at each r of `rates`, with the same sound in every update and as many updates.
+
+    A second of sound is 100/r positions, and `text` more of text and ends whatever r is: rows are
+    as long as what a row of the cell holds takes at that r, so that text's share of them grows
+    with r. Learning rate and batch, counted in utterances, are the cell's. Rows of 1,024 and more
+    are multiples of 128, as TPU kernels want them.
+    """
+    run = spec.run(cell, {})
+    second = lambda r: 1 / (r * HOP) + text
+    grain = 128 if run.data.t >= 1024 else 1
+    return [
+        cell
+        | {"mel.r": r, "data.t": grain * round(run.data.t * second(r) / second(run.mel.r) / grain)}
+        for r in rates
+    ]
+
+
+def with_ladder_rate(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with the learning rate and warm-up that the ladder's rule gives what they train."""
+    return [_with_ladder_rate(cell) for cell in cells]
+
+
+def _with_ladder_rate(cell: Cell) -> Cell:
+    run = spec.run(cell, {})
+    held, steps = float(run.data.b * run.data.t), run.optim.steps
+    lr = ladder.learning_rate(float(counted.stack_parameters(run.model)), held * steps, held)
+    return cell | {"optim.lr": lr, "optim.warmup": ladder.warmup_updates(steps)}
+
+
+def _with_updates(cell: Cell, updates: float) -> Cell:
+    """`cell` for so many updates, at least one, its warm-up in proportion."""
+    optim = spec.run(cell, {}).optim
+    steps = max(1, round(updates))
+    warmup = round(optim.warmup * steps / optim.steps)
+    return cell | {"optim.steps": steps, "optim.warmup": warmup}

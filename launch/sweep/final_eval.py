@@ -1,0 +1,108 @@
+"""The final evaluation of a cell: held-out loss, word error rate, and what the training took."""
+
+from collections.abc import Iterator
+import json
+from typing import Any
+
+from etils import epath
+import jax
+
+from data_pipelines.corpora.corpus import Corpus, indices_longest_first, open_corpus
+from data_pipelines.examples.asr_example import EvalExample
+from data_pipelines.loader import pipeline
+from data_pipelines.loader.eval_batches import EvalBatches
+from launch.runs.fit import FitResult
+from launch.runs.transcriber import Transcriber
+from launch.sweep.ledger import Eval
+from melllm_jax import flops
+from melllm_jax.batch import Batch
+from melllm_jax.errors import Fault
+from melllm_jax.evaluation.held_out_loss import measure_loss
+from melllm_jax.evaluation.wer import score_transcripts
+from melllm_jax.inference.sampling import DecodingOptions
+
+
+def evaluate(fitted: FitResult, folder: epath.Path, how: Eval) -> dict[str, Any]:
+    """What final.json holds, of a run whose last update is made.
+
+    WER is None where several processes train together: decoding is for one.
+    """
+    run = fitted.run
+    corpus = open_corpus(how.data or run.data.sources[0].path, how.split)
+    batches = EvalBatches(corpus, run, fitted.tokenizer, how.most)
+    found = measure_loss(fitted.update, fitted.state, _rows(batches, fitted), fitted.mesh)
+    if not found.targets:
+        raise Fault(
+            f"eval.data={corpus.path}: no utterance of {how.split} gives an example: "
+            f"{batches.rejected}"
+        )
+    wer = _wer(fitted, corpus, how.wer) if how.wer and jax.process_count() == 1 else None
+    p = flops.count_parameters(run)
+    hours = [source.hours for source in run.data.sources]
+    return {
+        "loss": found.loss,
+        "accuracy": found.accuracy,
+        "targets": found.targets,
+        "wer": wer,
+        "utterances": batches.utterances,
+        "rejected": batches.rejected,
+        "params": flops.matmul_parameters(run),
+        "params_total": p.total,
+        "embed": p.embed,
+        "head": p.head,
+        **_training_totals(fitted, folder),
+        "seed": run.seed,
+        "r": run.mel.r,
+        "d": run.model.d,
+        "l": run.model.l,
+        "hours": sum(hours) if all(hours) else None,
+        "chip": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+    }
+
+
+def _training_totals(fitted: FitResult, folder: epath.Path) -> dict[str, Any]:
+    """Totals of the training, from its metrics: logged updates stand for those between them."""
+    run, text = fitted.run, (folder / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    step = int(fitted.state.step)
+    each = step / len(lines)
+    tokens = each * sum(line["tokens"] for line in lines)
+    speech = each * sum(line["tokens"] * line["speech_share"] for line in lines)
+    audio = each * sum(line["audio_seconds_per_second"] * line["seconds"] for line in lines)
+    last = lines[-max(len(lines) // 50, 1) :]
+    return {
+        "step": step,
+        "tokens": round(tokens),
+        "speech_positions": round(speech),
+        "text_positions": round(tokens - speech),
+        "audio_hours": audio / 3600,
+        "flops": flops.training_flops(run, speech, tokens - speech),
+        "train_loss": sum(line["loss"] for line in last) / len(last),
+        "train_seconds": each * sum(line["seconds"] for line in lines),
+    }
+
+
+def _rows(batches: EvalBatches, fitted: FitResult) -> Iterator[Batch]:
+    """This process's rows of each batch."""
+    run = fitted.run
+    size = run.data.b // run.data.streams  # rows of a lane
+    held = [row for lane in fitted.lanes for row in range(lane * size, (lane + 1) * size)]
+    for batch in batches:
+        yield Batch(*(x[held] for x in batch))
+
+
+def _wer(fitted: FitResult, corpus: Corpus, most: int) -> float:
+    order = [int(index) for index in indices_longest_first(corpus) if index < most]
+    trials = [
+        trial
+        for trial in pipeline.eval_examples(corpus, fitted.run, fitted.tokenizer, order=order)
+        if isinstance(trial, EvalExample)
+    ]
+    with jax.set_mesh(fitted.mesh):
+        weights = fitted.state.trained | fitted.state.frozen
+        model = fitted.update.skeleton.model(weights, fitted.update.dtype)
+        transcribe = Transcriber(model, fitted.tokenizer, fitted.run, DecodingOptions())
+        rows = 50 + -50 % jax.device_count()
+        heard = [transcript.text for transcript in transcribe(trials, rows)]
+    return score_transcripts([trial.reference for trial in trials], heard, "none").wer

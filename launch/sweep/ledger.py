@@ -1,0 +1,231 @@
+"""A sweep's ledger: which cell is where, in a file a cell that any number of processes may write.
+
+    sweep.json       what the sweep is; written last, so that a folder without it is no sweep yet
+    cells/ID.json    a cell: its state and, once it is done, its final evaluation
+    claims/ID.N      who makes the N-th attempt at it; created by one process alone
+
+An attempt begins with its claim, and only who holds the newest one writes the cell. A cell whose
+holder is gone is free for the next attempt; a holder that was only silent for long learns from the
+next claim that it has been replaced. Nothing here knows how cells are run.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import json
+import time
+from typing import Any, Literal
+
+from etils import epath
+
+from melllm_jax import files
+from melllm_jax.errors import Fault, Mistake
+
+State = Literal["pending", "running", "preempted", "failed", "done"]
+ENDED = ("preempted", "failed", "done")  # of an attempt
+VERSION = 1
+SWEEP, CANCELLED = "sweep.json", "cancelled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, as its file says."""
+
+    id: str
+    number: int  # its place in the spec
+    overrides: Mapping[str, Any]  # its own, with "preset"
+    steps: int  # updates in all
+    plan: Mapping[str, Any]  # params, params_total, flops, tokens, hours, cost
+    created: float  # this and all times: seconds since 1970
+    state: State = "pending"
+    attempt: int = 0  # the newest; 0 is none yet
+    owner: Mapping[str, Any] | None = None  # host, pid, born, job of the newest attempt
+    step: int = 0  # updates made, at `beat`
+    rate: float | None = None  # updates a second lately
+    started: float | None = None  # the newest attempt
+    beat: float | None = None  # its last sign of life
+    ended: float | None = None
+    error: str = ""  # what a failed one said, in one line
+    result: Mapping[str, Any] | None = None  # of a done one: eval/final.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """What every run of a sweep is scored on at its end."""
+
+    data: str = ""  # folder of the corpus; "" is the first one that is trained on
+    split: str = "test"  # which of its splits
+    most: int = 2000  # utterances that the loss is taken over; 0 takes all
+    wer: int = 200  # utterances that are transcribed for WER; 0 transcribes none
+
+    def __post_init__(self) -> None:
+        for name in ("most", "wer"):
+            if getattr(self, name) < 0:
+                raise Mistake(f"eval.{name}={getattr(self, name)}: must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep is: `sweep.json`."""
+
+    name: str
+    digest: str  # of its cells
+    cells: tuple[str, ...]  # ids, in order
+    common: Mapping[str, Any]  # overrides of all cells
+    backend: str
+    options: Mapping[str, Any]  # of the backend
+    eval: Mapping[str, Any]  # the fields of Eval
+    topology: str = ""  # the pod that the plan is for
+    price: float = 0.0  # of a chip for an hour
+    version: int = VERSION
+
+
+class Ledger:
+    """The ledger of the sweep in `folder`, on a disk or in a bucket."""
+
+    def __init__(self, folder: str) -> None:
+        """Raises Mistake where `folder` holds no sweep."""
+        self.folder = epath.Path(folder)
+        tree = _read(self.folder / SWEEP)
+        if tree is None:
+            raise Mistake(f"workdir={folder}: holds no {SWEEP}: `melllm sweep run` makes one")
+        if tree.get("version") != VERSION:
+            raise Mistake(f"{self.folder / SWEEP}: version={tree.get('version')}: must be 1")
+        self.sweep = Sweep(**{**tree, "cells": tuple(tree["cells"])})
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order of the spec. Raises Fault for one that is missing or damaged."""
+        return [self.read(name) for name in self.sweep.cells]
+
+    def read(self, name: str) -> Cell:
+        """The cell of an id. Raises Mistake for an unknown one, Fault for a damaged one."""
+        if name not in self.sweep.cells:
+            raise Mistake(f"cell={name}: is none of the sweep in {self.folder}")
+        tree = _read(self._cell(name))
+        if tree is None:
+            raise Fault(f"{self._cell(name)}: is missing: the same `melllm sweep run` remakes it")
+        return Cell(**tree)
+
+    def claim(
+        self, name: str, owner: Mapping[str, Any], alive: Callable[[Mapping[str, Any]], bool]
+    ) -> Cell | None:
+        """Begin an attempt at a cell for `owner`; None where it is done or somebody is at it.
+
+        `alive` says whether an owner may still be at work.
+        """
+        cell = self.read(name)
+        newest, held = self._newest(name)
+        if cell.state == "done":
+            return None
+        over = not newest or (cell.attempt == newest and cell.state in ENDED)
+        if not over and alive({"beat": cell.beat if cell.attempt == newest else None, **held}):
+            return None
+        now = time.time()
+        if not files.create_text(
+            self._claim(name, newest + 1), json.dumps({**owner, "claimed": now})
+        ):
+            return None
+        cell = dataclasses.replace(
+            cell,
+            state="running",
+            attempt=newest + 1,
+            owner=dict(owner),
+            started=now,
+            beat=now,
+            rate=None,
+            ended=None,
+            error="",
+        )
+        self._write(cell)
+        return cell
+
+    def held(self, cell: Cell) -> bool:
+        """Whether the attempt of `cell` is still the newest."""
+        return self._newest(cell.id, cell.attempt)[0] == cell.attempt
+
+    def write(self, cell: Cell) -> bool:
+        """Record an attempt as `cell` says; False, and nothing, where a newer one has begun."""
+        if not self.held(cell):
+            return False
+        self._write(cell)
+        return True
+
+    def cancel(self) -> None:
+        """Ask all who work on it to save and stop; nothing new begins until `resume`."""
+        files.write_text(self.folder / CANCELLED, json.dumps({"at": time.time()}))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the sweep is to stop."""
+        return bool((self.folder / CANCELLED).exists())
+
+    def resume(self) -> None:
+        """Take back what `cancel` asked for."""
+        (self.folder / CANCELLED).unlink(missing_ok=True)
+
+    def _write(self, cell: Cell) -> None:
+        files.write_text(self._cell(cell.id), json.dumps(dataclasses.asdict(cell), indent=1) + "\n")
+
+    def _newest(self, name: str, known: int = 0) -> tuple[int, dict[str, Any]]:
+        """Number of the newest attempt, from the one that is `known` on, and who claimed it."""
+        number, held = known, dict[str, Any]()
+        while (found := _read(self._claim(name, number + 1))) is not None:
+            number, held = number + 1, found
+        return number, held
+
+    def _cell(self, name: str) -> epath.Path:
+        return self.folder / "cells" / f"{name}.json"
+
+    def _claim(self, name: str, number: int) -> epath.Path:
+        return self.folder / "claims" / f"{name}.{number}"
+
+
+def create(folder: str, sweep: Sweep, cells: Iterable[Cell]) -> Ledger:
+    """The ledger of `sweep` in `folder`: made there, or the one that is there already.
+
+    Raises Mistake, and changes nothing, where the folder is that of another sweep.
+    """
+    path = epath.Path(folder) / SWEEP
+    found = _read(path)
+    if found is not None:
+        ledger = Ledger(folder)
+        for field in ("digest", "common", "eval"):
+            there, asked = found[field], json.loads(json.dumps(getattr(sweep, field)))
+            if there != asked:
+                raise Mistake(
+                    f"workdir={folder}: holds the sweep {found['name']} with another "
+                    f"{_FIELD_NAMES[field]}: {_differ(there, asked)}"
+                )
+    for cell in cells:
+        file = epath.Path(folder) / "cells" / f"{cell.id}.json"
+        if not file.exists():
+            text = json.dumps(dataclasses.asdict(cell), indent=1) + "\n"
+            files.create_text(file, text)
+    if found is None:
+        files.create_text(path, json.dumps(dataclasses.asdict(sweep), indent=1) + "\n")
+        return create(folder, sweep, ())  # who was first decides which sweep it is
+    return ledger
+
+
+_FIELD_NAMES = {"digest": "list of cells", "common": "data or flags", "eval": "final evaluation"}
+
+
+def _differ(there: Any, asked: Any) -> str:
+    if not isinstance(there, dict):
+        return f"{there}, not {asked}"
+    names = sorted(name for name in {*there, *asked} if there.get(name) != asked.get(name))
+    return ", ".join(f"{name}={asked.get(name)} (it has {there.get(name)})" for name in names)
+
+
+def _read(path: epath.Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none. Raises Fault for a damaged one."""
+    try:
+        tree = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Fault(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise Fault(f"{path}: is damaged: {error}; remove it to have it made anew") from error
+    if not isinstance(tree, dict):
+        raise Fault(f"{path}: is damaged: holds no object; remove it to have it made anew")
+    return tree

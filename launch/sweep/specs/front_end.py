@@ -1,0 +1,26 @@
+"""Front ends, linear patches and Phi-4-MM's conv stem, at two sizes and two amounts of sound.
+
+Layers of 16 and 64 M weights, ten epochs of 100 and of 960 h. The stem has d / 4 channels, Phi's
+own share being a third, and needs r 8.
+
+melllm sweep run front_end --workdir sweeps/front --dry-run
+"""
+
+from launch.sweep import budgets, spec
+
+CORPUS = "corpora/english"  # of 960 h at least: put yours here, or copy this file
+HOURS = (100.0, 960.0)
+EPOCHS = 10
+ROWS = budgets.RowShares(speech=0.43, fill=0.97)  # 12.5 of speech and 16 bytes of text a second
+
+
+def cells() -> list[spec.Cell]:
+    """8 cells."""
+    fronts = spec.chain(
+        spec.grid({"preset": ["ladder_16m", "ladder_64m"], "model.front": ["linear"]}),
+        [
+            {"preset": "ladder_16m", "model.front": "conv", "model.c": 128},
+            {"preset": "ladder_64m", "model.front": "conv", "model.c": 192},
+        ],
+    )
+    return budgets.with_ladder_rate(budgets.fixed_data(fronts, CORPUS, HOURS, EPOCHS, ROWS))

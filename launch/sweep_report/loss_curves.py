@@ -1,0 +1,57 @@
+"""Loss curves of a sweep's runs, read from their metrics and thinned for a page.
+
+Points stand at equal distances of log step, each for the mean of the lines around it.
+"""
+
+from collections.abc import Sequence
+from concurrent import futures
+import json
+import math
+import statistics
+
+from etils import epath
+
+from launch.sweep.ledger import Cell
+
+Curve = tuple[tuple[int, float], ...]  # update, loss
+
+WHOLE = 24_000  # points of all curves together: some 300 kB of a page for each chart of them
+LEAST, FINEST = 24, 120  # points of a curve
+READ = 12  # lines of very many that a point is the mean of; fewer than twice as many
+
+
+def read_curves(folder: epath.Path, cells: Sequence[Cell]) -> dict[str, Curve]:
+    """The curve of each cell that has begun to train, by id."""
+    begun = [cell for cell in cells if cell.attempt]
+    points = max(LEAST, min(FINEST, WHOLE // max(len(begun), 1)))
+    path = lambda cell: folder / "runs" / cell.id / "metrics.jsonl"
+    with futures.ThreadPoolExecutor(8) as pool:  # in a bucket each is a request
+        found = pool.map(lambda cell: read_curve(path(cell), points), begun)
+        return {cell.id: one for cell, one in zip(begun, found, strict=True) if one}
+
+
+def read_curve(path: epath.Path, points: int) -> Curve:
+    """At most so many points; none of a run that has told no finite loss yet."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):  # not begun, or being written as we look
+        return ()
+    edges = sorted({round(len(lines) ** (i / points)) for i in range(1, points + 1)})
+    bins = [lines[a:b] for a, b in zip([0, *edges], edges, strict=False)]
+    return tuple(point for part in bins if (point := _mean(part)))
+
+
+def _mean(lines: Sequence[str]) -> tuple[int, float] | None:
+    """The last update of some lines and their mean loss; a line that is cut off does not count."""
+    found = []
+    for line in lines[:: max(1, len(lines) // READ)]:
+        try:
+            metrics = json.loads(line)
+            step, loss = int(metrics["step"]), float(metrics["loss"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        if math.isfinite(loss) and loss > 0:
+            found.append((step, loss))
+    if not found:
+        return None
+    return found[-1][0], statistics.fmean(loss for _, loss in found)

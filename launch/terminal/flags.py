@@ -1,0 +1,226 @@
+"""Command lines from frozen dataclasses: tyro reads the flags, this file keeps errors to one line.
+
+The flags of a run are the dotted fields of `Run`, so that `--model.d 512`, an override
+{"model.d": 512} and run.json are one language. A few fields differ on the command line, and FLAGS
+says how: the corpora are given by --data, two fields have a shorter second name, and what a run
+fills in by itself is no flag.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import itertools
+import re
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Suppress, UseAppendAction, arg
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
+
+from melllm_jax.config.data import Data, Sounds, Source
+from melllm_jax.config.features import Mel, Text
+from melllm_jax.config.run import Init, Intervals, Mesh, Optim, Run
+from melllm_jax.errors import Mistake
+
+Kind = TypeVar("Kind")
+
+
+def parse_source(text: str) -> Source:
+    """The corpus that `DIR`, `DIR=WEIGHT` or `DIR=WEIGHT:HOURSh` names.
+
+    Raises Mistake for a weight, or hours, that are none.
+    """
+    path, equals, share = text.rpartition("=")
+    if not equals:
+        return Source(text)
+    weight, colon, hours = share.partition(":")
+    if colon and not hours.endswith("h"):
+        raise Mistake(f"{text}: what follows : must be hours, such as 10h, not {hours!r}")
+    try:
+        return Source(path, float(weight), hours=float(hours[:-1]) if colon else 0.0)
+    except ValueError as error:
+        raise Mistake(
+            f"{text}: what follows = must be a positive weight, then :HOURSh or nothing, not "
+            f"{share!r}"
+        ) from error
+
+
+def format_source(source: Source) -> str:
+    """What `parse_source` reads back."""
+    hours = f":{source.hours:g}h" if source.hours else ""
+    return f"{source.path}={source.weight:g}{hours}"
+
+
+SOURCE_FLAG = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="DIR[=WEIGHT[:HOURSh]]",
+    instance_from_str=lambda words: parse_source(words[0]),
+    is_instance=lambda value: isinstance(value, Source),
+    str_from_instance=lambda value: [format_source(value)],
+)
+FLAGS: Mapping[type, Mapping[str, Any]] = {
+    Run: {"name": Annotated[str, Suppress]},
+    Mel: {
+        "mean": Annotated[tuple[float, ...], Suppress],
+        "invstd": Annotated[tuple[float, ...], Suppress],
+    },
+    Text: {"digest": Annotated[str, Suppress]},
+    Init: {
+        "path": Annotated[str, arg(aliases=("--init",), metavar="DIR")],
+        "digest": Annotated[str, Suppress],
+    },
+    Data: {
+        "sources": Annotated[
+            tuple[Annotated[Source, SOURCE_FLAG], ...],
+            UseAppendAction,
+            arg(
+                name="data",
+                prefix_name=False,
+                metavar="DIR[=WEIGHT[:HOURSh]]",
+                help="folder of shards or of SPLIT.jsonl manifests, its share of the examples "
+                "drawn, relative to the others (1 if not said), and how many hours of it to draw "
+                "from (all if not said): speech=2:100h",
+            ),
+        ]
+    },
+    Sounds: {"digest": Annotated[str, Suppress]},
+    Mesh: {
+        "topology": Annotated[str, arg(aliases=("--topology",))],
+        "slices": Annotated[int, arg(aliases=("--slices",))],
+    },
+    Optim: {"steps": Annotated[int, arg(aliases=("--steps",))]},
+    Intervals: {"every": Annotated[int, arg(aliases=("--save-every",))]},
+}
+REGISTRY = ConstructorRegistry()
+FLAGS_APPLIED = (
+    object()
+)  # marks a type whose own fields tyro is asked for, so that FLAGS applies once
+
+
+@REGISTRY.struct_rule
+def run_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """The flags of a part of `Run`: tyro's own, but for those that FLAGS changes."""
+    changes = FLAGS.get(info.type)
+    if changes is None or FLAGS_APPLIED in info.markers:
+        return None
+    plain = dataclasses.replace(info, markers=(*info.markers, FLAGS_APPLIED))
+    spec = ConstructorRegistry.get_struct_spec(plain)
+    assert isinstance(spec, StructConstructorSpec), f"tyro cannot read {info.type}"
+    fields = (dataclasses.replace(f, type=changes.get(f.name, f.type)) for f in spec.fields)
+    return dataclasses.replace(spec, fields=tuple(fields))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """Base of what commands on a preset take: add the command's own fields to it."""
+
+    run: Annotated[Run, arg(name=""), FlagConversionOff]  # --model.scan False, as an override says
+
+
+def parse(
+    kind: type[Kind],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    default: Kind | None = None,
+    description: str | None = None,
+) -> Kind:
+    """`argv` as an instance of the frozen dataclass `kind`, whose defaults are `default`'s.
+
+    Help comes from the comments on the fields and the docstring of `kind`. `--help` prints it and
+    raises SystemExit(0). Raises Mistake, in one line, for anything that cannot be read.
+    """
+    read = functools.partial(
+        tyro.cli,
+        kind,
+        prog=prog,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        description=description,
+        config=(FlagCreatePairsOff,),
+        registry=REGISTRY,
+    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return read(args=list(argv))
+    except SystemExit as end:
+        if not end.code:
+            raise
+    sections = _sections(said.getvalue())
+    unknown = re.search(r"Unrecognized options:\s+(\S+)", " ".join(sections))
+    if unknown is None:
+        raise Mistake(_reword(sections[0]))
+    word = unknown[1].rstrip(",")
+    if not word.startswith("-"):
+        raise Mistake(f"unexpected argument {word!r}")
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+        read(args=["--help"])
+    raise Mistake(f"unknown flag {word}: did you mean {_nearest(word, told.getvalue())}?")
+
+
+Runs = TypeVar("Runs", bound=RunArguments)
+
+
+def run_arguments(
+    kind: type[Runs],
+    argv: Sequence[str],
+    preset: Callable[[str], Run],
+    *,
+    prog: str,
+    presets: Iterable[str],
+) -> Runs:
+    """`argv` as PRESET and flags: an instance of `kind` whose `run` is the preset, overridden.
+
+    `preset` finds the run of a name and raises Mistake for an unknown one; `presets` are the names
+    that help lists. Raises Mistake, in one line, for anything that cannot be read.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        names = ", ".join(presets)
+        if not argv:
+            raise Mistake(f"no PRESET given: one of {names}")
+        print(
+            f"usage: {prog} PRESET [flags]\n\n{kind.__doc__}\n\npresets: {names}\n\n"
+            f"`{prog} PRESET --help` lists the flags, with the preset's values."
+        )
+        raise SystemExit(0)
+    if argv[0].startswith("-"):
+        raise Mistake(f"PRESET must come first, before {argv[0]}")
+    fields = [field for field in dataclasses.fields(kind) if field.name != "run"]
+    required = [
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    default = kind(run=preset(argv[0]), **dict.fromkeys(required, tyro.MISSING_NONPROP))
+    return parse(kind, argv[1:], prog=f"{prog} {argv[0]}", default=default)
+
+
+def _sections(box: str) -> list[str]:
+    """tyro's complaint without title, frame and line breaks: its sections, the first says what.
+
+    Sections are parted by a rule; where the terminal has no Unicode the frame is hyphens.
+    """
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    rule = lambda line: not line.strip("─-╰╯")
+    return [" ".join(part) for ruled, part in itertools.groupby(lines, rule) if not ruled]
+
+
+def _nearest(word: str, told: str) -> str:
+    """The flag named in the help `told` whose spelling comes nearest to `word`."""
+    flags = re.findall(r"(?<![\w.-])--[a-z][\w.-]*", told)
+    return difflib.get_close_matches(word.replace("_", "-"), flags, n=1, cutoff=0.0)[0]
+
+
+def _reword(complaint: str) -> str:
+    what = re.sub(r"^Missing from .*?: (?=\S)", "missing ", " ".join(complaint.split()))
+    # A rule of the config names its field itself: only a flag's name tells more than the message.
+    return re.sub(r"^Error parsing (?:(?!-)\S+: )?", "", what)

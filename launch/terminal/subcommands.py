@@ -1,0 +1,225 @@
+"""All commands of `melllm` in one nested table, their help, and how words pick one.
+
+What must hold: printing help starts no command, so this file imports neither JAX nor NumPy. That is
+why a command's module is imported by name, here and nowhere else, and only once it is called.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import difflib
+import importlib
+
+from melllm_jax.errors import Mistake
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command: a function of a module that takes the rest of the line, and returns a status."""
+
+    summary: str  # one line of help
+    module: str
+    function: str = "main"
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandGroup:
+    """Commands that share their first word."""
+
+    summary: str  # one line of help
+    about: str  # what the help of the group says above its table
+    commands: Mapping[str, Command]
+    operands: str = "…"  # what follows the second word
+    question: str = "say what to do"
+
+
+DATA = CommandGroup(
+    "look at a corpus, measure how fast it reads, train a tokenizer on it",
+    "What is done to corpora before training; `melllm prepare` makes shards of them.",
+    {
+        "import": Command("a foreign corpus as manifests", "launch.commands.data.import_corpus"),
+        "export-tfds": Command("shards as a TFDS dataset", "launch.commands.data.export_tfds"),
+        "speak": Command(
+            "the synthetic corpus in any size, with noise or without", "launch.commands.data.speak"
+        ),
+        "inspect": Command(
+            "what is in a corpus: figures, and a page to see and hear",
+            "launch.commands.data.inspect",
+        ),
+        "bench": Command(
+            "how fast corpora become batches, and what that feeds", "launch.bench.data_loading"
+        ),
+        "tokenizer": Command(
+            "train a SentencePiece table on transcripts", "launch.commands.data.tokenizer"
+        ),
+    },
+)
+CONVERT = CommandGroup(
+    "checkpoints from and to Hugging Face's layout",
+    "Checkpoints from and to Hugging Face's layout, and whether both agree.",
+    {
+        "import": Command(
+            "turn a Phi checkpoint of safetensors into a checkpoint of ours, block by block",
+            "launch.commands.convert",
+            "import_command",
+        ),
+        "export": Command(
+            "write a checkpoint, of training or imported, as safetensors that transformers loads",
+            "launch.commands.convert",
+            "export_command",
+        ),
+        "check": Command(
+            "run the original in torch and the import in JAX, and say how far they are apart",
+            "launch.commands.convert",
+            "check_command",
+        ),
+    },
+)
+SWEEP = CommandGroup(
+    "many runs from one Python file, none of them lost; their report",
+    "Many runs from one Python file; whatever is killed goes on from its last checkpoint.",
+    {
+        "run": Command("run the cells of SPEC.py, or go on with them", "launch.commands.sweep.run"),
+        "resume": Command(
+            "start what is missing, each cell from its checkpoint", "launch.commands.sweep.resume"
+        ),
+        "status": Command(
+            "a table of the cells, and when all will be done", "launch.commands.sweep.status"
+        ),
+        "cancel": Command("let what runs save and stop", "launch.commands.sweep.cancel"),
+        "report": Command("write one page of all that came of it", "launch.commands.sweep.report"),
+        "cell": Command("do one cell: what backends start", "launch.commands.sweep.cell"),
+    },
+)
+SCALING = CommandGroup(
+    "fit a scaling law to runs, and find the best run of a budget",
+    "Laws of loss over parameters and tokens.",
+    {
+        "fit": Command(
+            "fit a law to the runs of a sweep or a CSV", "launch.commands.scaling", "fit"
+        ),
+        "predict": Command(
+            "the best run of a budget, by a law", "launch.commands.scaling", "predict"
+        ),
+    },
+)
+BENCH = CommandGroup(
+    "figures for this machine: training, decoding, data, checkpoints",
+    "Figures for this machine: medians, on random weights and numbers. PRESET is quickstart if\n"
+    "none is given; its fields are flags as of `melllm train`. --json prints one JSON object.",
+    {
+        "train": Command(
+            "the update of a preset, beside a plain product of matrices",
+            "launch.commands.bench",
+            "bench_train",
+        ),
+        "checkpoint": Command(
+            "how long saving stops a run; restoring", "launch.commands.bench", "bench_checkpoint"
+        ),
+        "data": Command("corpora into batches: --data DIR", "launch.commands.bench", "bench_data"),
+        "decode": Command(
+            "reading speech, at several batch sizes", "launch.commands.bench", "bench_decode"
+        ),
+    },
+    operands="[PRESET] [flags]",
+    question="say what to measure",
+)
+COMMANDS: dict[str, Command | CommandGroup] = {
+    "quickstart": Command(
+        "make a spoken corpus, train on it, score it, transcribe it", "launch.commands.quickstart"
+    ),
+    "prepare": Command(
+        "turn a corpus into shards that training reads at random", "launch.commands.prepare"
+    ),
+    "data": DATA,
+    "train": Command(
+        "train a preset on prepared data, or go on where it stopped", "launch.commands.train"
+    ),
+    "evaluate": Command(
+        "word error rate and speed of a run on a split", "launch.commands.evaluate"
+    ),
+    "transcribe": Command("text of wav, flac, mp3 and ogg files", "launch.commands.transcribe"),
+    "convert": CONVERT,
+    "logits": Command(
+        "scores of a checkpoint for given tokens, to debug a port", "launch.commands.logits"
+    ),
+    "plan": Command(
+        "memory, time and cost of a preset on a pod that is not here", "launch.commands.plan"
+    ),
+    "sweep": SWEEP,
+    "scaling": SCALING,
+    "bench": BENCH,
+    "wer": Command("word error rate between two files of transcripts", "launch.commands.wer"),
+}
+
+
+def run_command(args: Sequence[str]) -> int:
+    """Run the command that the first word or two of `args` name: its exit status.
+
+    Raises Mistake where they name none, with the nearest that there is.
+    """
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)
+        raise Mistake(f"unknown command {name!r}: did you mean {near[0]}?")
+    entry = COMMANDS[name]
+    if isinstance(entry, CommandGroup):
+        if rest and rest[0] in ("-h", "--help"):
+            print(group_help(name, entry))
+            return 0
+        word = _choose_subcommand(name, rest, entry)
+        entry, rest = entry.commands[word], rest[1:]
+    status: int = getattr(importlib.import_module(entry.module), entry.function)(rest)
+    return status
+
+
+def split_operand(command: str, argv: Sequence[str], what: str) -> tuple[str, Sequence[str]]:
+    """The word that `melllm COMMAND` works on, and the flags after it; where help is asked, "".
+
+    Raises Mistake where it is missing; `what` is its name.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        return "", argv
+    if not argv or argv[0].startswith("-"):
+        raise Mistake(f"no {what} given: melllm {command} {what}")
+    return argv[0], argv[1:]
+
+
+def main_help() -> str:
+    """What `melllm --help` prints."""
+    return f"""usage: melllm COMMAND [arguments]
+
+Encoder-free speech language models: mel patches straight into an LLM.
+
+commands:
+{_table(COMMANDS)}
+
+`melllm COMMAND --help` says what a command takes; `melllm --version` says which this is.
+Exit status: 0 success, 1 a fault from outside, 2 a mistake in what was asked for."""
+
+
+def group_help(name: str, group: CommandGroup) -> str:
+    """What `melllm NAME --help` prints of a group."""
+    return f"""usage: melllm {name} WHAT {group.operands}
+
+{group.about}
+
+what:
+{_table(group.commands)}
+
+`melllm {name} WHAT --help` says more."""
+
+
+def _table(commands: Mapping[str, Command | CommandGroup]) -> str:
+    width = max(map(len, commands))
+    return "\n".join(f"  {name:{width}}  {entry.summary}" for name, entry in commands.items())
+
+
+def _choose_subcommand(name: str, rest: Sequence[str], group: CommandGroup) -> str:
+    """The first word of `rest`. Raises Mistake where there is none, or none of that name."""
+    names = ", ".join(group.commands)
+    if not rest:
+        raise Mistake(f"{group.question}: {names}")
+    if rest[0] not in group.commands:
+        near = difflib.get_close_matches(rest[0], group.commands, n=1, cutoff=0.0)
+        raise Mistake(f"{name}={rest[0]}: is none of {names}; did you mean {near[0]}?")
+    return rest[0]

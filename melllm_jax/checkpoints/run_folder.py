@@ -1,0 +1,119 @@
+"""A run's folder: `run.json` and what stands beside it, claimed by one run alone.
+
+run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/
+
+An imported checkpoint is such a folder with `model.json` in place of `run.json`, and no metrics.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Any
+
+from etils import epath
+
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.config.overrides import from_json, identity, to_json
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Fault, Mistake
+
+RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "tokenizer"
+
+
+def claim(workdir: str, run: Run) -> None:
+    """Make `workdir` this run's folder, or find that it already is.
+
+    Raises Mistake where it belongs to a run of another identity, in which nothing is touched then,
+    or is on no disk: metrics are appended to, which no bucket does.
+    Raises Fault where it cannot be written.
+    """
+    if "://" in workdir:
+        raise Mistake(f"workdir={workdir}: a run writes to a disk: mount the bucket, and name that")
+    path = epath.Path(workdir) / RUN
+    if path.exists():
+        _check_same_run(workdir, run)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"{RUN}.tmp")
+        scratch.write_text(to_json(run))
+        scratch.replace(path)
+    except OSError as error:
+        raise Fault(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def verify_claim(workdir: str, run: Run) -> None:
+    """Find that another host has made `workdir` this run's folder.
+
+    Raises Mistake where that host trains another run, or in a folder that is not seen from here.
+    """
+    if not (epath.Path(workdir) / RUN).exists():
+        raise Mistake(f"workdir={workdir}: not what process 0 writes to: all hosts must share it")
+    _check_same_run(workdir, run)
+
+
+def _check_same_run(workdir: str, run: Run) -> None:
+    """Raises Mistake for another run; its mixture may change, but not what a corpus holds."""
+    other = read_run(workdir)
+    asked, there = dict(_unchangeable_fields(run, other)), dict(_unchangeable_fields(other, run))
+    if asked != there:
+        names = [n for n in asked | there if asked.get(n) != there.get(n)]
+        differ = [f"{n}={asked.get(n)} (it has {there.get(n)})" for n in names]
+        raise Mistake(
+            f"workdir={workdir}: belongs to run {identity(other)}, not "
+            f"{identity(run)}; they differ in {', '.join(differ)}"
+        )
+
+
+def read_run(workdir: str) -> Run:
+    """The run whose folder this is. Raises Mistake where it is none."""
+    path = epath.Path(workdir) / RUN
+    if not path.exists():
+        raise Mistake(f"run={workdir}: holds no run.json")
+    return from_json(path.read_text(), Run)
+
+
+def read_spec(folder: str) -> ModelSpec:
+    """The model whose folder this is, of a run or imported; its tokenizer is a path or "bytes".
+
+    Raises Mistake where it is neither.
+    """
+    path = epath.Path(folder) / SPEC
+    if path.exists():
+        found = from_json(path.read_text(), ModelSpec)
+    elif (path.parent / RUN).exists():
+        run = read_run(folder)
+        found = ModelSpec(run.model, run.mel, run.text, run.lora)
+    else:
+        raise Mistake(f"checkpoint={folder}: holds neither {SPEC} nor {RUN}")
+    if found.text.tokenizer == "bytes":
+        return found
+    text = dataclasses.replace(found.text, tokenizer=f"{folder}/{TOKENIZER}")
+    return dataclasses.replace(found, text=text)
+
+
+def _unchangeable_fields(run: Run, other: Run) -> Iterator[tuple[str, Any]]:
+    """What a resume of `run` or of `other` may not change, as (dotted name, value).
+
+    Sources may come and go, but one at least stays, and none changes in its place.
+    """
+    still = dataclasses.replace(run.data, sources=(), temperature=0.0, epochs=0)
+    yield from _identity_fields(dataclasses.replace(run, data=still))
+    held, others = ({(x.digest, x.hours) for x in r.data.sources} for r in (run, other))
+    places = {source.path for source in other.data.sources}
+    for source in run.data.sources:
+        changed = source.path in places and (source.digest, source.hours) not in others
+        if changed or held.isdisjoint(others):
+            hours = f"{source.hours:g} h of " if source.hours else ""
+            yield f"data.sources.{source.path}", f"{hours}{source.digest}"
+
+
+def _identity_fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What is part of a run's identity, as (dotted name, value)."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            if field.metadata.get("identity", True):
+                yield from _identity_fields(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+        for i, item in enumerate(value):
+            yield from _identity_fields(item, f"{name}.{i}")
+    else:
+        yield name.removeprefix("."), value

@@ -1,0 +1,43 @@
+"""How sound becomes mel patches and how words become token ids: plain data, no JAX."""
+
+import dataclasses
+from typing import Literal
+
+from melllm_jax.config.validation import WHERE, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Mel:
+    """How 16 kHz sound becomes mel patches."""
+
+    kind: Literal["phi4", "whisper", "plain"] = "phi4"  # whose extractor, to the constant
+    m: int = 80  # mel bands
+    r: int = 8  # frames of 10 ms a position: the token rate is 100 / r Hz
+    normalize: Literal["none", "utterance", "global"] = "utterance"  # mean and variance by band
+    mean: tuple[float, ...] = ()  # global: m means, in the extractor's log units
+    invstd: tuple[float, ...] = ()  # global: m inverse standard deviations
+
+    def __post_init__(self) -> None:
+        require("mel.r", self.r, self.r in (1, 2, 4, 8, 16), "must be 1, 2, 4, 8 or 16")
+        bands = {"phi4": (80,), "whisper": (80, 128), "plain": range(8, 257)}[self.kind]
+        require("mel.m", self.m, self.m in bands, f"is no band count of {self.kind}")
+        for name in ("mean", "invstd"):
+            count = len(getattr(self, name))
+            require(
+                f"mel.{name}", f"{count} values", count in (0, self.m), f"needs {self.m} values"
+            )
+
+    @property
+    def p(self) -> int:
+        """Width of one flattened patch."""
+        return self.r * self.m
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """How words become token ids, and what stands around the sound."""
+
+    tokenizer: str = dataclasses.field(default="bytes", metadata=WHERE)  # "bytes", or a path
+    digest: str = ""  # content hash of the tokenizer, filled in when a run starts
+    template: Literal["plain", "phi3", "phi4"] = "plain"  # chat template of the ASR prompt
+    instruction: str = "Transcribe the audio clip into text."  # unused by "plain"

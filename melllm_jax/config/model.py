@@ -1,0 +1,101 @@
+"""Sizes of the decoder, its rotary positions and LoRA, and a model without its weights.
+
+Plain data, no JAX. A size is named by its letter of the one alphabet (see `melllm_jax.sharding`).
+"""
+
+import dataclasses
+from typing import Literal
+
+from melllm_jax.config.features import Mel, Text
+from melllm_jax.config.validation import WHERE, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions, partial or long (LongRoPE: Phi-3-128k, Phi-4-mini)."""
+
+    theta: float = 10_000.0  # rope_theta
+    partial: float = 1.0  # partial_rotary_factor: share of each head's width that rotates
+    short: tuple[float, ...] = ()  # short_factor, one a rotated pair; () is plain rotary
+    long: tuple[float, ...] = ()  # long_factor, used once a row is longer than `original`
+    original: int = 4096  # original_max_position_embeddings
+    longest: int = 4096  # max_position_embeddings
+
+    def __post_init__(self) -> None:
+        require("model.rope.partial", self.partial, 0 < self.partial <= 1, "must lie in (0, 1]")
+        same = len(self.short) == len(self.long)
+        require(
+            "model.rope.long", f"{len(self.long)} factors", same, f"short has {len(self.short)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Sizes of the decoder and its front end."""
+
+    d: int  # hidden_size
+    n: int  # num_attention_heads
+    k: int  # num_key_value_heads
+    h: int  # head_dim
+    f: int  # intermediate_size
+    l: int  # num_hidden_layers
+    v: int  # vocab_size
+    eps: float = 1e-5  # rms_norm_eps
+    rope: Rope = Rope()
+    tied: bool = True  # tie_word_embeddings
+    window: int = 0  # sliding_window: positions seen back, itself included; 0 sees all
+    front: Literal["none", "linear", "conv"] = "linear"  # text alone, patch → d, Phi-4-MM's stem
+    c: int = 1024  # channels of the conv stem
+    speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip
+    attention: Literal["auto", "whole", "blocks", "splash", "cudnn"] = dataclasses.field(
+        default="auto", metadata=WHERE
+    )  # auto: splash on TPU, cuDNN on GPU, elsewhere [t, s] whole up to 1,024, blocks beyond
+    remat: Literal["none", "full", "dots", "named", "offload"] = dataclasses.field(
+        default="full", metadata=WHERE
+    )  # what the backward pass computes again: nothing, all, all but products, all but `kept`
+    kept: tuple[Literal["qkv", "attended", "gate_up", "out"], ...] = dataclasses.field(
+        default=("qkv", "attended"), metadata=WHERE
+    )  # activations of a layer that stay (remat named) or wait in the host's memory (offload)
+    scan: bool = dataclasses.field(
+        default=True, metadata=WHERE
+    )  # one compiled layer run l times; False unrolls: faster on a CPU
+
+    def __post_init__(self) -> None:
+        for name in ("d", "n", "k", "h", "f", "l", "v", "c"):
+            require(
+                f"model.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive"
+            )
+        shares = self.n % self.k == 0
+        require("model.n", self.n, shares, f"query heads cannot share k={self.k} KV heads evenly")
+        require("model.window", self.window, self.window >= 0, "must be 0 or more positions")
+        pairs = self.rotated // 2
+        fits = len(self.rope.short) in (0, pairs)
+        require("model.rope.short", f"{len(self.rope.short)} factors", fits, f"needs {pairs}")
+
+    @property
+    def rotated(self) -> int:
+        """Leading dimensions of each head that rotate: an even number."""
+        return int(self.h * self.rope.partial) // 2 * 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank additions to the four projections of every layer; r = 0 is none."""
+
+    r: int = 0  # rank
+    alpha: float = 640.0  # the addition is scaled by alpha / r
+    dropout: float = 0.0  # share of the low-rank input dropped in training
+
+    def __post_init__(self) -> None:
+        require("lora.r", self.r, self.r >= 0, "must be 0 or more")
+        require("lora.dropout", self.dropout, 0 <= self.dropout < 1, "must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What a model is without its weights: `model.json` beside a checkpoint that was imported."""
+
+    model: Model
+    mel: Mel = Mel()
+    text: Text = Text()
+    lora: Lora = Lora()

@@ -1,0 +1,127 @@
+"""Changes, writes and reads configs: dotted overrides, JSON, and the hash of a run's identity.
+
+Unknown, missing or ill-typed fields raise Mistake.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from typing import Any, Literal, TypeVar
+
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.config.run import Run
+from melllm_jax.config.validation import require
+from melllm_jax.errors import Mistake
+
+
+def override(run: Run, changes: Mapping[str, Any]) -> Run:
+    """`run` with the dotted fields of `changes` set: `override(run, {"model.d": 512})`.
+
+    Raises Mistake for a name that does not exist, with the nearest that does, and for a value
+    of another type than the field's.
+    """
+    names = dict(fields(run))
+    whole: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise Mistake(f"unknown field {name}={value!r}: did you mean {near[0]}?")
+        parts = name.split(".")
+        inner = whole
+        for part in parts[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[parts[-1]] = value
+    return _replace_fields(run, whole, "")
+
+
+def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every settable field of a config as (dotted name, value)."""
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def to_json(cfg: Run | ModelSpec) -> str:
+    """A run or a spec as indented JSON; `from_json` reads it back equal."""
+    return json.dumps(dataclasses.asdict(cfg), indent=1) + "\n"
+
+
+Kind = TypeVar("Kind", Run, ModelSpec)
+
+
+def from_json(text: str, kind: type[Kind]) -> Kind:
+    """What `to_json` wrote. Raises Mistake for unknown, missing or ill-typed fields."""
+    name = {Run: "run", ModelSpec: "model"}[kind]
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Mistake(f"{name}.json is no JSON: {error}") from error
+    built: Kind = _parse_value(kind, tree, name)
+    return built
+
+
+def identity(run: Run) -> str:
+    """Hash of what decides the run's result: 16 hexadecimal digits."""
+    text = json.dumps(_identity_tree(run), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _identity_tree(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        decides = (f for f in dataclasses.fields(value) if f.metadata.get("identity", True))
+        return {f.name: _identity_tree(getattr(value, f.name)) for f in decides}
+    return [_identity_tree(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _replace_fields(cfg: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(type(cfg))
+    new = {}
+    for name, value in changes.items():
+        old = getattr(cfg, name)
+        if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
+            new[name] = _replace_fields(old, value, f"{prefix}{name}.")
+        else:
+            new[name] = _parse_value(hints[name], value, prefix + name)
+    return dataclasses.replace(cfg, **new)
+
+
+def _parse_value(kind: Any, value: Any, name: str) -> Any:
+    """`value`, as JSON or Python has it, as an instance of the annotation `kind`."""
+    if dataclasses.is_dataclass(kind) and type(value) is not kind:
+        return _parse_dataclass(kind, value, name)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        require(
+            name, repr(value), value in options, f"must be one of {', '.join(map(str, options))}"
+        )
+        return value
+    if origin is tuple:
+        require(name, repr(value), isinstance(value, list | tuple), "must be a list")
+        return tuple(_parse_value(options[0], item, name) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    require(name, repr(value), type(value) is kind, f"must be of type {kind.__name__}")
+    return value
+
+
+def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
+    require(name, repr(value)[:40], isinstance(value, Mapping), "must be an object of fields")
+    hints = typing.get_type_hints(kind)
+    for key in value:
+        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+        require(f"{name}.{key}", "…", key in hints, f"is no field: did you mean {near[0]}?")
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.name not in value
+    ]
+    require(name, repr(value)[:40], not missing, f"lacks {', '.join(missing)}")
+    return kind(
+        **{key: _parse_value(hints[key], item, f"{name}.{key}") for key, item in value.items()}
+    )

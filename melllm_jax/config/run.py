@@ -1,0 +1,119 @@
+"""Frozen descriptions of a run: what is trained, on what, how, and where.
+
+Plain data: importing this file imports no JAX. A field is named by the letter of the one alphabet
+(see `layout`) where it is a size. Fields marked `WHERE` say where a run happens and leave its
+result alone, so they are no part of its identity.
+"""
+
+import dataclasses
+from typing import Literal
+
+from melllm_jax.config.data import Data
+from melllm_jax.config.features import Mel, Text
+from melllm_jax.config.model import Lora, Model
+from melllm_jax.config.validation import WHERE, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """The optimiser, its schedule, and what it may change."""
+
+    steps: int  # updates in all; the schedule ends there
+    lr: float = 1e-3  # peak learning rate, of muon's matrices too
+    kind: Literal["adamw", "muon"] = "adamw"  # muon: on matrices; AdamW on the rest
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    warmup: int = 100  # updates of linear rise from 0
+    decay: float = 0.2  # wsd: share of the steps over which the rate falls
+    final: float = 0.1  # the rate ends at this share of its peak
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # on matrices only
+    clip: float = 1.0  # global gradient norm; 0 does not clip
+    micro: int = dataclasses.field(
+        default=1, metadata=WHERE
+    )  # micro-batches whose gradients are added up for one update
+    train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
+    freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
+    compute: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward and backward pass
+
+    def __post_init__(self) -> None:
+        require("optim.steps", self.steps, self.steps > 0, "must be positive")
+        require("optim.micro", self.micro, self.micro > 0, "must be positive")
+        require("optim.warmup", self.warmup, self.warmup >= 0, "must be 0 or more")
+        require("optim.decay", self.decay, 0 < self.decay <= 1, "must lie in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; `layout` says what each axis splits."""
+
+    topology: str = ""  # the pod that `melllm plan` compiles for: v5p:4x4x4, h100:8x8
+    slices: int = 1  # slices in it, each with a fast network of its own; replica crosses them
+
+    replica: int = 1  # copies of everything, over the slow network between slices
+    fsdp: int = 0  # splits weights and rows; 0 takes what the other axes leave
+    seq: int = 1  # splits time
+    tp: int = 1  # splits heads, MLP width and vocabulary
+
+    def __post_init__(self) -> None:
+        for name in ("slices", "replica", "seq", "tp"):
+            require(
+                f"mesh.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive"
+            )
+        require("mesh.fsdp", self.fsdp, self.fsdp >= 0, "must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """What a run writes down, and how often, in updates."""
+
+    every: int = 500  # a checkpoint each so many updates, and at the end
+    last: int = 2  # newest checkpoints that stay
+    milestone: int = 0  # checkpoints at multiples of this stay for good; 0 is none
+    log: int = 1  # a line of metrics each so many updates
+    score: int = 0  # WER on the dev split each so many updates; 0 is never
+
+    def __post_init__(self) -> None:
+        for name in ("milestone", "score"):
+            require(f"keep.{name}", getattr(self, name), getattr(self, name) >= 0, "is a count")
+        for name in ("every", "last", "log"):
+            require(
+                f"keep.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """The weights that a run starts from; random ones where nothing is said."""
+
+    path: str = dataclasses.field(default="", metadata=WHERE)  # folder of an import or of a run
+    digest: str = ""  # content hash of its checkpoint, filled in when a run starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that decides a run."""
+
+    name: str = dataclasses.field(metadata=WHERE)  # the preset it came from
+    model: Model
+    data: Data
+    optim: Optim
+    mel: Mel = Mel()
+    text: Text = Text()
+    lora: Lora = Lora()
+    init: Init = Init()
+    seed: int = 0  # of weights, order of data, dropout and augmentation
+    mesh: Mesh = dataclasses.field(default=Mesh(), metadata=WHERE)
+    keep: Intervals = dataclasses.field(default=Intervals(), metadata=WHERE)
+
+    def __post_init__(self) -> None:
+        if self.model.front == "conv":
+            require("mel.r", self.mel.r, self.mel.r == 8, "must be 8 for the conv front end")
+        if self.optim.train == "lora":
+            require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
+        layers = self.optim.freeze
+        known = all(0 <= layer < self.model.l for layer in layers)
+        require("optim.freeze", layers, known, f"layers run from 0 to {self.model.l - 1}")
+        whole = self.data.b % self.optim.micro == 0
+        require("optim.micro", self.optim.micro, whole, f"does not divide data.b={self.data.b}")

@@ -1,0 +1,186 @@
+"""A checkpoint of ours in Hugging Face's layout: what transformers loads, block by block.
+
+Reads what training or an import wrote, in one process and on no mesh. A model that reads speech by
+the conv front end becomes a Phi-4-multimodal without Conformer; one that reads text, a Phi-3.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from melllm_jax.checkpoints import integrity, run_folder, weight_store
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.convert import block_copy, hf_config_writer, phi, safetensors_files
+from melllm_jax.convert.from_hf import ADAPTER_FOLDER, AdapterChoice
+from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
+from melllm_jax.errors import Mistake
+from melllm_jax.files import new_folder
+from melllm_jax.models.parameters import abstract_from_spec
+
+DtypeChoice = Literal["stored", "float32", "float16", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportPlan:
+    """What an export will read and write: nothing has been touched yet."""
+
+    folder: pathlib.Path
+    spec: ModelSpec
+    stored: weight_store.WeightReader
+    main: Mapping[str, ForeignTensor]  # the model's tensors by their names
+    apart: Mapping[str, ForeignTensor]  # LoRA's tensors, written as an adapter of their own
+    added: Mapping[
+        str, tuple[ForeignTensor, ForeignTensor]
+    ]  # matrix → LoRA's A and B that are merged into it
+    dtypes: Mapping[str, np.dtype]  # of every tensor that is written
+
+    @property
+    def bytes(self) -> int:
+        """To be written."""
+        both = {**self.main, **self.apart}
+        return sum(math.prod(x.shape) * self.dtypes[name].itemsize for name, x in both.items())
+
+
+def plan_export(
+    folder: pathlib.Path,
+    adapter: AdapterChoice = "keep",
+    front: Literal["keep", "drop"] = "keep",
+    dtype: DtypeChoice = "stored",
+) -> ExportPlan:
+    """What exporting the newest checkpoint in `folder` would do.
+
+    Raises Mistake for a folder without a whole checkpoint, and for a front end that no class of
+    transformers has.
+    """
+    spec = run_folder.read_spec(str(folder))
+    stored = weight_store.WeightReader(integrity.newest_checkpoint(folder / run_folder.CHECKPOINTS))
+    outlined = abstract_from_spec(spec)[1]
+    shapes = {name: tuple(x.shape) for name, x in outlined.items()}
+    found = {name: shape for name, (_, shape) in stored.shapes.items()}
+    for name in shapes.keys() | found.keys():
+        if shapes.get(name) != found.get(name):
+            raise Mistake(
+                f"{folder}: {name} is {found.get(name)}, its config says {shapes.get(name)}"
+            )
+    if front == "drop":
+        spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, front="none"))
+    if spec.model.front == "linear":
+        raise Mistake(
+            'model.front="linear": no class of transformers reads mel patches; '
+            "--front drop exports the LLM alone"
+        )
+    if spec.model.speech == "bidirectional" and spec.model.front != "none":
+        raise Mistake(
+            'model.speech="bidirectional": transformers attends causally within a clip; '
+            "--front drop exports the LLM alone"
+        )
+    names = phi.TENSOR_NAMES["phi3" if spec.model.front == "none" else "transformers"]
+    main, lora = expand_rules(names.weights(spec.model), shapes), {}
+    added: dict[str, tuple[ForeignTensor, ForeignTensor]] = {}
+    if spec.lora.r and adapter != "drop":
+        lora = expand_rules(names.lora(), shapes)
+    if lora and adapter == "merge":
+        pairs = {name: names.added(name) for name in main}
+        added = {name: (lora[p[0]], lora[p[1]]) for name, p in pairs.items() if p}
+        lora = {}
+    dtypes = {name: _output_dtype(name, x, stored, dtype) for name, x in {**main, **lora}.items()}
+    return ExportPlan(folder, spec, stored, main, lora, added, dtypes)
+
+
+def export_checkpoint(what: ExportPlan, target: pathlib.Path, moved: Callable[[int], None]) -> None:
+    """Make the folder `target`; `moved` is told of the bytes as they are written.
+
+    Raises Mistake where `target` exists already or the disk cannot hold it. Whatever happens,
+    `target` is whole or not there.
+    """
+    with new_folder("HF_DIR", target, what.bytes) as scratch:
+        _fill_folder(what, scratch, moved)
+
+
+def _fill_folder(what: ExportPlan, scratch: pathlib.Path, moved: Callable[[int], None]) -> None:
+    companions = what.folder / run_folder.TOKENIZER
+    original: dict[str, Any] = {}
+    if companions.exists():
+        for path in sorted(companions.iterdir()):
+            shutil.copyfile(path, scratch / path.name)
+        if (companions / "config.json").exists():
+            original = json.loads((companions / "config.json").read_text())
+    tokens = {name: original[name] for name in hf_config_writer.TOKEN_ID_FIELDS if name in original}
+    number = what.dtypes["model.embed_tokens.weight"].name
+    describe = hf_config_writer.phi3_config
+    if what.spec.model.front == "conv":
+        describe = hf_config_writer.phi4_multimodal_config
+        if placeholder := (original.get("audio_config") or {}).get("audio_token_id"):
+            tokens["audio_token_id"] = placeholder
+    _write_json(scratch / "config.json", describe(what.spec, number, tokens))
+    _write_tensors(what, scratch, what.main, safetensors_files.SINGLE_FILE, moved)
+    if what.apart:
+        beside = scratch / ADAPTER_FOLDER
+        beside.mkdir()
+        _write_json(beside / "adapter_config.json", hf_config_writer.adapter_config(what.spec))
+        _write_tensors(what, beside, what.apart, "adapter_model.safetensors", moved)
+
+
+def _write_tensors(
+    what: ExportPlan,
+    folder: pathlib.Path,
+    which: Mapping[str, ForeignTensor],
+    file: str,
+    moved: Callable[[int], None],
+) -> None:
+    sizes = {name: (what.dtypes[name], tensor.shape) for name, tensor in which.items()}
+    with safetensors_files.SafetensorsWriter(folder, sizes, single=file) as writer:
+
+        def move(item: tuple[str, Piece]) -> int:
+            name, piece = item
+            rows = block_copy.to_contiguous(piece.write(what.stored.read(piece.name, piece.index)))
+            if name in what.added:
+                a, b = what.added[name]
+                rows = block_copy.merge_lora(
+                    rows,
+                    _read_tensor(what.stored, a),
+                    _read_tensor(what.stored, b)[piece.start : piece.stop],
+                    what.spec.lora.alpha / what.spec.lora.r,
+                    what.dtypes[name],
+                )
+            rows = rows.astype(what.dtypes[name], copy=False)
+            writer.write(name, piece.start, rows)
+            return rows.nbytes
+
+        block_copy.run_in_threads(move, _pieces(which), moved)
+
+
+def _pieces(which: Mapping[str, ForeignTensor]) -> Iterator[tuple[str, Piece]]:
+    """Every piece; the layers of a weight follow one another, as a training checkpoint has them."""
+    for name, tensor in which.items():
+        for piece in tensor.pieces(block_copy.MAX_ELEMENTS):
+            yield name, piece
+
+
+def _read_tensor(stored: weight_store.WeightReader, tensor: ForeignTensor) -> np.ndarray:
+    """A tensor put together from its parts."""
+    pieces = sorted(tensor.pieces(math.prod(tensor.shape)), key=lambda piece: piece.start)
+    return np.concatenate([piece.write(stored.read(piece.name, piece.index)) for piece in pieces])
+
+
+def _output_dtype(
+    name: str, tensor: ForeignTensor, stored: weight_store.WeightReader, asked: DtypeChoice
+) -> np.dtype:
+    if asked != "stored":
+        return np.dtype(ml_dtypes.bfloat16 if asked == "bfloat16" else asked)
+    found = {stored.shapes[part.name][0] for part in tensor.parts}
+    if len(found) != 1:
+        kinds = ", ".join(sorted(kind.name for kind in found))
+        raise Mistake(f"{name}: its parts are {kinds}: say one with --dtype")
+    return found.pop()
+
+
+def _write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Scores: word error rate, and the loss on held-out batches."""

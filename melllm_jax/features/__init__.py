@@ -1,0 +1,1 @@
+"""Sound to numbers: the constants of the mel extractors, and log-mel on the device."""

@@ -1,0 +1,148 @@
+"""Constants of the three mel extractors, written once for NumPy and for the device.
+
+Every kind looks through 25 ms of 16 kHz sound each 10 ms and is the same chain with other
+constants: edges, pre-emphasis, window, power spectrum, triangles, floor, natural log, and
+y = max(log, peak - span) * gain + offset. Nothing here imports JAX.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+from jaxtyping import Float32
+import numpy as np
+
+SAMPLE_RATE = 16_000  # Hz
+HOP = 160  # samples between frames: 10 ms
+WIDTH = 400  # samples a frame: 25 ms
+EPS = 1e-5  # added to a band's variance, in squared log units: a silent band divides by 0.003
+LN10 = float(np.log(10.0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MelFilters:
+    """What one extractor is made of."""
+
+    points: int  # of the Fourier transform; frames are filled up with zeros
+    edge: int  # samples added at either end of the sound
+    mode: Literal["reflect", "constant"]  # what they are: the sound mirrored, or zeros
+    drop: int  # frames left off at the end
+    shortest: int  # samples of the shortest sound with a frame
+    emphasis: float  # of the sample before, taken away within each frame
+    window: Float32[np.ndarray, "width"]  # the sample scale is folded in
+    bank: Float32[np.ndarray, "bins m"]  # triangles, up to the last bin that any of them reads
+    floor: float  # least mel power
+    span: float  # nothing lies further than this under the utterance's peak, in natural log
+    gain: float
+    offset: float
+
+    def frames(self, samples):  # type: ignore[no-untyped-def]  # an int, or an array of any kind
+        """Frames of a sound of so many samples, which must be `shortest` or more."""
+        return (samples + 2 * self.edge - WIDTH) // HOP + 1 - self.drop
+
+    def kernel(self) -> Float32[np.ndarray, "width 2 bins"]:
+        """Emphasis, window and Fourier transform as one matrix: real and imaginary parts."""
+        emphasised = np.eye(WIDTH) - self.emphasis * np.eye(WIDTH, k=1)
+        emphasised[0, 0] -= self.emphasis  # the first sample counts as its own predecessor
+        bins = np.fft.rfft(emphasised * self.window, self.points)[:, : len(self.bank)]
+        return np.stack([bins.real, bins.imag], axis=1).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def make_filters(kind: Literal["phi4", "whisper", "plain"], m: int) -> MelFilters:
+    """The extractor `kind` with m bands, which `config.features.Mel` has found to go together.
+
+    phi4: Phi-4-MM (SpeechLib's fbank): symmetric Hamming window, 16-bit sample scale, emphasis
+    0.97, 512 points, Kaldi's mel scale from 0 to 7690 Hz with triangles straight in mel, floor 1.
+    whisper: openai/whisper `audio.py`: periodic Hann window, 400 points, mirrored edges, the last
+    frame dropped, Slaney triangles, log10 within 8 of the peak, (x + 4) / 4.
+    plain: librosa 0.11's melspectrogram(n_fft=512, win_length=400, hop_length=160, window="hann",
+    center=True, pad_mode="constant", power=2, htk=False, norm="slaney"), floor 1e-6, natural log.
+    With 512 points, some of the lowest triangles fall between two bins where m is above about
+    100: those bands stand at the floor.
+    """
+    if kind == "phi4":
+        window = 32768.0 * (0.54 - 0.46 * _cosine(WIDTH - 1))
+        edges = np.linspace(0.0, _kaldi(7690.0), m + 2)
+        bank = _triangles(_kaldi(_bins(512)), edges)
+        return MelFilters(
+            points=512,
+            edge=0,
+            mode="constant",
+            drop=0,
+            shortest=WIDTH,
+            emphasis=0.97,
+            window=window.astype(np.float32),
+            bank=_crop(bank),
+            floor=1.0,
+            span=np.inf,
+            gain=1.0,
+            offset=0.0,
+        )
+    hann = (0.5 - 0.5 * _cosine(WIDTH)).astype(np.float32)
+    if kind == "whisper":
+        return MelFilters(
+            points=400,
+            edge=200,
+            mode="reflect",
+            drop=1,
+            shortest=201,  # 200 samples beside the first one are mirrored
+            emphasis=0.0,
+            window=hann,
+            bank=_crop(_slaney(m, 400)),
+            floor=1e-10,
+            span=8.0 * LN10,
+            gain=0.25 / LN10,
+            offset=1.0,
+        )
+    return MelFilters(
+        points=512,
+        edge=200,  # 256 in librosa, whose window lies 56 samples inside the 512
+        mode="constant",
+        drop=0,
+        shortest=1,
+        emphasis=0.0,
+        window=hann,
+        bank=_crop(_slaney(m, 512)),
+        floor=1e-6,
+        span=np.inf,
+        gain=1.0,
+        offset=0.0,
+    )
+
+
+def _cosine(period: int) -> np.ndarray:
+    return np.cos(2 * np.pi * np.arange(WIDTH) / period)
+
+
+def _bins(points: int) -> np.ndarray:
+    return np.arange(points // 2 + 1) * (SAMPLE_RATE / points)
+
+
+def _kaldi(hertz):  # type: ignore[no-untyped-def]  # a number or an array
+    """O'Shaughnessy's mel scale, with the constants of Kaldi."""
+    return 1127.0 * np.log1p(hertz / 700.0)
+
+
+def _slaney(m: int, points: int) -> np.ndarray:
+    """Triangles of equal area [bins m] in Hz, from 0 to 8 kHz, on the Auditory Toolbox's scale.
+
+    That scale is linear, 15 mel a kHz, below 1 kHz, and has 27 mel to a factor of 6.4 above.
+    """
+    top = 15.0 + 27.0 * np.log(SAMPLE_RATE / 2 / 1000.0) / np.log(6.4)
+    mel = np.linspace(0.0, top, m + 2)
+    edges = np.where(mel < 15.0, mel / 15.0, 6.4 ** ((mel - 15.0) / 27.0)) * 1000.0
+    return _triangles(_bins(points), edges) * (2.0 / (edges[2:] - edges[:-2]))
+
+
+def _triangles(bins: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """[bins m]: triangle i rises from edges[i] to 1 at edges[i + 1] and falls to edges[i + 2]."""
+    steps = np.diff(edges)
+    rise = (bins[:, None] - edges[None, :-2]) / steps[None, :-1]
+    fall = (edges[None, 2:] - bins[:, None]) / steps[None, 1:]
+    return np.maximum(0.0, np.minimum(rise, fall))
+
+
+def _crop(bank: np.ndarray) -> np.ndarray:
+    read = np.flatnonzero(bank.any(axis=1))
+    return np.ascontiguousarray(bank[: read[-1] + 1], dtype=np.float32)

@@ -1,0 +1,85 @@
+"""A model as weights by name, and back.
+
+Training, checkpoints and conversion all speak of "stack.blocks.attn.q": a flat dict of arrays is
+what is differentiated, saved, frozen and mapped.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from melllm_jax import sharding
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.nn.layers import NonTrainable
+
+Weights = dict[str, Any]  # arrays, or their shapes where nothing is computed
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """All of a model but its numbers."""
+
+    graph: nnx.GraphDef
+    kinds: Mapping[str, nnx.Param]  # by name: what each weight is (type, `dims`, `fan_in`)
+
+    def model(self, weights: Mapping[str, jax.Array], dtype: jnp.dtype | None = None) -> SpeechLM:
+        """The model with these weights, those that are learnt cast to `dtype`.
+
+        Raises KeyError where one is missing.
+        """
+        flat = []
+        for name, kind in self.kinds.items():
+            stays = dtype is None or isinstance(kind, NonTrainable)
+            value = weights[name] if stays else weights[name].astype(dtype)
+            flat.append((tuple(map(_key, name.split("."))), kind.replace(value)))
+        return nnx.merge(self.graph, nnx.from_flat_state(flat))
+
+
+def split_model(model: SpeechLM) -> tuple[Skeleton, Weights]:
+    """The model's skeleton and its weights by name, in a fixed order."""
+    graph, state = nnx.split(model)
+    flat = {".".join(map(str, path)): kind for path, kind in nnx.to_flat_state(state)}
+    return Skeleton(graph, flat), {name: kind.get_value() for name, kind in flat.items()}
+
+
+def init_model(build: Callable[[nnx.Rngs], SpeechLM], seed: int) -> tuple[Skeleton, Weights]:
+    """Random weights, each made where the mesh in force keeps it, in one compiled call."""
+    rngs = nnx.Rngs(jax.random.key(seed))
+    skeleton, _ = abstract_model(build)
+    # Run once: on a CPU XLA takes ten seconds to optimise what then takes milliseconds.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return skeleton, jax.jit(lambda r: split_model(build(r))[1], compiler_options=quick)(rngs)
+
+
+def init_weights(
+    build: Callable[[nnx.Rngs], SpeechLM], seed: int, names: Collection[str]
+) -> Weights:
+    """The random weights of these names as `init_model` makes them, without the others."""
+    if not names:
+        return {}
+    rngs = nnx.Rngs(jax.random.key(seed))
+    return jax.jit(lambda r: {k: x for k, x in split_model(build(r))[1].items() if k in names})(
+        rngs
+    )
+
+
+def abstract_model(build: Callable[[nnx.Rngs], SpeechLM]) -> tuple[Skeleton, Weights]:
+    """The skeleton and the weights' shapes, dtypes and layouts: nothing is computed."""
+    # The key is made while tracing: there may be no device to make one on.
+    return split_model(jax.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0)))))
+
+
+def abstract_from_spec(spec: ModelSpec) -> tuple[Skeleton, Weights]:
+    """The skeleton of a model and the shapes of its weights, on no device at all."""
+    build = lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
+    with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
+        return abstract_model(build)
+
+
+def _key(part: str) -> str | int:
+    return int(part) if part.isdigit() else part

@@ -1,0 +1,233 @@
+"""The speech language model: a front end, a stack of Phi-3/4 blocks, a head.
+
+Shapes: [b t d] inside. A block is x + attention(norm x), then x + MLP(norm x) (Abdin et al. 2024,
+arXiv 2404.14219). Weights of all layers are stacked on a leading axis l, so that one compiled
+layer serves all.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from melllm_jax.batch import Batch
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import Lora, Model
+from melllm_jax.encoders import frontends
+from melllm_jax.nn import attention, attention_kernels, remat
+from melllm_jax.nn.layers import (
+    LowRank,
+    RMSNorm,
+    Sizes,
+    dimension_sizes,
+    einsum,
+    rotary,
+    rotate,
+    weight,
+)
+from melllm_jax.nn.remat import name_activation
+from melllm_jax.nn.vocab_parallel import embed_tokens
+
+AttendFn = attention_kernels.AttendFn
+Angles = tuple[Float[Array, "b t x"], Float[Array, "b t x"]]
+
+
+class Attention(nnx.Module):
+    """Self-attention in which n query heads share k key/value heads."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Lora):
+        self.q = weight(rngs, size, "d n h", fan_in="d")
+        self.k = weight(rngs, size, "d k h", fan_in="d")
+        self.v = weight(rngs, size, "d k h", fan_in="d")
+        self.o = weight(rngs, size, "n h d", fan_in="n h")
+        if cfg.r:
+            self.qkv_lora = LowRank(rngs, size, cfg, "d", ["n h", "k h", "k h"])
+            self.o_lora = LowRank(rngs, size, cfg, "n h", ["d"])
+        self.lora = cfg.r > 0
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn, key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        """`see` attends: it is given q, k and v, and may keep k and v."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        q = einsum("btd,dnh->btnh", x_btd, self.q[...])
+        k = einsum("btd,dkh->btkh", x_btd, self.k[...])
+        v = einsum("btd,dkh->btkh", x_btd, self.v[...])
+        if self.lora:
+            dq, dk, dv = self.qkv_lora(x_btd, keys[0])
+            q, k, v = q + dq, k + dk, v + dv
+        y_btnh = see(
+            *(name_activation(x, "qkv") for x in (rotate(q, angles), rotate(k, angles), v))
+        )
+        y_btd = einsum("btnh,nhd->btd", y_btnh, self.o[...])
+        return name_activation(
+            y_btd + self.o_lora(y_btnh, keys[1])[0] if self.lora else y_btd, "out"
+        )
+
+
+class Mlp(nnx.Module):
+    """down(silu(gate x) · up x) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Lora):
+        self.gate = weight(rngs, size, "d f", fan_in="d")
+        self.up = weight(rngs, size, "d f", fan_in="d")
+        self.down = weight(rngs, size, "f d", fan_in="f")
+        if cfg.r:
+            self.gate_up_lora = LowRank(rngs, size, cfg, "d", ["f", "f"])
+            self.down_lora = LowRank(rngs, size, cfg, "f", ["d"])
+        self.lora = cfg.r > 0
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        gate = einsum("btd,df->btf", x_btd, self.gate[...])
+        up = einsum("btd,df->btf", x_btd, self.up[...])
+        if self.lora:
+            d_gate, d_up = self.gate_up_lora(x_btd, keys[0])
+            gate, up = gate + d_gate, up + d_up
+        y_btf = jax.nn.silu(name_activation(gate, "gate_up")) * name_activation(up, "gate_up")
+        y_btd = einsum("btf,fd->btd", y_btf, self.down[...])
+        return y_btd + self.down_lora(y_btf, keys[1])[0] if self.lora else y_btd
+
+
+class Block(nnx.Module):
+    """One layer."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model, lora: Lora):
+        self.attn_norm = RMSNorm(size, cfg.eps)
+        self.attn = Attention(rngs, size, lora)
+        self.mlp_norm = RMSNorm(size, cfg.eps)
+        self.mlp = Mlp(rngs, size, lora)
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn, key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        x_btd = x_btd + self.attn(self.attn_norm(x_btd), angles, see, keys[0])
+        return x_btd + self.mlp(self.mlp_norm(x_btd), keys[1])
+
+
+class Stack(nnx.Module):
+    """`cfg.l` blocks, their weights stacked."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model, lora: Lora):
+        self.cfg = cfg
+        self.blocks = jax.vmap(lambda layer: Block(layer, size, cfg, lora))(rngs.split(cfg.l))
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn, key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        keys = None if key is None else jax.random.split(key, self.cfg.l)
+        layer = lambda x, layer: (layer[0](x, angles, see, layer[1]), None)
+        layers = (self.blocks, keys)
+        unroll = 1 if self.cfg.scan else self.cfg.l
+        return jax.lax.scan(remat.wrap_layer(layer, self.cfg), x_btd, layers, unroll=unroll)[0]
+
+    def each(
+        self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn
+    ) -> Float[Array, "l b t d"]:
+        """What leaves each block."""
+
+        def apply(x_btd: Array, block: Block) -> tuple[Array, Array]:
+            y_btd = block(x_btd, angles, see)
+            return y_btd, y_btd
+
+        return jax.lax.scan(apply, x_btd, self.blocks)[1]
+
+    def layer(self, i: int) -> Block:
+        """Layer `i` alone."""
+        return jax.tree.map(lambda x: x[i], self.blocks)
+
+
+FRONTS = {"linear": frontends.LinearFrontend, "conv": frontends.ConvFrontend}
+
+
+class SpeechLM(nnx.Module):
+    """Tokens and mel patches in, hidden states out; `logits` reads them."""
+
+    def __init__(
+        self,
+        cfg: Model,
+        mel: Mel,
+        lora: Lora,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        size = dimension_sizes(cfg, mel, lora)
+        self.cfg = cfg
+        self.embed = weight(rngs, size, "v d", fan_in="d")
+        if cfg.front != "none":
+            self.front = FRONTS[cfg.front](rngs, size)
+        self.stack = Stack(rngs, size, cfg, lora)
+        self.norm = RMSNorm(size, cfg.eps)
+        if not cfg.tied:
+            self.head = weight(rngs, size, "d v", fan_in="d")
+
+    def __call__(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
+        """Hidden states after the last norm, [b t d]; `key` turns dropout on."""
+        inputs, angles, see = self._entering(batch)
+        return self.norm(self.stack(inputs, angles, see, key))
+
+    def hidden(self, batch: Batch) -> Float[Array, "l b t d"]:
+        """What leaves each layer, before the last norm."""
+        return self.stack.each(*self._entering(batch))
+
+    def _entering(self, batch: Batch) -> tuple[Float[Array, "b t d"], Angles, AttendFn]:
+        inputs, place = self.inputs(batch), attention.position_ids(batch)
+        how = attention_kernels.choose_kernel(self.cfg.attention, inputs.shape[1], inputs.dtype)
+        if how == "whole":
+            seen = self.visible(place, place)
+            see: AttendFn = lambda q, k, v: name_activation(
+                attention.attend(q, k, v, seen), "attended"
+            )
+        else:
+            see = attention_kernels.make_attend_fn(
+                how, attention_kernels.visible_ranges(place, **self._rules), **self._rules
+            )
+        return inputs, self.angles(batch), see
+
+    def inputs(self, batch: Batch) -> Float[Array, "b t d"]:
+        """What enters the first layer: the front end's output at speech, embeddings at text.
+
+        Without a front end every position is text.
+        """
+        words = self.words(batch.tokens)
+        if self.cfg.front == "none":
+            return words
+        return jnp.where(batch.is_speech[..., None], self.front(batch), words)
+
+    def words(self, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Embeddings of tokens."""
+        return embed_tokens(self.embed[...], tokens_bt)
+
+    def angles(self, batch: Batch) -> Angles:
+        """Rotary cosine and sine of a batch's positions."""
+        return rotary(self.cfg.rope, self.cfg.rotated, batch.positions, self.lengths(batch))
+
+    def lengths(self, batch: Batch) -> Array:
+        """Length of each position's segment, int32 [b t]; counted only where rotary asks for it."""
+        if batch.positions.shape[1] <= self.cfg.rope.original:
+            return batch.positions + 1  # none can be longer than `original`
+        whole = attention.gather_time(batch.segments)
+        return jnp.sum(batch.segments[..., None] == whole[:, None], axis=-1, dtype=jnp.int32)
+
+    def visible(self, q: attention.PositionIds, kv: attention.PositionIds) -> Array:
+        """Bool [b t s]: who sees whom under this model's rules."""
+        return attention.visibility_mask(q, kv, **self._rules)
+
+    @property
+    def table(self) -> tuple[Array, str]:
+        """The weights that score tokens, and their dimensions."""
+        return (self.embed[...], "v d") if self.cfg.tied else (self.head[...], "d v")
+
+    @property
+    def _rules(self) -> attention.MaskRules:
+        both_ways = self.cfg.speech == "bidirectional"
+        return {"window": self.cfg.window, "both_ways": both_ways}
+
+    def logits(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Scores of the next token, float32 [b t v]: bfloat16 would round 20.06 to 20."""
+        if self.cfg.tied:
+            return einsum("btd,vd->btv", x_btd, self.embed[...], jnp.float32)
+        return einsum("btd,dv->btv", x_btd, self.head[...], jnp.float32)

@@ -1,0 +1,1 @@
+"""Parts that every network is made of."""

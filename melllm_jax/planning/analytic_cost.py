@@ -1,0 +1,151 @@
+"""What a training step needs, by arithmetic alone: memory, products and bytes sent.
+
+Nothing is compiled: good enough to say which of many ways to run is worth compiling, and all there
+is where no compiler for the pod is installed. Everything is of one update; bytes are of one chip.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from melllm_jax import flops
+from melllm_jax.config.run import Run
+from melllm_jax.nn.remat import NAMES
+from melllm_jax.nn.vocab_parallel import CHUNK
+
+
+@dataclasses.dataclass(frozen=True)
+class AnalyticCost:
+    """Of one update; bytes are a chip's."""
+
+    state: float  # bytes of weights and the optimiser's state
+    activations: float  # bytes at the fullest moment of what comes and goes
+    executed: float  # FLOPs of all chips, what remat does twice included
+    sent: Mapping[str, float]  # bytes by mesh axis
+
+
+def estimate_cost(run: Run, sizes: Mapping[str, int]) -> AnalyticCost:
+    """What `run` needs on a mesh of these axes and sizes."""
+    held, kept = _bytes_of_weights(run, sizes), _saved_names(run)
+    return AnalyticCost(
+        state=held["state"],
+        activations=held["passing"] + _activations(run, sizes, kept),
+        executed=flops.update_flops(run) + _recomputed_flops(run, sizes, kept),
+        sent=_bytes_sent(run, sizes, kept),
+    )
+
+
+def _saved_names(run: Run) -> frozenset[str]:
+    """Names of the activations that the backward pass finds; `offload` fetches them."""
+    remat = run.model.remat
+    if remat == "none":
+        return frozenset(NAMES)
+    if remat == "dots":
+        return frozenset(NAMES) - {"attended"}
+    return frozenset() if remat == "full" else frozenset(run.model.kept)
+
+
+def _weights_per_chip(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Weights on a chip by what they are for, but for norms and biases, which are not split.
+
+    The two of LoRA's that face the heads or the MLP's width are split by tp alone, since neither
+    rank nor head is split by fsdp; the conv stem's own are whole.
+    """
+    p, m, fsdp, tp = flops.count_parameters(run), run.model, sizes["fsdp"], sizes["tp"]
+    inner = 2 * (m.n + m.k) * m.h + 3 * m.f
+    wide = 0 if m.front == "none" else (run.mel.p if m.front == "linear" else m.c + m.d) * m.d
+    return {
+        "ends": (p.embed + p.head) / (fsdp * tp),
+        "layers": p.layers / (fsdp * tp),
+        "lora": m.l * run.lora.r * (4 * m.d / fsdp + inner / tp),
+        "front": wide / fsdp + p.front - wide,
+    }
+
+
+def _trainable_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
+    """Numbers on a chip that change."""
+    here = _weights_per_chip(run, sizes)
+    return sum(here.values()) if run.optim.train == "all" else here["lora"] + here["front"]
+
+
+def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
+    """state: what stays; passing: gradients, and weights gathered for the layer at work."""
+    p, m, tp = flops.count_parameters(run), run.model, sizes["tp"]
+    here, trained = _weights_per_chip(run, sizes), _trainable_per_chip(run, sizes)
+    all_trained = run.optim.train == "all"
+    state = trained * (4 + 8) + (0 if all_trained else (here["ends"] + here["layers"]) * 2)
+    if run.optim.kind == "muon" and all_trained:
+        state -= here["layers"] * 4  # one moment, of the layers' matrices alone
+    # Gradients in float32, once more while micro-batches are added up; the cast to bfloat16.
+    passing = trained * (4 * (1 + (run.optim.micro > 1)) + 2)
+    passing += 2 * (p.layers / m.l) * 2 / tp  # this layer's and the next one's, gathered
+    return {"state": state, "passing": passing}
+
+
+def _positions_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
+    """Positions of a micro-batch on one chip."""
+    rows = run.data.b / run.optim.micro / (sizes["replica"] * sizes["fsdp"])
+    return rows * run.data.t / sizes["seq"]
+
+
+def _widths(run: Run) -> dict[str, int]:
+    """Numbers a position that each name stands for."""
+    m = run.model
+    return {
+        "qkv": (m.n + 2 * m.k) * m.h,
+        "attended": m.n * m.h,
+        "out": m.d,
+        "gate_up": 2 * m.f,
+    }
+
+
+def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:
+    m, tp, tokens = run.model, sizes["tp"], _positions_per_chip(run, sizes)
+    number = 2 if run.optim.compute == "bfloat16" else 4
+    widths = _widths(run)
+    split = {name: 1 if name == "out" else tp for name in widths}
+    stays = float(m.d)  # the stream, at the start of each layer
+    if run.model.remat != "offload":
+        stays += sum(widths[name] / split[name] for name in kept)
+    if run.model.remat == "none":
+        stays += 3 * m.d + m.f / tp  # norms, and the MLP's product
+    working = 6 * m.d + 2 * sum(width / split[name] for name, width in widths.items())
+    scores = tokens * min(CHUNK, m.v / tp) * 4 * 2
+    return number * tokens * (m.l * stays + working) + scores
+
+
+def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:
+    """FLOPs done twice."""
+    m, positions = run.model, run.data.b * run.data.t
+    seen = flops.mean_attended_positions(m, run.data.t)
+    heads = m.n * m.h
+    cost = {
+        "qkv": 2 * m.d * (heads + 2 * m.k * m.h),
+        "attended": 4 * heads * seen,
+        "out": 2 * heads * m.d,
+        "gate_up": 4 * m.d * m.f,
+    }
+    head = (
+        2 * m.d * m.v if m.v / sizes["tp"] > CHUNK else 0
+    )  # scores are made again, chunk by chunk
+    return float(positions * (m.l * sum(cost[name] for name in cost if name not in kept) + head))
+
+
+def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dict[str, float]:
+    """Ring collectives: (n − 1) / n of what is gathered or scattered, twice that when summed."""
+    m, p, tp = run.model, flops.count_parameters(run), sizes["tp"]
+    trained = p.total if run.optim.train == "all" else p.front + p.lora
+    summed_up = _trainable_per_chip(run, sizes)  # over copies, once an update
+    number = 2 if run.optim.compute == "bfloat16" else 4
+    tokens, micro = _positions_per_chip(run, sizes), run.optim.micro
+    ring = {axis: (size - 1) / size for axis, size in sizes.items()}
+    weights = (p.layers + p.lora + m.v * m.d) * number / tp
+    twice = 2 if kept >= set(NAMES) else 3  # sums over tp: forward, again, backward
+    summed = m.l * 2 * twice * 2 * m.d + 2 * m.d
+    gathered = m.l * 2 * (2 if "qkv" in kept else 3) * 2 * m.k * m.h / tp
+    return {
+        "replica": 2 * ring["replica"] * summed_up * number,
+        "fsdp": micro * ring["fsdp"] * (2 * weights + trained * number / tp),
+        "seq": micro * (ring["seq"] * sizes["seq"] * tokens * gathered * number / 2)
+        + 2 * ring["seq"] * summed_up * number,
+        "tp": micro * ring["tp"] * tokens * summed * number,
+    }

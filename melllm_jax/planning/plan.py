@@ -1,0 +1,259 @@
+"""The real step of a real run, compiled for a pod that is not here: what it needs, what limits it.
+
+Exact are the parameters, the FLOPs and, where the step was compiled, what the compiler allots of
+memory; everything else is an estimate.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import re
+import time
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from melllm_jax import flops, xla_options
+from melllm_jax.batch import Batch
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Fault, Mistake
+from melllm_jax.nn import attention_kernels
+from melllm_jax.planning import compiled_cost, topology, traced_flops
+from melllm_jax.planning.analytic_cost import estimate_cost
+from melllm_jax.planning.collectives import Collective
+from melllm_jax.sharding import AXES, a, check_mesh, make_mesh, resolve_mesh
+from melllm_jax.training.train_step import Update
+
+SIZE_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    capacity: int
+    needed: float  # at the fullest moment
+    arguments: float  # weights, optimiser state and batch
+    activations: float | None  # all that comes and goes; None where the compiler gave up on it
+    code: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One way to run a run on a pod. FLOPs, bytes and seconds are of one update."""
+
+    preset: str
+    pod: str
+    chips: int
+    mesh: Mapping[str, int]
+    remat: str
+    micro: int
+    source: Literal["compiled", "arithmetic"]  # arithmetic: nothing was compiled
+    total: int  # parameters
+    trained: int
+    positions: int  # b · t
+    useful: float  # FLOPs of all chips that the model asks for
+    executed: float  # with what is done twice
+    memory: Memory
+    fits: bool
+    collectives: tuple[Collective, ...]
+    limits: Mapping[str, float]  # seconds by matmul, hbm, ici and dcn, each by itself
+    xla: float | None  # seconds: XLA's estimate, instruction by instruction, without collectives
+    compiling: float  # seconds
+    unknown: tuple[str, ...]  # what could not be counted
+    peak: float  # FLOP/s of all chips
+
+    @property
+    def limit(self) -> str:
+        """What takes longest."""
+        return max(self.limits, key=lambda name: self.limits[name])
+
+    @property
+    def step(self) -> float:
+        """Seconds of an update where all else is hidden behind the slowest."""
+        return max(self.limits.values())
+
+    @property
+    def serial(self) -> float:
+        """Seconds of an update where nothing is hidden."""
+        return sum(self.limits.values())
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak that useful products have in `step`: what the roofline allows."""
+        return self.useful / self.peak / self.step
+
+
+def compile_plan(run: Run, pod: topology.Pod) -> Plan:
+    """Compile the step of `run` for `pod`, on its mesh.
+
+    Raises Mistake for a mesh that is not the pod's size or does not divide what it splits, Fault
+    where the compiler itself fails.
+    """
+    mesh_sizes(run, pod)
+    mesh = make_mesh(run.mesh, topology.pod_devices(pod))
+    with jax.set_mesh(mesh):
+        update = Update(run)
+        state = update.shapes(mesh)
+        traced = jax.jit(update, donate_argnums=0).trace(state, batch_shapes(run, mesh))
+        executed = traced_flops.count_flops(traced.jaxpr)
+        began = time.perf_counter()
+        try:
+            lowered, beside = traced.lower(), xla_options.absent_chip_options(mesh)
+            compiled, text = xla_options.compile_with_fallback(
+                lambda options: compiled_cost.compile_with_hlo(lowered, {**options, **beside}), mesh
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise Fault(
+                    f"{pod} cannot be compiled for: {str(error).splitlines()[0]}"
+                ) from error
+            compiled, short = None, str(error)
+        seconds = time.perf_counter() - began
+    rough = estimate_plan(run, pod, dict(mesh.shape))
+    known = dataclasses.replace(
+        rough,
+        source="compiled",
+        executed=executed.dot + executed.conv + executed.kernel * _computed_tile_share(run, mesh),
+        compiling=seconds,
+        unknown=executed.unknown,
+    )
+    matmul = known.executed / known.peak
+    if compiled is None:
+        needed = _first_size(short, rough.memory.needed)
+        memory = Memory(rough.memory.capacity, needed, rough.memory.arguments, None, None)
+        return dataclasses.replace(
+            known, memory=memory, fits=False, limits={**rough.limits, "matmul": matmul}
+        )
+    allotted = compiled.memory_analysis()
+    assert allotted is not None, "XLA tells the memory of all that it compiles for chips"
+    arguments = float(allotted.argument_size_in_bytes)
+    code = float(allotted.generated_code_size_in_bytes)
+    results = allotted.output_size_in_bytes - allotted.alias_size_in_bytes
+    activations = float(allotted.temp_size_in_bytes + results)
+    memory = Memory(
+        rough.memory.capacity, arguments + activations + code, arguments, activations, code
+    )
+    read = compiled_cost.program_cost(text, dict(mesh.shape))
+    share = pod.chip.devices
+    sent = _collective_seconds(read.collectives, mesh, pod)
+    clock = pod.chip.clock
+    return dataclasses.replace(
+        known,
+        memory=memory,
+        fits=memory.needed <= memory.capacity,
+        collectives=read.collectives,
+        limits={"matmul": matmul, "hbm": read.traffic / pod.chip.bandwidth * share, **sent},
+        xla=read.cycles / clock if read.cycles is not None and clock else None,
+        unknown=(*known.unknown, *read.unknown),
+    )
+
+
+def estimate_plan(run: Run, pod: topology.Pod, sizes: Mapping[str, int]) -> Plan:
+    """The plan by arithmetic alone: nothing is traced or compiled, and no device is asked for."""
+    found, parts = estimate_cost(run, sizes), pod.chip.devices
+    count, chip = flops.count_parameters(run), pod.chip
+    capacity = chip.hbm // parts
+    needed = found.state + found.activations
+    peak = chip.flops * pod.chips
+    slow = {"replica"} if pod.slices > 1 else set()
+    inside = sum(x for axis, x in found.sent.items() if axis not in slow)
+    outside = sum(x for axis, x in found.sent.items() if axis in slow)
+    ici = (2 * chip.link * chip.torus if chip.torus else chip.link) / parts
+    dcn = chip.network / parts  # by an adapter of its own
+    if not chip.torus and pod.chips > chip.domain:  # rings go through all servers
+        inside, outside, dcn = 0.0, inside, min(ici, chip.network * chip.domain)
+    limits = {
+        "matmul": found.executed / peak,
+        "hbm": 0.0,
+        "ici": inside / ici,
+        "dcn": outside / dcn,
+    }
+    trained = count.total if run.optim.train == "all" else count.front + count.lora
+    return Plan(
+        preset=run.name,
+        pod=str(pod),
+        chips=pod.chips,
+        mesh=dict(sizes),
+        remat=remat_label(run),
+        micro=run.optim.micro,
+        source="arithmetic",
+        total=count.total,
+        trained=trained,
+        positions=run.data.b * run.data.t,
+        useful=flops.update_flops(run),
+        executed=found.executed,
+        memory=Memory(capacity, needed, found.state, found.activations, 0.0),
+        fits=needed <= capacity,
+        collectives=(),
+        limits=limits,
+        xla=None,
+        compiling=0.0,
+        unknown=(),
+        peak=peak,
+    )
+
+
+def mesh_sizes(run: Run, pod: topology.Pod) -> dict[str, int]:
+    """The mesh of a run on a pod, by axis.
+
+    Raises Mistake where it is not the pod's size or does not divide what it splits.
+    """
+    devices = pod.chips * pod.chip.devices
+    whole = resolve_mesh(run.mesh, devices, f"of {pod}")
+    if whole.replica % pod.slices:
+        raise Mistake(
+            f"mesh.replica={whole.replica}: must be a multiple of the {pod.slices} slices"
+        )
+    found = {axis: getattr(whole, axis) for axis in AXES}
+    check_mesh(run, jax.sharding.AbstractMesh(tuple(found.values()), tuple(found)))
+    return found
+
+
+def batch_shapes(run: Run, mesh: jax.sharding.Mesh) -> Batch:
+    """A batch of the run without its numbers, laid out on `mesh`."""
+    b, t = run.data.b, run.data.t
+
+    def column(dtype: DTypeLike, *more: int) -> jax.ShapeDtypeStruct:
+        sharding = jax.NamedSharding(mesh, a("b t p" if more else "b t"))
+        return jax.ShapeDtypeStruct((b, t, *more), dtype, sharding=sharding)
+
+    whole = {name: column(jnp.int32) for name in Batch._fields}
+    whole["patches"] = column(jnp.dtype(run.data.wire), run.mel.p)
+    whole["loss_weight"] = column(jnp.float32)
+    return Batch(**whole)
+
+
+def remat_label(run: Run) -> str:
+    """The run's policy of rematerialisation, with the names that it keeps."""
+    name = run.model.remat
+    return f"{name}({','.join(run.model.kept)})" if name in ("named", "offload") else name
+
+
+def _computed_tile_share(run: Run, mesh: jax.sharding.Mesh) -> float:
+    """Share of a kernel's grid that it does not leave out."""
+    with jax.set_mesh(mesh):
+        how = attention_kernels.choose_kernel(run.model.attention, run.data.t, run.optim.compute)
+    if mesh.shape["seq"] > 1 or run.model.speech == "bidirectional" or how == "blocks":
+        return 1.0
+    # cuDNN skips what is not causal, but not what a window leaves out: that is in its mask.
+    return attention_kernels.splash_tile_share(
+        run.data.t, run.model.window if how == "splash" else 0
+    )
+
+
+def _collective_seconds(
+    collectives: tuple[Collective, ...], mesh: jax.sharding.Mesh, pod: topology.Pod
+) -> dict[str, float]:
+    seconds = {"ici": 0.0, "dcn": 0.0}
+    for one in collectives:
+        rate, leaves = topology.link_rate(mesh, one.axes, pod)
+        seconds["dcn" if leaves else "ici"] += one.bytes / rate
+    return seconds
+
+
+def _first_size(text: str, otherwise: float) -> float:
+    """Bytes of the first size such as "(73.53G)" in a compiler's complaint."""
+    found = re.search(r"\(([\d.]+)([KMGT])\)", text)
+    return float(found[1]) * SIZE_UNITS[found[2]] if found else otherwise

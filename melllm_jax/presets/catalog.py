@@ -1,0 +1,52 @@
+"""Named runs. Each says what it costs, what comes of it, and the command."""
+
+from collections.abc import Callable, Mapping
+import difflib
+import functools
+import types
+
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Mistake
+from melllm_jax.presets import ladder
+from melllm_jax.presets.mel_llm import (
+    mel_llm_asr,
+    mel_llm_asr_14b_v5p_512,
+    mel_llm_asr_full_h100_64,
+    mel_llm_asr_full_v5e_256,
+    mel_llm_asr_full_v5p_128,
+    mel_llm_asr_full_v6e_256,
+    mel_llm_asr_h100_64,
+    mel_llm_asr_v5e_256,
+    mel_llm_asr_v5p_128,
+    mel_llm_asr_v6e_256,
+)
+from melllm_jax.presets.small import digits, quickstart
+
+PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
+    {
+        make.__name__: make
+        for make in (
+            quickstart,
+            digits,
+            mel_llm_asr,
+            mel_llm_asr_v5e_256,
+            mel_llm_asr_v5p_128,
+            mel_llm_asr_v6e_256,
+            mel_llm_asr_h100_64,
+            mel_llm_asr_full_v5e_256,
+            mel_llm_asr_full_v5p_128,
+            mel_llm_asr_full_v6e_256,
+            mel_llm_asr_full_h100_64,
+            mel_llm_asr_14b_v5p_512,
+        )
+    }
+    | {name: functools.partial(ladder.rung, name) for name in ladder.RUNGS}
+)
+
+
+def preset(name: str) -> Run:
+    """The run of that name. Raises Mistake for an unknown one, with the nearest."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)
+        raise Mistake(f"preset={name}: is none of {', '.join(PRESETS)}; did you mean {near[0]}?")
+    return PRESETS[name]()

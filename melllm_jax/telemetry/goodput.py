@@ -1,0 +1,128 @@
+"""Where a run's wall time went, over all of its starts: how much of it made updates that count.
+
+Every second since the run first began is counted once. A start that goes on from a checkpoint
+takes up what was counted until that checkpoint was saved; all from then until it began itself is
+lost: updates to be made again, and the time that nothing ran. That much only the two ends of the
+gap tell, and a kill leaves both: they are lines of a file of the run's folder, one a checkpoint,
+only ever appended to. In a checkpoint's own state they would not outlive a kill before the first
+one, and metrics.jsonl has no line of updates between two logs and none of what was lost.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from melllm_jax.errors import Fault
+
+FILE_NAME = "goodput.jsonl"
+KINDS = {  # what a second may be spent on, and how the summary says it
+    "update": "updates",
+    "setup": "making or loading weights and compiling",
+    "data": "waiting for data",
+    "checkpoint": "saving",
+    "score": "scoring",
+    "lost": "stopped, or lost and made again",
+}
+
+
+class Goodput:
+    """Seconds of a run by what they were spent on. From its making on, time is "setup"."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Raises Fault, here and later, where the disk does not take a line."""
+        self._path = folder / FILE_NAME
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self._kind, self._since, self._began = "setup", time.perf_counter(), time.time()
+        if not self._path.exists():
+            self._append({"after": 0, "time": self._began} | self.seconds)
+
+    def resumed(self, after: int) -> None:
+        """This start goes on after that update (0: from the beginning)."""
+        lines = [line for line in self._lines() if line["after"] <= after]
+        if lines:  # no line where a whole checkpoint stands: the file was taken away
+            past = lines[-1]
+            for kind in KINDS:
+                self.seconds[kind] += past[kind]
+            self.seconds["lost"] += max(self._began - past["time"], 0.0)  # clocks may differ
+
+    def now(self, kind: str) -> None:
+        """From here on time is of that kind."""
+        now = time.perf_counter()
+        self.seconds[self._kind] += now - self._since
+        self._kind, self._since = kind, now
+
+    @contextlib.contextmanager
+    def spending(self, kind: str) -> Iterator[None]:
+        """A context whose time is of that kind."""
+        before = self._kind
+        self.now(kind)
+        try:
+            yield
+        finally:
+            self.now(before)
+
+    @contextlib.contextmanager
+    def waiting(self, busy: Callable[[], bool]) -> Iterator[None]:
+        """A context that waits for data, which counts as such where no device is `busy` after it.
+
+        As long as they have an update to work on, the wait costs nothing.
+        """
+        began = time.perf_counter()
+        yield
+        self.now(self._kind)
+        if not busy():
+            self.seconds[self._kind] -= self._since - began
+            self.seconds["data"] += self._since - began
+
+    def metrics(self) -> dict[str, Any]:
+        """The share of all time that made updates which count, and the seconds of each kind."""
+        self.now(self._kind)
+        return {"goodput": self._share(), "spent": dict(self.seconds)}
+
+    def save(self, after: int) -> None:
+        """A checkpoint of that update is on its way, or stands: what is counted so far is kept."""
+        self.now(self._kind)
+        self._append({"after": after, "time": time.time()} | self.seconds)
+
+    def summary(self) -> str:
+        """One line for people."""
+        self.now(self._kind)
+        whole = sum(self.seconds.values())
+        parts = [
+            f"{KINDS[kind]} {_format_duration(seconds)}"
+            for kind, seconds in self.seconds.items()
+            if kind != "update" and seconds >= 0.005 * whole
+        ]
+        first = f"goodput {self._share():.1%} of {_format_duration(whole)}: updates"
+        return ", ".join([f"{first} {_format_duration(self.seconds['update'])}", *parts])
+
+    def _share(self) -> float:
+        return self.seconds["update"] / max(sum(self.seconds.values()), 1e-9)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if jax.process_index():
+            return
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise Fault(f"{self._path}: cannot be written: {error.strerror}") from error
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        text = self._path.read_text() if self._path.exists() else ""
+        for line in text.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # cut off by a full disk
+                yield json.loads(line)
+
+
+def _format_duration(seconds: float) -> str:
+    """A time for people: 9.1 s, 4 min 10 s, 51 h 7 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,126 @@
+"""A trace of a few updates, for TensorBoard's profile page and for Perfetto."""
+
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import jax
+
+from melllm_jax.errors import Mistake
+
+PROFILE_FOLDER = (
+    "profile"  # in a run's folder; each trace is a folder of its own, named by its time
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateRange:
+    """Updates `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+    def check(self, after: int, steps: int) -> None:
+        """Raises Mistake where `steps` updates, gone on with after update `after`, lack its end.
+
+        Of a span begun before that, what is left will be traced.
+        """
+        if self.last > steps:
+            raise Mistake(f"profile={self}: the run ends after update {steps}")
+        if self.last <= after:
+            raise Mistake(f"profile={self}: the run goes on after update {after}")
+
+    def __contains__(self, step: int) -> bool:
+        return self.first <= step <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.first}:{self.last}"
+
+
+def parse_update_range(text: str) -> UpdateRange:
+    """The updates that `FIRST:LAST` names. Raises Mistake where it names none."""
+    found = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    if found is None:
+        raise Mistake(f"profile={text}: must be FIRST:LAST, such as 10:15")
+    first, last = map(int, found.groups())
+    if not 0 < first <= last:
+        raise Mistake(f"profile={text}: updates count from 1, and FIRST is at most LAST")
+    return UpdateRange(first, last)
+
+
+class Profiler:
+    """Traces the updates of a span into a folder; without one it only names the updates.
+
+    Use as a context manager: leaving it closes a trace that is still being taken. What the
+    profiler cannot do is said in a line, and the run goes on.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        wanted: UpdateRange | None,
+        say: Callable[[str], None],
+        apart: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ):
+        """`apart` is entered while the profiler starts and writes: that is no time of an update."""
+        self._folder, self._wanted, self._say, self._apart = folder, wanted, say, apart
+        self._first: int | None = None  # update that the trace began with
+        self._last = 0  # update under way
+        self._tracing = False
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop()
+
+    def updates(self, steps: Iterable[int], settle: Callable[[], None]) -> Iterator[int]:
+        """The numbers in `steps`, each a step of the trace while the loop's body runs.
+
+        `settle` waits for the devices, so that a trace has the whole of its updates and of no
+        others.
+        """
+        for step in steps:
+            if self._first is None and self._wanted and step in self._wanted:
+                settle()
+                self._start(step)
+            self._last = step
+            with jax.profiler.StepTraceAnnotation("update", step_num=step):
+                yield step
+            if self._tracing and self._wanted and step == self._wanted.last:
+                settle()
+                self._stop()
+
+    def _start(self, step: int) -> None:
+        self._first = step
+        options = jax.profiler.ProfileOptions()
+        # Calls of Python slow the loop that is looked at, and those of one compilation are more
+        # than the million events that Perfetto's file holds: updates fell off its end.
+        options.python_tracer_level = 0
+        with self._apart():
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                jax.profiler.start_trace(str(self._folder), profiler_options=options)
+            except (OSError, RuntimeError) as error:
+                self._failed(error)
+                return
+        self._tracing = True
+
+    def _stop(self) -> None:
+        if not self._tracing:
+            return
+        self._tracing = False
+        with self._apart():
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, RuntimeError) as error:
+                self._failed(error)
+                return
+        self._say(f"trace of updates {self._first}:{self._last} in {self._folder}")
+
+    def _failed(self, error: Exception) -> None:
+        cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        self._say(f"no trace in {self._folder}: {cause}; the run goes on")

@@ -1,0 +1,1 @@
+"""The update, the loop around it, and how both start and stop."""

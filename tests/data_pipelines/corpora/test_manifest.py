@@ -1,0 +1,145 @@
+import json
+
+from etils import epath
+import pytest
+
+from data_pipelines.corpora import manifest
+from data_pipelines.corpora.corpus import load_utterance_wave, open_corpus
+from data_pipelines.corpora.utterance import AudioReference
+from melllm_jax.errors import Mistake
+from tests.support.paths import FSDD
+
+LINE = {"audio_filepath": "a.flac", "text": "one", "duration": 1.0, "speaker": "s", "id": "i"}
+
+
+def write_lines(folder, *lines):
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def parsed(row):
+    return manifest.parse_line(json.dumps(row).encode(), epath.Path("/corpus"), "here:1")
+
+
+def test_manifest_line_becomes_an_utterance(tmp_path):
+    write_lines(tmp_path, json.dumps(LINE), json.dumps(LINE | {"id": "j", "offset": 2.5}))
+    first, second = open_corpus(tmp_path, "train")
+    assert first.id == "i"
+    assert first.text == "one"
+    assert first.duration == 1.0
+    assert first.speaker == "s"
+    assert first.audio == tmp_path / "a.flac"
+    assert (first.offset, second.offset) == (None, 2.5)
+
+
+def test_manifest_without_a_last_line_break_keeps_its_last_line(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(LINE) + "\n\n" + json.dumps(LINE))
+    assert len(open_corpus(tmp_path, "train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("{oops", "is no JSON"),
+        ("[1]", "is no object of fields"),
+        ('{"text": "one"}', "lacks audio_filepath: has text"),
+        (json.dumps(LINE | {"duration": "1"}), "duration='1': must be a number"),
+        (json.dumps(LINE | {"duration": -1.0}), "duration=-1.0: must be seconds from 0"),
+        (json.dumps(LINE | {"duration": float("inf")}), "duration=inf: must be seconds from 0"),
+        (json.dumps(LINE | {"offset": "x"}), "offset='x': must be seconds from 0"),
+        (json.dumps(LINE | {"text": None}), "text=None: must be a string"),
+    ],
+)
+def test_manifest_line_that_is_wrong_is_named(tmp_path, line, rule):
+    write_lines(tmp_path, json.dumps(LINE), "", line)
+    with pytest.raises(Mistake) as caught:
+        open_corpus(tmp_path, "train")
+    assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}:3: ")
+    assert rule in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_manifest_line_past_the_checked_ones_is_named_when_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "VALIDATED_LINES", 1)
+    write_lines(tmp_path, json.dumps(LINE), "{oops")
+    corpus = open_corpus(tmp_path, "train")
+    assert corpus[0].id == "i"
+    with pytest.raises(Mistake, match=r"train.jsonl:2: is no JSON"):
+        corpus[1]
+
+
+def test_manifest_searched_in_small_chunks_has_the_same_lines(tmp_path, monkeypatch):
+    write_lines(tmp_path, *(json.dumps(LINE | {"id": f"i{n}"}) for n in range(40)))
+    monkeypatch.setattr(manifest, "_CHUNK", 7)
+    ids = [utterance.id for utterance in open_corpus(tmp_path, "train")]
+    assert ids == [f"i{n}" for n in range(40)]
+
+
+def test_manifest_without_lines_is_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(Mistake, match=r"train.jsonl: has 0 lines"):
+        open_corpus(tmp_path, "train")
+
+
+@pytest.mark.skipif(not FSDD.exists(), reason="needs the digits corpus beside the project")
+def test_manifest_of_the_digits_corpus_opens_whole():
+    corpus = open_corpus(FSDD, "train")
+    assert len(corpus) == 2700
+    assert load_utterance_wave(corpus[2699]).size == round(corpus[2699].duration * 16_000)
+
+
+def test_line_with_a_place_inside_a_file_becomes_a_reference():
+    member = LINE | {"audio_filepath": "x/a.tar", "start": 512, "size": 99}
+    assert parsed(member).audio == AudioReference("/corpus/x/a.tar", start=512, size=99)
+    row = LINE | {"audio_filepath": "/data/p.parquet", "row": 3, "column": "audio"}
+    assert parsed(row).audio == AudioReference("/data/p.parquet", row=3, column="audio")
+    tfds = LINE | {"audio_filepath": "tfds:digits:test", "row": 0, "column": "wav", "rate": 8000}
+    assert parsed(tfds).audio == AudioReference("tfds:digits:test", row=0, column="wav", rate=8000)
+    assert parsed(LINE | {"audio_filepath": "gs://bucket/a.flac"}).audio == epath.Path(
+        "gs://bucket/a.flac"
+    )
+
+
+def test_line_without_speaker_language_and_source_leaves_them_empty():
+    heard = parsed({name: LINE[name] for name in LINE if name != "speaker"})
+    assert (heard.speaker, heard.language, heard.source) == ("", "", "")
+    heard = parsed(LINE | {"language": "de-CH", "source": "talks", "speaker": None})
+    assert (heard.speaker, heard.language, heard.source) == ("", "de-CH", "talks")
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"speaker": 7}, "speaker=7: must be a string"),
+        ({"start": 5}, "start=5, size=None: must be given together"),
+        ({"row": -1}, "row=-1: must be a whole number from 0"),
+        ({"row": True}, "row=True: must be a whole number from 0"),
+        ({"audio_filepath": "tfds:digits:test"}, "needs row, its number in the split"),
+    ],
+)
+def test_line_with_a_wrong_place_is_named(fields, rule):
+    with pytest.raises(Mistake) as caught:
+        parsed(LINE | fields)
+    assert str(caught.value).startswith("here:1: ")
+    assert rule in str(caught.value)
+
+
+def test_written_manifest_comes_back_without_the_fields_that_are_none(tmp_path):
+    rows = (LINE | {"id": f"ä{n}", "offset": None} for n in range(3))
+    assert manifest.write_manifest(epath.Path(tmp_path / "new"), "train", rows) == 3
+    written = manifest.Manifest(epath.Path(tmp_path / "new/train.jsonl"))
+    assert [heard.id for heard in written] == ["ä0", "ä1", "ä2"]
+    assert "offset" not in (tmp_path / "new/train.jsonl").read_text()
+
+
+def test_manifest_whose_rows_fail_midway_leaves_the_one_before(tmp_path):
+    def rows():
+        yield LINE
+        raise Mistake("line 2 is bad")
+
+    folder = epath.Path(tmp_path)
+    manifest.write_manifest(folder, "train", [LINE, LINE])
+    before = (folder / "train.jsonl").read_text()
+    with pytest.raises(Mistake, match="line 2 is bad"):
+        manifest.write_manifest(folder, "train", rows())
+    assert [path.name for path in folder.iterdir()] == ["train.jsonl"]
+    assert (folder / "train.jsonl").read_text() == before

@@ -1,0 +1,212 @@
+"""A run goes on with other devices and processes than it was stopped with, and nothing shows it."""
+
+import contextlib
+import signal
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from melllm_jax import sharding
+from melllm_jax.checkpoints.checkpointer import Checkpoints
+from melllm_jax.config.overrides import override
+from melllm_jax.errors import Mistake
+from melllm_jax.telemetry.progress import SilentProgress
+from melllm_jax.training.loop import train
+from melllm_jax.training.train_step import Update
+from tests.support.jobs import ended, job, lanes, until
+from tests.support.runs import (
+    arguments,
+    batches_of,
+    compiled_once,
+    compiled_quickly,
+    corpus,
+    done,
+    losses,
+    reached,
+    steps_on_disk,
+    tiny,
+)
+
+once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+STEPS = 40
+PAIR = {"JAX_NUM_CPU_DEVICES": "2"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Thirty utterances, one of them without its audio."""
+    changes = {3: {"audio_filepath": "none.flac"}}
+    return corpus(tmp_path_factory.mktemp("data"), 30, changes=changes)
+
+
+class StopAt(SilentProgress):
+    """Asks for an end while an update is under way."""
+
+    def __init__(self, wanted):
+        self._wanted = wanted
+
+    def step(self, step, metrics):
+        if step == self._wanted:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def on(devices, run, workdir, stop=0):
+    """Train on so many devices, to the end or until told to stop: the mesh and the last state."""
+    workdir.mkdir(exist_ok=True)
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:devices])
+    with contextlib.closing(batches_of(run)) as batches:
+        return mesh, train(run, batches, workdir, mesh, progress=StopAt(stop))
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        ((2, 1), (1, 0)),
+        pytest.param(((8, 1), (4, 3), (2, 5), (8, 0)), marks=pytest.mark.slow),
+    ],
+)
+def test_run_that_moves_between_devices_is_one_that_stayed(data, tmp_path, moves):
+    """Sums over 8 rows in another order: losses within 1e-5, after Adam's division 1e-3 at most."""
+    run = override(tiny(data, steps=8, every=8), {"data.b": 8, "optim.kind": "muon"})
+    _, straight = on(moves[0][0], run, tmp_path / "straight")
+    for devices, stop in moves:
+        mesh, state = on(devices, run, tmp_path / "moved", stop)
+        kept = {"opt": state.opt, "step": state.step, "seen": np.zeros(1, np.int64)}
+        for size in (1, 8):  # what was saved is what the devices had, to the bit
+            other = sharding.make_mesh(run.mesh, jax.devices()[:size])
+            with jax.set_mesh(other), contextlib.closing(batches_of(run)) as batches:
+                shapes = Update(run).shapes(other)
+                rest = {"opt": shapes.opt, "step": shapes.step, "seen": kept["seen"]}
+                with Checkpoints(str(tmp_path / "moved/checkpoints"), run.keep) as checkpoints:
+                    step, parts = checkpoints.restore(shapes.trained | shapes.frozen, rest, batches)
+            assert step == int(state.step)
+            same(parts["weights"], state.trained | state.frozen)
+            same(parts["state"]["opt"], kept["opt"])
+            shapes = jax.tree.leaves(shapes.opt)
+            placed = [x.sharding for x in jax.tree.leaves(parts["state"]["opt"])]
+            assert placed == [x.sharding for x in shapes]
+    assert lanes(tmp_path / "moved", 8) == lanes(tmp_path / "straight", 8) != {}
+    assert list(losses(tmp_path / "moved")) == list(range(1, 9))
+    assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "straight"), rel=1e-5)
+    for name, x in straight.trained.items():
+        np.testing.assert_allclose(state.trained[name], x, rtol=0, atol=1e-3, err_msg=name)
+
+
+def same(left, right):
+    left, right = jax.tree.leaves(left), jax.tree.leaves(right)
+    assert len(left) == len(right) > 0
+    assert all(map(np.array_equal, left, right))
+
+
+# Which lanes a process runs: its rows, in order, and no others.
+
+
+def owned(*lengths, processes):
+    """Processes over the devices of a mesh of these lengths, one after the other."""
+    return np.repeat(np.arange(processes), np.prod(lengths) // processes).reshape(lengths)
+
+
+@pytest.mark.parametrize(
+    ("owners", "wanted"),
+    [
+        (owned(1, 4, 1, 2, processes=2), [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (owned(2, 2, 1, 2, processes=4), [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        # Time or heads over two processes: both need the same rows.
+        (owned(1, 2, 2, 2, processes=4), [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2),
+        (owned(1, 1, 1, 4, processes=2), [[0, 1, 2, 3, 4, 5, 6, 7]] * 2),
+        # As devices may lie on a torus.
+        (np.array([0, 1, 1, 0]).reshape(1, 4, 1, 1), [[0, 1, 6, 7], [2, 3, 4, 5]]),
+    ],
+)
+def test_processes_run_the_lanes_of_their_rows(data, owners, wanted):
+    run = override(tiny(data), {"data.b": 16})
+    assert [sharding.host_lanes(run, owners, process) for process in range(len(wanted))] == wanted
+
+
+def test_processes_that_cannot_share_the_lanes_evenly_are_refused(data):
+    run = override(tiny(data), {"data.b": 12})  # 4 lanes
+    with pytest.raises(Mistake, match="data.lanes=4: 3 hosts cannot share them evenly"):
+        sharding.host_lanes(run, owned(1, 3, 1, 1, processes=3), 0)
+
+
+# Real processes from here on.
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(data, environment, tmp_path_factory):
+    """The folder of a run of one process and two devices that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("straight")
+    status, _, err = done(words(data, workdir), **environment, **PAIR)
+    assert status == 0, err
+    return workdir
+
+
+def words(data, workdir, *more):
+    flags = ["--data.bad", 0.5, "--optim.compute", "float32", *more]
+    return arguments(data, workdir, *flags, steps=STEPS, every=4)
+
+
+def check(straight, workdir):
+    assert lanes(workdir, STEPS) == lanes(straight, STEPS)
+    assert len(lanes(workdir, STEPS)) == 8
+    assert list(losses(workdir)) == list(range(1, STEPS + 1))
+    assert losses(workdir) == pytest.approx(losses(straight), rel=1e-4)
+
+
+def stopped(processes, workdir, update, how):
+    """Stop the first of them past that update, and wait for all: what they said.
+
+    Not before a checkpoint stands: on a busy machine the first is still being written by then.
+    """
+    until(processes, workdir, update)
+    saved = lambda: any(step >= update - 4 for step in steps_on_disk(workdir))
+    reached(processes[0], lambda: (workdir / "checkpoints").exists() and saved())
+    how(processes[0])
+    for process in processes[1:]:
+        how(process)
+    return ended(processes)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [subprocess.Popen.terminate, subprocess.Popen.kill])
+def test_run_in_two_processes_then_one_then_two_is_one_that_stayed(
+    straight, data, environment, tmp_path, how
+):
+    command = words(data, tmp_path)
+    with job(command, **environment) as both:
+        stopped(both, tmp_path, 6, how)
+    with job(command, 1, **environment, JAX_NUM_CPU_DEVICES="1") as alone:
+        (said,) = stopped(alone, tmp_path, 20, how)
+    assert "resuming after update" in said
+    before = steps_on_disk(tmp_path)[-1]
+    assert 6 <= before < STEPS
+    with job(command, **environment) as both:
+        statuses, said = ended(both, 300)
+    assert statuses == [0, 0], said
+    assert "resuming after update" in said[0]
+    check(straight, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [["--mesh.seq", 2], ["--mesh.tp", 2, "--model.k", 2]])
+def test_run_whose_processes_hold_the_same_rows_is_that_of_one(data, environment, tmp_path, mesh):
+    """Time or heads split over two processes: both draw all lanes."""
+    flags = ["--optim.steps", 3, *mesh]
+    status, _, err = done(words(data, tmp_path / "one", *flags), **environment, **PAIR)
+    assert status == 0, err
+    with job(words(data, tmp_path / "two", *flags), **environment) as both:
+        statuses, said = ended(both)
+    assert statuses == [0, 0], said
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert lanes(tmp_path / "two", 3) == lanes(tmp_path / "one", 3) != {}

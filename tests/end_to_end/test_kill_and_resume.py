@@ -1,0 +1,142 @@
+"""Training is killed and stopped from outside, as real processes: the loss curve stays the same."""
+
+import signal
+
+import numpy as np
+import pytest
+
+from tests.support.runs import (
+    arguments,
+    corpus,
+    done,
+    everything,
+    lines,
+    losses,
+    reached,
+    started,
+    steps_on_disk,
+)
+
+STEPS, EVERY = 40, 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("data"), 30)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """What was compiled is shared: otherwise each start spends seconds on the same."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(data, environment, tmp_path_factory):
+    """The losses of a run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("straight")
+    status, out, err = done(train(data, workdir), **environment)
+    assert (status, out) == (0, ""), err
+    found = losses(workdir)
+    assert list(found) == list(range(1, STEPS + 1))
+    return found
+
+
+def train(data, workdir):
+    return arguments(data, workdir, "--data.b", 2, steps=STEPS, every=EVERY)
+
+
+def last(workdir):
+    return max(losses(workdir), default=0)
+
+
+def killed(words, condition, **environment):
+    """Start, wait for the condition, kill at once."""
+    process = started(words, **environment)
+    reached(process, condition)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def saving(workdir, step):
+    """Whether the checkpoint of that step or a later one is being written."""
+    folders = (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")
+    return any(int(folder.name.partition(".")[0]) >= step for folder in folders)
+
+
+@pytest.mark.slow
+def test_training_killed_between_during_and_after_saves_has_the_same_losses(
+    straight, data, environment, tmp_path
+):
+    moments = [
+        lambda: last(tmp_path) >= 2,  # before the first checkpoint
+        lambda: saving(tmp_path, 8),
+        lambda: 16 in steps_on_disk(tmp_path),
+        lambda: last(tmp_path) >= 26,
+    ]
+    for moment in moments:
+        killed(train(data, tmp_path), moment, **environment)
+        assert last(tmp_path) < STEPS
+    status, _, err = done(train(data, tmp_path), **environment)
+    assert status == 0, err
+    assert "resuming after update" in err
+    assert losses(tmp_path) == straight
+    assert [row["step"] for row in lines(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def test_training_terminated_saves_at_once_and_goes_on_right_there(
+    straight, data, environment, tmp_path
+):
+    process = started(train(data, tmp_path), **environment)
+    reached(process, lambda: last(tmp_path) >= 10)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    stopped = last(tmp_path)
+    assert stopped < STEPS
+    assert err.endswith(f"stopped by a signal after update {stopped}: saved\n")
+    assert steps_on_disk(tmp_path)[-1] == stopped
+    status, _, err = done(train(data, tmp_path), **environment)
+    assert status == 0, err
+    assert f"resuming after update {stopped}\n" in err
+    assert losses(tmp_path) == straight
+
+
+def test_training_terminated_while_compiling_saves_its_first_update(straight, data, tmp_path):
+    process = started(train(data, tmp_path))  # nothing compiled to share: this takes its time
+    while "compiling" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err.endswith("stopped by a signal after update 1: saved\n")
+    assert losses(tmp_path) == {1: straight[1]}
+    assert steps_on_disk(tmp_path) == [1]
+
+
+@pytest.mark.slow
+def test_training_killed_at_random_and_compiled_anew_has_the_same_losses(straight, data, tmp_path):
+    seed = int(np.random.default_rng().integers(1 << 30))
+    steps = sorted(np.random.default_rng(seed).integers(1, STEPS - 4, 5).tolist())
+    for step in steps:
+        # A checkpoint may lie past the next step already; then that kill falls before it trains.
+        killed(train(data, tmp_path), lambda step=step: last(tmp_path) >= step)
+    status, _, err = done(train(data, tmp_path))
+    assert status == 0, err
+    assert losses(tmp_path) == straight, f"seed {seed}"
+
+
+@pytest.mark.slow
+def test_training_of_a_folder_that_another_start_finished_changes_nothing(
+    straight, data, environment, tmp_path
+):
+    for _ in range(2):
+        status, _, err = done(train(data, tmp_path), **environment)
+        assert status == 0, err
+        found = everything(tmp_path / "checkpoints")
+    assert losses(tmp_path) == straight
+    assert everything(tmp_path / "checkpoints") == found

@@ -1,0 +1,259 @@
+"""`melllm sweep` as a user runs it: all cells end done, whatever is killed on the way."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from launch import cli
+from launch.sweep import cell as working
+from launch.sweep import claim_owner, ledger
+from launch.sweep.ledger import Ledger
+from tests.support import sweeps
+from tests.support.runs import corpus, done, everything, reached, refused
+from tests.support.sweeps import finished, grid, resumed, spec, sweep, words
+
+STEPS, EVERY = 400, 50
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, data):
+    """Losses of the cells of a sweep that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("plain")
+    path = spec(folder, grid(STEPS, EVERY))
+    out, _ = finished(sweep(path, data, folder / "sweep", "--local.at-once", "2"))
+    assert "2 done" in out
+    assert (folder / "sweep/report.html").stat().st_size > 5000
+    return sweeps.losses(folder / "sweep")
+
+
+def under_way(process, workdir, past=EVERY + 5):
+    """Wait until every cell has a checkpoint and some updates beyond it; their names."""
+    reached(process, lambda: len(sweeps.cells(workdir)) == 2)
+    names = [cell.id for cell in sweeps.cells(workdir)]
+    reached(process, lambda: all(sweeps.updates(workdir, name) > past for name in names))
+    return names
+
+
+def went_on(workdir, names):
+    """Every cell is done by a second attempt that went on from a checkpoint."""
+    for cell in sweeps.cells(workdir):
+        assert (cell.state, cell.attempt) == ("done", 2)
+        log = (workdir / f"logs/{cell.id}.log").read_text()
+        after = int(re.search(r"resuming after update (\d+)", log)[1])
+        assert after >= EVERY
+    assert [cell.id for cell in sweeps.cells(workdir)] == names
+
+
+@pytest.mark.slow
+def test_cells_killed_lose_what_follows_their_checkpoint_and_end_the_same(tmp_path, data, plain):
+    path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
+    process = sweep(path, data, workdir, "--local.at-once", "2")
+    names = under_way(process, workdir)
+    for pid in sweeps.at_work(workdir):
+        os.kill(pid, signal.SIGKILL)
+    _, err = finished(process, status=1)
+    assert "killed by SIGKILL: `melllm sweep resume` goes on with it" in err
+    finished(resumed(workdir))
+    went_on(workdir, names)
+    assert sweeps.losses(workdir) == plain
+
+
+@pytest.mark.slow
+def test_launcher_killed_takes_no_cell_with_it_and_the_next_waits_for_them(tmp_path, data, plain):
+    path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
+    process = sweep(path, data, workdir, "--local.at-once", "2")
+    under_way(process, workdir)
+    process.kill()
+    process.communicate()
+    finished(resumed(workdir))
+    assert [cell.attempt for cell in sweeps.cells(workdir)] == [1, 1]
+    assert sweeps.losses(workdir) == plain
+
+
+@pytest.mark.slow
+def test_machine_killed_loses_what_follows_the_checkpoints(tmp_path, data, plain):
+    path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
+    process = sweep(path, data, workdir, "--local.at-once", "2")
+    names = under_way(process, workdir)
+    for pid in [process.pid, *sweeps.at_work(workdir)]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    finished(sweep(path, data, workdir, "--local.at-once", "1"))  # the same command goes on
+    went_on(workdir, names)
+    assert sweeps.losses(workdir) == plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["interrupt", "cancel"])
+def test_stopped_cells_save_where_they_are_and_go_on_from_there(tmp_path, data, plain, how):
+    path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
+    process = sweep(path, data, workdir, "--local.at-once", "2")
+    names = under_way(process, workdir)
+    if how == "interrupt":
+        process.send_signal(signal.SIGTERM)
+        finished(process, status=130)
+    else:
+        assert done(["sweep", "cancel", str(workdir)])[0] == 0
+        finished(process, status=1)
+    for cell in sweeps.cells(workdir):
+        assert cell.state == "preempted"
+        assert sweeps.saved(workdir, cell.id)[-1] == cell.step  # no update was lost
+        assert 0 < cell.step < STEPS
+    finished(resumed(workdir))
+    went_on(workdir, names)
+    assert sweeps.losses(workdir) == plain
+
+
+@pytest.mark.slow
+def test_cell_killed_after_its_evaluation_is_recorded_without_training(tmp_path, data):
+    path, workdir = spec(tmp_path, grid(4, 2, count=1)), tmp_path / "sweep"
+    finished(sweep(path, data, workdir))
+    made = Ledger(str(workdir))
+    (cell,) = made.cells()
+    gone = claim_owner.current_owner() | {"born": "another boot"}
+    lost = dataclasses.replace(cell, state="running", owner=gone, result=None, ended=None)
+    (workdir / f"cells/{cell.id}.json").write_text(json.dumps(dataclasses.asdict(lost)))
+    (workdir / f"claims/{cell.id}.1").write_text(json.dumps(gone | {"claimed": 0.0}))
+    before = sweeps.updates(workdir, cell.id)
+    finished(resumed(workdir))
+    again = made.read(cell.id)
+    assert (again.state, again.attempt, again.result) == ("done", 2, cell.result)
+    assert sweeps.updates(workdir, cell.id) == before
+    assert (workdir / f"logs/{cell.id}.log").read_text().count("step 4/4") == 1
+
+
+@pytest.mark.slow
+def test_failed_cell_says_why_and_stops_no_other(tmp_path, data):
+    both = 'spec.zipped({"preset": ["digits"] * 2, "model.v": [320, 64], "optim.steps": [3, 3]})'
+    workdir = tmp_path / "sweep"
+    out, _ = finished(sweep(spec(tmp_path, both), data, workdir), status=1)
+    good, bad = sweeps.cells(workdir)
+    assert (good.state, bad.state) == ("done", "failed")
+    assert bad.error == "model.v=64: the tokenizer has 261 ids"
+    assert bad.error in out
+    figures = json.loads(refuse_none(["sweep", "status", str(workdir), "--json"]))
+    assert figures["states"] == {"done": 1, "failed": 1}
+
+
+def refuse_none(given):
+    status, out, err = done(given)
+    assert status == 0, err
+    return out
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("1 / 0", "line 4: ZeroDivisionError: division by zero"),
+        ('[{"preset": "digits", "model.dd": 3}]', "cell 0: unknown field model.dd=3: did you mean"),
+        ('[{"preset": "digits"}] * 2', "cell 1: is the same run as cell 0"),
+        ("[]", "returns no cells"),
+    ],
+)
+def test_spec_that_is_wrong_is_one_line_and_starts_nothing(tmp_path, capsys, data, body, said):
+    path = spec(tmp_path, body)
+    assert said in refused(words(path, data, tmp_path / "sweep"), capsys)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["nowhere.py", "--workdir", "w"], "spec=nowhere.py: is no file"),
+        (["SPEC", "--workdir", "w", "--set", "optim.lr"], "set=optim.lr: must be FIELD=VALUE"),
+        (["SPEC", "--workdir", "w", "--set", "optim.x=1"], "unknown field optim.x=1"),
+        (["SPEC", "--workdir", "w", "--local.at-once", "999"], "local.at_once=999: there are"),
+        (["SPEC", "--workdir", "w", "--local.at-once", "-1"], "local.at_once=-1: must be 0 or"),
+        (["SPEC", "--workdir", "w", "--eval.most", "-1"], "eval.most=-1: must be 0 or more"),
+        (["SPEC", "--workdir", "w", "--topology", "v5p:9"], "v5p:9"),
+        ([], "no SPEC.py given"),
+    ],
+)
+def test_flags_that_are_wrong_are_one_line_and_start_nothing(
+    tmp_path, capsys, monkeypatch, given, said
+):
+    monkeypatch.chdir(tmp_path)
+    path = spec(tmp_path, grid(2, 2))
+    given = [str(path) if word == "SPEC" else word for word in given]
+    assert said in refused(["sweep", "run", *given], capsys)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("what", ["resume", "status", "cancel", "report"])
+def test_folder_without_a_sweep_is_refused(tmp_path, capsys, what):
+    assert "holds no sweep.json" in refused(["sweep", what, str(tmp_path)], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_program_of_a_cluster_is_one_line_and_nothing_is_written(
+    tmp_path, capsys, monkeypatch, data
+):
+    path = spec(tmp_path, grid(2, 2))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for backend, program in (("slurm", "sbatch"), ("gke", "kubectl")):
+        line = refused(words(path, data, tmp_path / "sweep", "--backend", backend), capsys)
+        assert program in line
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_folder_of_another_spec_is_refused_and_left_alone(tmp_path, capsys, data):
+    sweep = ledger.Sweep("other", "1234", (), {}, "local", {}, {})
+    ledger.create(str(tmp_path / "sweep"), sweep, ())
+    before = everything(tmp_path / "sweep")
+    line = refused(words(spec(tmp_path, grid(2, 2)), data, tmp_path / "sweep"), capsys)
+    assert "holds the sweep other with another list of cells" in line
+    assert everything(tmp_path / "sweep") == before
+
+
+def test_dry_run_prints_every_cell_and_writes_nothing(tmp_path, capsys, data):
+    path = spec(tmp_path, grid(20, 2, count=3))
+    given = words(path, data, tmp_path / "sweep", "--dry-run", "--topology", "v5e:1x1")
+    assert cli.main([*given, "--price", "1.2"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.strip().split("\n")) == 5  # heads, three cells, all
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_beat_of_a_lost_attempt_stops_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim_owner, "BEAT", 0.05)
+    one = ledger.Cell("aa", 0, {"preset": "digits"}, 10, {}, 0.0)
+    made = ledger.create(str(tmp_path), ledger.Sweep("x", "1", ("aa",), {}, "local", {}, {}), [one])
+    first = made.claim("aa", claim_owner.current_owner(), lambda _: False)
+    stopped = []
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(time.monotonic()))
+    try:
+        with working.Attempt(made, first):
+            time.sleep(0.2)
+            assert not stopped
+            beat = made.read("aa").beat
+            assert beat > first.beat
+            made.claim("aa", claim_owner.current_owner(), lambda _: False)
+            end = time.monotonic() + 5
+            while not stopped:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert made.read("aa").attempt == 2
+
+
+def test_cell_of_a_cancelled_sweep_is_not_begun(tmp_path, capsys):
+    made = ledger.create(
+        str(tmp_path),
+        ledger.Sweep("x", "1", ("aa",), {}, "local", {}, {}),
+        [ledger.Cell("aa", 0, {"preset": "digits"}, 10, {}, 0.0)],
+    )
+    made.cancel()
+    assert cli.main(["sweep", "cell", str(tmp_path), "aa"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert made.read("aa").attempt == 0

@@ -1,0 +1,240 @@
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines.loader import pipeline
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from launch import cli
+from launch.bench import matmul, random_batch, timing
+from melllm_jax import flops
+from melllm_jax.config.overrides import override
+from melllm_jax.presets import small
+from tests.support.runs import TINY, corpus, own_mesh, refused, tiny
+
+mesh = pytest.fixture(scope="module", autouse=True)(own_mesh)
+
+LARGE = ["--model.v", str(8 * 10**9)]
+
+
+def bench(capsys, what, *words):
+    """The figures that `melllm bench WHAT digits … --json` prints, and nothing beside them."""
+    assert cli.main(["bench", what, "digits", *TINY, *map(str, words), "--json"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def digits(*words):
+    """The run that these words make of the preset."""
+    changes = {"model.d": 16, "model.n": 2, "model.k": 1, "model.h": 8, "model.f": 16, "model.l": 1}
+    more = {"data.t": 64, "data.b": 8, "mel.kind": "plain", "mel.m": 8, "optim.warmup": 1}
+    return override(small.digits(), changes | more)
+
+
+def test_bench_train_counts_what_the_update_does(capsys):
+    found = bench(capsys, "train", "--updates", 3)
+    run = digits()
+    assert found["flops"] == flops.update_flops(run)
+    assert found["tflops"] == pytest.approx(flops.update_flops(run) / found["seconds"] / 1e12)
+    assert found["tokens_per_second"] == pytest.approx(8 * 64 / found["seconds"])
+    assert found["audio_seconds_per_second"] == pytest.approx(8 * 48 * 8 * 0.01 / found["seconds"])
+    assert 0 < found["fastest"] <= found["seconds"] <= found["slowest"]
+    assert found["compile_seconds"] > 0
+    product = found["gemm"]
+    assert (product["size"], product["dtype"]) == (2048, "float32")
+    assert 0 < found["gemm_share"] < 1
+    assert (found["chip"], found["devices"], found["mfu"]) == ("cpu", 8, None)
+    assert found["parameters"] == found["trained"] == flops.count_parameters(run).total
+    assert abs(found["loss"] - math.log(run.model.v)) < 1  # random targets, five updates
+    sizes = found["compiled_bytes"]
+    state = 3 * 4 * found["parameters"] / 8
+    assert sizes["arguments"] > 0.5 * state
+    assert sizes["peak"] >= sizes["temporary"] > 0
+
+
+def test_bench_train_of_lora_needs_no_weights_to_start_from(capsys):
+    found = bench(capsys, "train", "--updates", 1, "--optim.train", "lora", "--lora.r", 2)
+    assert found["trained"] < found["parameters"]
+
+
+@pytest.mark.slow
+def test_bench_train_says_the_same_to_people_and_takes_a_mesh(capsys):
+    flags = ["--updates", "1", "--mesh.tp", "2", "--model.k", "2"]
+    assert cli.main(["bench", "train", "digits", *TINY, *flags]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("digits: 0.0 M parameters")
+    assert "8 × 64 positions, float32, on 8 × cpu" in out
+    assert "of 2048³ in float32" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize("what", ["train", "checkpoint", "decode"])
+def test_bench_of_what_does_not_fit_this_machine_is_refused(capsys, what):
+    said = refused(["bench", what, "digits", *TINY, *LARGE], capsys)
+    assert said.startswith("preset=digits: ")
+    assert "GB on this machine, which has" in said
+
+
+def test_bench_checkpoint_saves_and_restores_and_leaves_nothing(capsys, tmp_path):
+    found = bench(capsys, "checkpoint", "--rounds", 2, "--folder", tmp_path)
+    parameters = flops.count_parameters(digits()).total
+    assert 2 * 4 * parameters < found["bytes"] < 4 * 4 * parameters
+    assert 0 < found["stall_seconds"] < found["blocking_seconds"]
+    assert 0 < found["stall_share"] < 1
+    rate = found["bytes"] / 1e6 / found["blocking_seconds"]
+    assert found["megabytes_per_second"] == pytest.approx(rate)
+    assert found["restore_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_checkpoint_on_a_folder_that_is_none_is_a_fault(capsys, tmp_path):
+    words = ["bench", "checkpoint", "digits", *TINY, "--folder", tmp_path / "none"]
+    said = refused(words, capsys, status=1)
+    assert said == f"folder={tmp_path / 'none'}: cannot be written: No such file or directory"
+
+
+def test_bench_data_counts_batches_and_audio(capsys, tmp_path):
+    folder = corpus(tmp_path / "data")  # 0.3 s a clip
+    found = bench(capsys, "data", "--data", folder, "--seconds", 0.3)
+    assert found["data"] == [str(folder)]
+    assert found["seconds"] >= 0.3
+    assert found["batches"] == pytest.approx(found["batches_per_second"] * found["seconds"])
+    a_batch = found["audio_seconds_per_second"] / found["batches_per_second"]
+    assert 8 * 0.3 < a_batch < 8 * 64 * 0.08
+    assert found["audio_seconds_per_core_second"] * found["cores"] == pytest.approx(
+        found["audio_seconds_per_second"]
+    )
+    assert 0.5 < found["filled"] <= 1
+
+
+def test_bench_data_times_stages_and_numbers_of_processes_and_what_they_feed(capsys, tmp_path):
+    folder = corpus(tmp_path / "data")
+    found = bench(capsys, "data", "--data", folder, "--seconds", 0.2, "--mfu", 0.4)
+    stages = found["stages"]
+    assert list(stages) == ["read", "decode", "mel", "augment", "tokenise", "assemble", "pack"]
+    assert sum(one["share"] for one in stages.values()) == pytest.approx(1)
+    cost = [1 / one["audio_seconds_per_second"] for one in stages.values()]
+    assert stages["mel"]["share"] == pytest.approx(cost[2] / sum(cost))
+    assert {one["utterances"] for one in stages.values()} == {12}
+    counts = [one["workers"] for one in found["workers"]]
+    assert (
+        counts[:2] == [0, 1]
+        and counts == sorted(set(counts))
+        and found["workers"][0]
+        == {name: found[name] for name in found["workers"][0] if name != "workers"} | {"workers": 0}
+    )
+    assert all(one["cores"] > 0.02 for one in found["workers"])  # those of the processes count
+    feeds, best = found["feeds"], max(one["batches_per_second"] for one in found["workers"])
+    run = digits()
+    a_position = flops.update_flops(run) / (8 * 64)
+    assert feeds["chips"] == pytest.approx(best * 8 * 64 * a_position / (0.4 * 459e12))
+    assert 0 < feeds["audio_seconds_per_position"] < 0.08
+    alone = stages["decode"]["audio_seconds_per_second"]
+    share = found["audio_seconds_per_core_second"] / alone
+    assert found["share_of_decoding"] == pytest.approx(share)
+
+
+def test_data_bench_takes_folders_and_a_preset_and_reads_few_rows_of_it(capsys, tmp_path):
+    folder = corpus(tmp_path / "data")
+    words = [str(folder), "--preset", "mel_llm_asr_full_v5p_128", "--seconds", "0.1", "--json"]
+    assert cli.main(["data", "bench", *words, "--data.t", "256", "--data.bins", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["preset"], found["rows"]) == ("mel_llm_asr_full_v5p_128", 8)
+    assert found["data"] == [str(folder)]
+
+
+def test_data_bench_says_the_same_to_people_and_takes_a_preset_first(capsys, tmp_path):
+    folder = corpus(tmp_path / "data")
+    words = ["data", "bench", "digits", *TINY, "--data", str(folder), "--seconds", "0.1"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("digits: ") and "\n1 process " in told and "\ndecode " in told
+    assert "× TPU v5p that train digits at an assumed MFU of 50%" in told
+
+
+def test_data_bench_of_what_does_not_fit_is_refused(capsys, tmp_path):
+    assert refused(["data", "bench", "x", "--preset"], capsys) == "preset: --preset needs a name"
+    words = ["data", "bench", str(tmp_path), "--chip", "v9"]
+    assert refused(words, capsys).startswith("chip=v9: is none of TPU v4")
+    assert refused(["data", "bench", str(tmp_path / "no")], capsys).endswith("is no folder")
+
+
+def test_bench_data_without_a_corpus_asks_for_one(capsys):
+    said = refused(["bench", "data"], capsys)
+    assert said == "data: give at least one corpus with --data DIR"
+
+
+def test_bench_decode_is_told_for_each_batch_size(capsys):
+    found = bench(capsys, "decode", "--batch", 1, 3, "--seconds", 1, "--tokens", 5, "--rounds", 2)
+    assert [one["batch"] for one in found["batches"]] == [1, 3]
+    for one in found["batches"]:
+        assert one["rtfx"] == pytest.approx(one["batch"] / one["seconds"])
+        assert one["tokens_per_second"] == pytest.approx(5 * one["batch"] / one["seconds"])
+    assert found["compile_seconds"] > 0
+
+
+def test_bench_decode_refuses_no_rows_and_no_front_end(capsys):
+    words = ["bench", "decode", "digits", *TINY]
+    assert refused([*words, "--batch", "0"], capsys) == "batch=(0,): must be positive"
+    assert refused([*words, "--model.front", "none"], capsys).startswith('model.front="none"')
+
+
+def test_bench_of_nothing_or_of_another_thing_lists_what_there_is(capsys):
+    said = refused(["bench"], capsys)
+    assert said == "say what to measure: train, checkpoint, data, decode"
+    said = refused(["bench", "trian"], capsys)
+    assert said.endswith("is none of train, checkpoint, data, decode; did you mean train?")
+
+
+def test_bench_help_lists_what_there_is_and_each_has_its_own(capsys):
+    assert cli.main(["bench", "--help"]) == 0
+    told = capsys.readouterr().out
+    for what in ("train", "checkpoint", "data", "decode"):
+        assert f"\n  {what} " in told
+        with pytest.raises(SystemExit) as end:
+            cli.main(["bench", what, "--help"])
+        assert not end.value.code
+        assert f"usage: melllm bench {what} PRESET [flags]" in capsys.readouterr().out
+
+
+def test_noise_is_a_batch_like_those_of_the_data(tmp_path):
+    run = tiny(corpus(tmp_path / "data"))
+    real = next(iter(pipeline.train_batches(run, load_tokenizer("bytes"))))
+    made = random_batch.train_batch(run)
+    for name, x, y in zip(made._fields, made, real, strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype), name
+    assert (made.segments == 1).all()
+    assert made.positions[1].tolist() == list(range(64))
+    assert made.is_speech.sum(1).tolist() == [48, 48]
+    assert (made.patches[made.is_speech] != 0).all()
+    assert made.loss_weight[0].tolist() == [0.0] * 48 + [1.0] * 16
+    assert 0 <= made.tokens.min() < made.tokens.max() < run.model.v
+    assert not np.array_equal(made.patches[0], made.patches[1])
+
+
+def test_noise_for_a_model_of_text_alone_has_no_speech():
+    run = override(digits(), {"model.front": "none"})
+    made = random_batch.train_batch(run)
+    assert not made.is_speech.any()
+    assert (made.loss_weight == 1).all()
+
+
+def test_turns_are_taken_one_after_another_and_the_first_do_not_count():
+    order = []
+    actions = {name: lambda name=name: order.append(name) for name in "ab"}
+    taken = timing.time_in_turns(actions, rounds=2, warm=1)
+    assert order == ["a", "b"] * 3
+    assert {name: len(values) for name, values in taken.items()} == {"a": 2, "b": 2}
+    assert timing.medians({"a": [3.0, 1.0, 2.0]}) == {"a": 2.0}
+
+
+def test_gemm_multiplies_numbers_that_are_no_zeros():
+    product = matmul.compile_matmul("float32")
+    result = np.asarray(product.run())
+    assert result.shape == (product.size, product.size)
+    assert product.flops == 2 * 2048**3
+    assert result.std() == pytest.approx(1, rel=0.01)
+    assert jax.devices()[0] in product.run().devices()

@@ -1,0 +1,144 @@
+import dataclasses
+import json
+import types
+
+import pytest
+
+from launch import cli
+from launch.runs.run_inputs import complete_run
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.overrides import from_json
+from melllm_jax.config.run import Run
+from tests.support.runs import (
+    compiled_once,
+    corpus,
+    done,
+    everything,
+    own_mesh,
+    refused,
+    tiny,
+    trained,
+)
+
+pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
+once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+mesh_apart = pytest.fixture(scope="module", autouse=True)(own_mesh)
+GONE = {"audio_filepath": "audio/none.flac"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A corpus of which two test utterances have no audio, and a run trained on it."""
+    folder = tmp_path_factory.mktemp("place")
+    data = corpus(folder / "data")
+    corpus(folder / "data", 5, split="test", first=50, changes={51: GONE, 53: GONE})
+    run, _ = complete_run(tiny(data, steps=2))
+    run_folder.claim(str(folder / "run"), run)
+    trained(run, folder / "run")
+    return types.SimpleNamespace(data=data, run=folder / "run", cfg=run)
+
+
+def evaluate(place, *more):
+    return ["evaluate", "--run", str(place.run), "--data", str(place.data), "--batch", "4", *more]
+
+
+def test_evaluate_prints_one_json_object_and_keeps_the_hypotheses(place, capsys):
+    assert cli.main(evaluate(place, "--json")) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert said.err == ""
+    expected = {
+        "utterances": 3,
+        "words": 3,  # the normaliser writes "five zero" as 50
+        "empty": 0,
+        "rejected": {"missing": 2},
+        "batch": 8,  # 4 is rounded up to what eight devices share
+        "devices": 8,
+        "chip": "cpu",
+        "dtype": "float32",
+        "run": str(place.run),
+        "data": str(place.data),
+        "split": "test",
+        "step": 2,
+    }
+    assert {name: summary[name] for name in expected} == expected
+    assert (
+        summary["wer"]
+        == (summary["substitutions"] + summary["deletions"] + summary["insertions"]) / 3
+    )
+    assert summary["normalizer"].startswith("whisper-normalizer ")
+    assert summary["scorer"].startswith("jiwer ")
+    assert summary["rtfx"] == pytest.approx(summary["audio_seconds"] / summary["seconds"])
+    assert summary["compile_seconds"] > 0
+    kept = place.run / "eval"
+    assert json.loads((kept / "data-test.json").read_text()) == summary
+    rows = [json.loads(line) for line in (kept / "data-test.jsonl").read_text().splitlines()]
+    heard = {row["id"]: row["reference"] for row in rows if "text" in row}
+    assert heard == {"id50": "five zero", "id52": "five two", "id54": "five four"}
+    assert {row["id"]: row["rejected"] for row in rows if "rejected" in row} == {
+        "id51": "missing",
+        "id53": "missing",
+    }
+
+
+def test_evaluate_without_json_says_it_in_a_line_and_where_the_rest_is(place, capsys):
+    words = evaluate(place, "--normalizer", "none", "--name", "mine", "--split", "train")
+    assert cli.main(words) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("WER ")
+    assert said.out.count("\n") == 1
+    assert said.err == f"hypotheses: {place.run / 'eval/mine.jsonl'}\n"
+    assert json.loads((place.run / "eval/mine.json").read_text())["normalizer"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        (["--run", "nowhere"], "run=nowhere: holds no run.json"),
+        (["--data", "nowhere"], "data=nowhere: is no folder"),
+        (["--split", "dev"], "split=dev: "),
+        (["--batch", "0"], "batch=0: must be positive"),
+        (["--decoding.top-p", "0"], "top_p=0.0: must lie in (0, 1]"),
+        (["--normalizer", "mine"], "normalizer"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_evaluate_refuses_what_does_not_fit_and_writes_nothing(place, capsys, more, rule):
+    before = everything(place.run)
+    assert rule in refused(evaluate(place, *more), capsys)
+    assert everything(place.run) == before
+
+
+def test_evaluate_of_a_run_without_a_checkpoint_is_refused(place, tmp_path, capsys):
+    run_folder.claim(str(tmp_path), place.cfg)
+    other = types.SimpleNamespace(**vars(place) | {"run": tmp_path})
+    said = refused(evaluate(other), capsys)
+    assert said == f"checkpoints={tmp_path / 'checkpoints'}: holds no checkpoint"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_evaluate_of_a_run_of_newer_fields_is_refused(place, tmp_path, capsys):
+    run_folder.claim(str(tmp_path), place.cfg)
+    tree = json.loads((tmp_path / "run.json").read_text()) | {"sed": 1}
+    (tmp_path / "run.json").write_text(json.dumps(tree))
+    other = types.SimpleNamespace(**vars(place) | {"run": tmp_path})
+    assert refused(evaluate(other), capsys) == "run.sed=…: is no field: did you mean seed?"
+
+
+def test_evaluate_where_no_audio_can_be_read_is_refused(place, tmp_path, capsys):
+    bare = corpus(tmp_path, 2, split="test", changes={0: GONE, 1: GONE})
+    other = types.SimpleNamespace(**vars(place) | {"data": bare})
+    assert "references has a word" in refused(evaluate(other), capsys)
+
+
+def test_evaluate_that_cannot_write_is_a_fault_in_one_line(place, tmp_path, capsys):
+    words = evaluate(place, "--name", "none/such")
+    assert "none/such.jsonl: cannot be written: " in refused(words, capsys, status=1)
+
+
+@pytest.mark.slow
+def test_evaluate_in_another_process_has_nothing_but_json_on_standard_output(place):
+    status, out, err = done(evaluate(place, "--json", "--name", "again"))
+    assert (status, err) == (0, "")
+    assert json.loads(out)["devices"] == 1
+    assert dataclasses.is_dataclass(from_json((place.run / "run.json").read_text(), Run))

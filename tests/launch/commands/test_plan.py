@@ -1,0 +1,223 @@
+"""`melllm plan` through its command line."""
+
+import json
+
+import pytest
+
+from launch import cli
+from melllm_jax import flops
+from melllm_jax.config.overrides import override
+from melllm_jax.errors import Fault
+from melllm_jax.planning import plan, topology
+from melllm_jax.presets import catalog
+from tests.support import plans
+
+TINY = [
+    *("--topology", "v5e:2x2", "--optim.compute", "bfloat16", "--data.t", "128", "--data.b", "8"),
+    *("--model.d", "256", "--model.n", "4", "--model.k", "2", "--model.h", "128"),
+    *("--model.f", "512", "--model.l", "1", "--model.v", "1024", "--keep.score", "0"),
+]
+
+pytestmark = pytest.mark.libtpu
+
+
+def planned(capsys, *words, status=0):
+    """(standard output, standard error) of `melllm plan` with these words."""
+    assert cli.main(["plan", *words]) == status
+    return capsys.readouterr()
+
+
+def refused(capsys, *words):
+    """What a refusal says, after "melllm plan: error: "."""
+    out, err = planned(capsys, *words, status=2)
+    assert (out, err.count("\n"), err[-1]) == ("", 1, "\n")
+    return err.removeprefix("melllm plan: error: ").rstrip("\n")
+
+
+def reckoned(capsys, monkeypatch, *words):
+    """The figures of a plan by arithmetic, as --json gives them, and standard error."""
+    monkeypatch.setattr(topology, "has_compiler", lambda pod: False)
+    out, err = planned(capsys, *words, "--json")
+    assert out.count("\n") == 1
+    return json.loads(out), err
+
+
+def test_without_a_topology_the_kinds_are_named(capsys):
+    assert refused(capsys, "digits") == (
+        "no --topology given: one of v4, v5e, v5p, v6e, tpu7x, a100, h100, h200 and its size: "
+        "v5p:4x4x4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--topology", "v9:2x2"], "topology=v9:2x2: is none of v4:(2x2x1 to 12x16x16), v5e:("),
+        (["--topology", "h100:8x8", "--slices", "2"], "slices=2: GPUs have none; say more hosts"),
+        (["--slices", "0"], "mesh.slices=0: must be positive"),
+        (["--price", "-1"], "price=-1.0: must be 0 or more"),
+        (["--audio", "-0.5"], "audio=-0.5: must be 0 or more hours"),
+        (["--speech", "0"], "speech=0.0: must lie in (0, 1]"),
+        (["--speech", "1.5"], "speech=1.5: must lie in (0, 1]"),
+        (["--tries", "0"], "tries=0: must be positive"),
+        (["--mesh.fsdp", "3"], "the product must be the 256 devices of v5e:16x16"),
+        (["--mesh.fsdp", "64"], "the product must be the 256 devices of v5e:16x16"),
+        (["--slices", "3", "--mesh.fsdp", "384"], "mesh.replica=2: must be a multiple of the 3 s"),
+        (["--mesh.tp", "16", "--mesh.fsdp", "8"], "mesh.tp=16: does not divide model.n=24"),
+        (["--data.b", "128"], "mesh replica=2 × fsdp=128: does not divide the 128 rows"),
+        (["--searchh"], "unknown flag --searchh: did you mean --search?"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+@pytest.mark.parametrize("compiles", [True, False], ids=["compiled", "arithmetic"])
+def test_what_cannot_be_is_refused_in_one_line(capsys, monkeypatch, words, rule, compiles):
+    if compiles:
+        pytest.importorskip("libtpu", reason="needs the extra `plan`")
+    monkeypatch.setattr(topology, "has_compiler", lambda pod: compiles)
+    assert rule in refused(capsys, "mel_llm_asr_v5e_256", *words)
+
+
+def test_topology_and_slices_are_the_meshs(capsys, monkeypatch):
+    words = ["mel_llm_asr", "--topology", "v5p:4x4x4", "--slices", "2", "--mesh.replica", "2"]
+    told, _ = reckoned(capsys, monkeypatch, *words, "--data.b", "128")
+    assert (told["pod"], told["chips"]) == ("2 × v5p:4x4x4", 128)
+    assert told["mesh"] == {"replica": 2, "fsdp": 64, "seq": 1, "tp": 1}
+
+
+def test_where_nothing_compiles_arithmetic_says_so(capsys, monkeypatch):
+    told, err = reckoned(capsys, monkeypatch, "mel_llm_asr_v5p_128")
+    assert (told["source"], told["compile_seconds"], told["seconds"]["xla"]) == (
+        "arithmetic",
+        0.0,
+        None,
+    )
+    assert err == (
+        "melllm plan: nothing here compiles for v5p:4x4x4 (pip install 'melllm_jax[plan]'): "
+        "arithmetic alone\n"
+    )
+    out, _ = planned(capsys, "mel_llm_asr_v5p_128")
+    assert "  arithmetic alone; every time and rate below is an estimate\n" in out
+    _, err = reckoned(capsys, monkeypatch, "mel_llm_asr_h100_64")
+    assert "pip install 'melllm_jax[plan-gpu]'" in err
+
+
+def test_hours_and_cost_follow_from_the_step(capsys, monkeypatch):
+    name = "mel_llm_asr_v5p_128"
+    told, _ = reckoned(capsys, monkeypatch, name)
+    steps = catalog.preset(name).optim.steps
+    assert (told["updates"], told["cost"], told["estimate"]) == (steps, None, True)
+    assert told["hours"] == pytest.approx(steps * told["step_seconds"] / 3600)
+    assert told["chip_hours"] == pytest.approx(64 * told["hours"])
+    # A position of speech is 80 ms: 4096 × 128 of them, half of them speech, are 5.8 h.
+    words = ["--audio", "1000", "--speech", "0.5", "--price", "2"]
+    told, _ = reckoned(capsys, monkeypatch, name, *words)
+    assert told["updates"] == pytest.approx(1000 / (4096 * 128 * 0.5 * 0.08 / 3600))
+    assert told["cost"] == pytest.approx(2 * told["chip_hours"])
+    assert told["audio_hours_per_second"] * told["hours"] * 3600 == pytest.approx(1000)
+    assert told["tokens_per_second"] == pytest.approx(4096 * 128 / told["step_seconds"])
+
+
+def test_search_by_arithmetic_prints_what_fits_first_and_the_fastest_of_it(capsys, monkeypatch):
+    words = ["mel_llm_asr_full_v5e_256", "--search", "--tries", "1000"]
+    told, _ = reckoned(capsys, monkeypatch, *words)
+    ways = told["plans"]
+    assert len(ways) > 100
+    fits = [way["fits"] for way in ways]
+    assert fits == sorted(fits, reverse=True)
+    assert {True, False} == set(fits)
+    keys = [
+        (not way["fits"], way["step_seconds"], way["step_seconds_nothing_hidden"]) for way in ways
+    ]
+    assert keys == sorted(keys)
+    written = {json.dumps([way["mesh"], way["remat"], way["micro"]]) for way in ways}
+    assert len(written) == len(ways)
+
+
+def test_search_of_two_devices_a_chip_has_meshes_of_all_devices(capsys, monkeypatch):
+    words = ["mel_llm_asr", "--topology", "tpu7x:2x2x2", "--search", "--tries", "3"]
+    told, _ = reckoned(capsys, monkeypatch, *words)
+    assert len(told["plans"]) == 3
+    for way in told["plans"]:
+        sizes = way["mesh"]
+        assert sizes["replica"] * sizes["fsdp"] * sizes["seq"] * sizes["tp"] == 16
+
+
+def test_search_where_no_mesh_splits_the_run_says_so(capsys):
+    words = ["mel_llm_asr", "--topology", "v5e:4x4", "--data.b", "3", "--data.t", "100"]
+    said = refused(capsys, *words, "--search")
+    assert said == "search: no mesh of 16 chips splits data.b=3 evenly"
+
+
+def test_search_compiles_the_most_promising_and_prints_each_on_a_line(capsys):
+    pytest.importorskip("libtpu", reason="needs the extra `plan`")
+    out, _ = planned(capsys, "digits", *TINY, "--search", "--tries", "1")
+    lines = out.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == "digits on v5e:2x2, estimates (compiled), best first:"
+    assert " GiB fits " in lines[1]
+    assert "MFU ≤ " in lines[1]
+
+
+def test_a_compiled_plan_is_told_in_lines_and_the_same_in_json(capsys, monkeypatch):
+    pytest.importorskip("libtpu", reason="needs the extra `plan`")
+    found = plans.compiled()
+    monkeypatch.setattr(plan, "compile_plan", lambda run, pod: found)
+    out, err = planned(capsys, "digits", *TINY)
+    assert err == ""
+    assert out.startswith("test on v5e:2x2: fsdp 4, remat full, micro 1\n  compiled in ")
+    assert f"parameters   {found.total:,}, trained {found.total:,}\n" in out
+    assert " GiB: fits (arguments 0.01, " in out
+    assert "collective   all-gather over fsdp (4): " in out
+    assert f": limited by {found.limit}\n" in out
+    out, err = planned(capsys, "digits", *TINY, "--json")
+    assert (out.count("\n"), err) == (1, "")
+    told = json.loads(out)
+    assert told["hbm"]["needed"] == found.memory.needed
+    assert told["flops"] == {"useful": found.useful, "executed": found.executed}
+    assert told["seconds"] == dict(found.limits) | {"xla": found.xla}
+    assert [each["kind"] for each in told["collectives"]] == [one.kind for one in found.collectives]
+
+
+def test_what_does_not_fit_is_told_and_is_no_failure(capsys):
+    pytest.importorskip("libtpu", reason="needs the extra `plan`")
+    big = [*TINY, "--model.v", str(2**24)]
+    out, _ = planned(capsys, "digits", *big, "--json")
+    told = json.loads(out)
+    assert (told["fits"], told["source"]) == (False, "compiled")
+    capacity = flops.CHIPS["TPU v5 lite"].hbm
+    assert capacity == told["hbm"]["capacity"] < told["hbm"]["needed"] < 100 * capacity
+    assert told["hbm"]["activations"] is None
+
+
+def test_the_flags_reach_the_run_that_is_planned(capsys, monkeypatch):
+    told, _ = reckoned(capsys, monkeypatch, "digits", *TINY, "--optim.micro", "2")
+    run = override(
+        catalog.preset("digits"),
+        {"model.d": 256, "model.n": 4, "model.k": 2, "model.h": 128, "model.f": 512}
+        | {"model.l": 1, "model.v": 1024},
+    )
+    assert told["parameters"]["total"] == flops.count_parameters(run).total
+    assert (told["preset"], told["micro"], told["positions"]) == ("digits", 2, 8 * 128)
+
+
+def test_search_leaves_out_what_the_compiler_fails_at_and_says_so(capsys, monkeypatch):
+    """libtpu 0.0.52 ends some programs in an error of its own."""
+    monkeypatch.setattr(topology, "has_compiler", lambda pod: True)
+    seen = []
+
+    def compiled(run, pod):
+        seen.append(run)
+        if len(seen) % 2:
+            raise Fault("INTERNAL: overlaps")
+        return plan.estimate_plan(run, pod, plan.mesh_sizes(run, pod))
+
+    monkeypatch.setattr(plan, "compile_plan", compiled)
+    words = ["mel_llm_asr_v5p_128", "--search", "--json"]
+    out, err = planned(capsys, *words, "--tries", "4")
+    assert len(json.loads(out)["plans"]) == 2
+    assert err.count("left out: ") == err.count(": INTERNAL: overlaps\n") == 2
+    seen.clear()
+    assert cli.main(["plan", *words, "--tries", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "melllm plan: error: search: none of 1 ways compiles: fsdp 64, " in err

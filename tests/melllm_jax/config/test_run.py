@@ -1,0 +1,314 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from melllm_jax.config.data import Augment, Data, Sounds, Source
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import Lora, Model, Rope
+from melllm_jax.config.overrides import fields, from_json, identity, override, to_json
+from melllm_jax.config.run import Optim, Run
+from melllm_jax.errors import Mistake
+from melllm_jax.presets.catalog import PRESETS
+from tests.support.paths import ROOT
+
+RUN = Run(
+    name="tiny",
+    model=Model(
+        d=64, n=4, k=2, h=9, f=128, l=2, v=260, rope=Rope(short=(1.0,) * 4, long=(2.0,) * 4)
+    ),
+    data=Data(
+        t=64,
+        b=8,
+        sources=(Source("corpus", 2.0, "f00d"),),
+        augment=Augment(rooms=Sounds("rooms"), noises=Sounds("noises")),
+    ),
+    optim=Optim(steps=10, freeze=(1,)),
+    mel=Mel(kind="plain"),
+    lora=Lora(r=4),
+)
+# A valid other value of each field: those that decide the result, and those that say where it ran.
+DECIDES = {
+    "model.d": 128,
+    "model.n": 8,
+    "model.k": 1,
+    "model.h": 8,
+    "model.f": 64,
+    "model.l": 3,
+    "model.v": 261,
+    "model.eps": 1e-6,
+    "model.rope.theta": 5e5,
+    "model.rope.partial": 0.9,
+    "model.rope.short": (1.5,) * 4,
+    "model.rope.long": (2.5,) * 4,
+    "model.rope.original": 2048,
+    "model.rope.longest": 8192,
+    "model.tied": False,
+    "model.window": 16,
+    "model.front": "conv",
+    "model.c": 512,
+    "model.speech": "bidirectional",
+    "data.t": 128,
+    "data.b": 16,
+    "data.sources": (Source("corpus", 3.0, "f00d"),),
+    "data.lanes": 1,
+    "data.temperature": 2.0,
+    "data.epochs": 3,
+    "data.bins": 4,
+    "data.bad": 0.5,
+    "data.longest": 20.0,
+    "data.wire": "float32",
+    "data.augment.speed": 1.0,
+    "data.augment.speeds": (1.2,),
+    "data.augment.reverb": 0.5,
+    "data.augment.rooms.split": "small",
+    "data.augment.rooms.digest": "f00d",
+    "data.augment.noise": 0.5,
+    "data.augment.noises.split": "loud",
+    "data.augment.noises.digest": "f00d",
+    "data.augment.snrs": (20.0,),
+    "data.augment.volume": 1.0,
+    "data.augment.quietest": 0.5,
+    "data.augment.loudest": 1.5,
+    "data.augment.warp": 1.0,
+    "data.augment.warp_width": 40,
+    "data.augment.mask": 1.0,
+    "data.augment.time_masks": 1,
+    "data.augment.time_width": 20,
+    "data.augment.time_share": 0.2,
+    "data.augment.band_masks": 1,
+    "data.augment.band_width": 10,
+    "data.augment.shift": 7,
+    "optim.steps": 20,
+    "optim.lr": 1e-4,
+    "optim.kind": "muon",
+    "optim.schedule": "wsd",
+    "optim.warmup": 5,
+    "optim.decay": 0.5,
+    "optim.final": 0.0,
+    "optim.b1": 0.8,
+    "optim.b2": 0.99,
+    "optim.eps": 1e-6,
+    "optim.weight_decay": 0.0,
+    "optim.clip": 0.0,
+    "optim.train": "lora",
+    "optim.freeze": (0,),
+    "optim.compute": "float32",
+    "mel.kind": "phi4",
+    "mel.m": 40,
+    "mel.r": 4,
+    "mel.normalize": "none",
+    "mel.mean": (0.0,) * 80,
+    "mel.invstd": (1.0,) * 80,
+    "text.digest": "f00d",
+    "text.template": "phi4",
+    "text.instruction": "Write it down.",
+    "lora.r": 8,
+    "lora.alpha": 8.0,
+    "lora.dropout": 0.1,
+    "init.digest": "f00d",
+    "seed": 1,
+}
+WHERE = {
+    "name": "other",
+    "model.attention": "blocks",
+    "model.remat": "none",
+    "model.kept": ("out",),
+    "model.scan": False,
+    "optim.micro": 2,
+    "data.augment.rooms.path": "elsewhere",
+    "data.augment.noises.path": "elsewhere",
+    "data.corrupt": "skip",
+    "data.workers": 2,
+    "data.threads": 4,
+    "data.ahead": 4,
+    "text.tokenizer": "elsewhere.json",
+    "init.path": "elsewhere",
+    "mesh.topology": "v5e:4x4",
+    "mesh.slices": 2,
+    "mesh.replica": 2,
+    "mesh.fsdp": 4,
+    "mesh.seq": 2,
+    "mesh.tp": 2,
+    "keep.every": 5,
+    "keep.last": 1,
+    "keep.milestone": 100,
+    "keep.log": 10,
+    "keep.score": 50,
+}
+
+
+def test_tables_of_this_file_name_every_field_once():
+    assert DECIDES.keys().isdisjoint(WHERE)
+    assert DECIDES.keys() | WHERE.keys() == dict(fields(RUN)).keys()
+
+
+@pytest.mark.parametrize("name", DECIDES)
+def test_identity_with_another_deciding_value_changes(name):
+    assert identity(override(RUN, {name: DECIDES[name]})) != identity(RUN)
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_identity_with_another_place_stays(name):
+    changed = override(RUN, {name: WHERE[name]})
+    assert changed != RUN
+    assert identity(changed) == identity(RUN)
+
+
+def test_identity_reads_a_corpus_by_content_not_by_path():
+    moved, grown = Source("moved", 2.0, "f00d"), Source("corpus", 2.0, "beef")
+    assert identity(override(RUN, {"data.sources": [moved]})) == identity(RUN)
+    assert identity(override(RUN, {"data.sources": [grown]})) != identity(RUN)
+
+
+@pytest.mark.parametrize("name", DECIDES | WHERE)
+def test_override_sets_the_field_and_no_other(name):
+    value = (DECIDES | WHERE)[name]
+    before, after = dict(fields(RUN)), dict(fields(override(RUN, {name: value})))
+    assert after == before | {name: value}
+
+
+@pytest.mark.parametrize("name", DECIDES | WHERE)
+def test_run_with_any_value_reads_back_equal_from_json(name):
+    run = override(RUN, {name: (DECIDES | WHERE)[name]})
+    assert from_json(to_json(run), Run) == run
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_reads_back_equal_from_json_with_its_identity(name):
+    run = PRESETS[name]()
+    again = from_json(to_json(run), Run)
+    assert again == run
+    assert identity(again) == identity(run)
+
+
+def test_override_of_no_field_is_the_run_itself():
+    assert override(RUN, {}) == RUN
+
+
+def test_override_of_several_fields_checks_only_their_end_state():
+    run = override(RUN, {"model.n": 9, "model.k": 3, "optim.freeze": [5], "model.l": 6})
+    assert (run.model.n, run.model.k, run.optim.freeze, run.model.l) == (9, 3, (5,), 6)
+
+
+def test_override_takes_a_whole_number_for_a_float():
+    lr = override(RUN, {"optim.lr": 1}).optim.lr
+    assert (lr, type(lr)) == (1.0, float)
+
+
+@pytest.mark.parametrize(
+    "name,near",
+    [("model.dd", "model.d"), ("optim.warmpu", "optim.warmup"), ("data.sorces", "data.sources")],
+)
+def test_override_of_an_unknown_name_names_the_nearest(name, near):
+    with pytest.raises(Mistake, match=f"unknown field {name}=3: did you mean {near}"):
+        override(RUN, {name: 3})
+
+
+@pytest.mark.parametrize(
+    "name,value,message",
+    [
+        ("model.d", "512", "model.d='512': must be of type int"),
+        ("model.d", 512.0, "model.d=512.0: must be of type int"),
+        ("model.d", True, "model.d=True: must be of type int"),
+        ("model.tied", 1, "model.tied=1: must be of type bool"),
+        ("optim.lr", "fast", "optim.lr='fast': must be of type float"),
+        ("optim.lr", None, "optim.lr=None: must be of type float"),
+        ("optim.kind", "adam", "optim.kind='adam': must be one of adamw, muon"),
+        ("optim.freeze", 1, "optim.freeze=1: must be a list"),
+        ("optim.freeze", ["1"], "optim.freeze='1': must be of type int"),
+        ("name", 3, "name=3: must be of type str"),
+        ("model", {"d": 8}, "unknown field model="),
+    ],
+)
+def test_override_with_a_value_of_another_type_is_refused(name, value, message):
+    with pytest.raises(Mistake) as caught:
+        override(RUN, {name: value})
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"model.d": 0}, "model.d=0: must be positive"),
+        ({"model.k": 3}, "model.n=4: query heads cannot share k=3 KV heads evenly"),
+        ({"model.window": -1}, "model.window=-1"),
+        ({"model.rope.short": [1.0]}, "model.rope.long=4 factors: short has 1"),
+        ({"model.h": 16}, "model.rope.short=4 factors: needs 8"),
+        ({"model.rope.partial": 1.5}, "model.rope.partial=1.5"),
+        ({"mel.r": 3}, "mel.r=3: must be 1, 2, 4, 8 or 16"),
+        ({"mel.m": 4}, "mel.m=4: is no band count of plain"),
+        ({"mel.mean": [0.0]}, "mel.mean=1 values: needs 80 values"),
+        ({"model.front": "conv", "mel.r": 4}, "mel.r=4: must be 8 for the conv front end"),
+        ({"lora.r": 0, "optim.train": "lora"}, "lora.r=0"),
+        ({"lora.r": -1}, "lora.r=-1"),
+        ({"lora.dropout": 1.0}, "lora.dropout=1.0"),
+        ({"data.b": 0}, "data.b=0"),
+        ({"data.bad": 2.0}, "data.bad=2.0"),
+        ({"data.epochs": -1}, "data.epochs=-1"),
+        ({"data.temperature": -1.0}, "data.temperature=-1.0"),
+        ({"data.sources": [{"path": "a", "hours": -1.0}]}, "data.sources.hours=-1.0"),
+        ({"data.sources": [{"path": "a", "weight": 0.0}]}, "data.sources.weight=0.0"),
+        ({"optim.steps": 0}, "optim.steps=0"),
+        ({"optim.warmup": -1}, "optim.warmup=-1"),
+        ({"optim.decay": 0.0}, "optim.decay=0.0"),
+        ({"optim.micro": 3}, "optim.micro=3: does not divide data.b=8"),
+        ({"optim.freeze": [2]}, "optim.freeze=(2,): layers run from 0 to 1"),
+        ({"mesh.tp": 0}, "mesh.tp=0"),
+        ({"mesh.fsdp": -1}, "mesh.fsdp=-1"),
+        ({"keep.every": 0}, "keep.every=0"),
+        ({"keep.milestone": -1}, "keep.milestone=-1"),
+    ],
+)
+def test_value_that_breaks_a_rule_is_refused_by_field_value_and_rule(changes, message):
+    with pytest.raises(Mistake) as caught:
+        override(RUN, changes)
+    assert str(caught.value).startswith(message)
+
+
+def test_json_that_is_none_is_refused():
+    with pytest.raises(Mistake, match="run.json is no JSON"):
+        from_json("{", Run)
+
+
+def edited(edit):
+    tree = json.loads(to_json(RUN))
+    edit(tree)
+    return json.dumps(tree)
+
+
+@pytest.mark.parametrize(
+    "edit,message",
+    [
+        (lambda run: run["model"].update(dd=3), "run.model.dd=…: is no field: did you mean d?"),
+        (lambda run: run["model"].pop("d"), "lacks d"),
+        (lambda run: run.pop("data"), "lacks data"),
+        (lambda run: run.update(mel=[80]), "run.mel=[80]: must be an object of fields"),
+        (lambda run: run["model"].update(d="64"), "run.model.d='64': must be of type int"),
+        (lambda run: run["optim"].update(steps=0), "optim.steps=0: must be positive"),
+    ],
+)
+def test_json_with_an_unknown_missing_or_ill_typed_field_is_refused(edit, message):
+    with pytest.raises(Mistake) as caught:
+        from_json(edited(edit), Run)
+    assert message in str(caught.value)
+
+
+def test_json_without_a_field_that_has_a_default_takes_the_default():
+    run = from_json(edited(lambda run: run["optim"].pop("clip")), Run)
+    assert run == RUN
+
+
+def test_run_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RUN.seed = 3
+
+
+def test_config_imports_neither_jax_nor_tyro():
+    code = (
+        "import sys, melllm_jax.config.run, melllm_jax.batch, melllm_jax.errors;"
+        "sys.exit(bool({'jax', 'tyro', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

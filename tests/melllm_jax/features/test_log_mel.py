@@ -1,0 +1,103 @@
+"""The device's frames equal NumPy's, whatever lies in the padding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.audio.log_mel import normalized_log_mel
+from melllm_jax.config.features import Mel
+from melllm_jax.errors import Mistake
+from melllm_jax.features.log_mel import batch_log_mel
+
+KINDS = [Mel(), Mel("whisper"), Mel("whisper", m=128), Mel("plain"), Mel("plain", m=23)]
+LENGTHS = [400, 559, 20_001, 23_999, 24_000]
+RAGGED = pytest.mark.parametrize("cfg", KINDS, ids=str)
+jitted = jax.jit(batch_log_mel, static_argnames="cfg")
+
+
+def sounds():
+    """Noise that grows, so that each band varies and the peak lies at the end."""
+    rng = np.random.default_rng(0)
+    for count in LENGTHS:
+        wave = rng.standard_normal(count) * np.geomspace(1e-3, 0.2, count)
+        yield wave.astype(np.float32)
+
+
+def batch(filling):
+    wave = np.full((len(LENGTHS), max(LENGTHS)), filling, np.float32)
+    for row, sound in zip(wave, sounds(), strict=True):
+        row[: sound.size] = sound
+    return jnp.asarray(wave), jnp.asarray(LENGTHS, jnp.int32)
+
+
+def assert_equals_numpy(cfg, atol):
+    mels, counts = jitted(*batch(filling=7.0), cfg=cfg)
+    for row, count, sound in zip(np.asarray(mels), counts.tolist(), sounds(), strict=True):
+        expected = normalized_log_mel(sound, cfg)
+        assert count == len(expected)
+        np.testing.assert_allclose(row[:count], expected, rtol=0, atol=atol)
+        assert not row[count:].any()
+
+
+@RAGGED
+def test_a_ragged_batch_equals_numpy(cfg):
+    """A sum of 400 float32 products errs by 1e-6 of the frame's loudest bin: 1e-3 at -60 dB."""
+    assert_equals_numpy(dataclasses.replace(cfg, normalize="none"), atol=2e-3)
+
+
+@RAGGED
+def test_a_ragged_batch_normalised_by_utterance_equals_numpy(cfg):
+    """As above, divided by deviations that here are 0.3 and more where there are two frames."""
+    assert_equals_numpy(dataclasses.replace(cfg, normalize="utterance"), atol=6e-3)
+
+
+def test_a_ragged_batch_normalised_globally_equals_numpy():
+    mean, invstd = tuple(range(80)), tuple(np.linspace(0.1, 1, 80).tolist())
+    cfg = Mel(normalize="global", mean=tuple(map(float, mean)), invstd=invstd)
+    assert_equals_numpy(cfg, atol=2e-3)
+
+
+@RAGGED
+def test_what_lies_in_the_padding_changes_nothing(cfg):
+    loud, _ = jitted(*batch(filling=1e4), cfg=cfg)
+    silent, _ = jitted(*batch(filling=0.0), cfg=cfg)
+    np.testing.assert_array_equal(loud, silent)
+
+
+@RAGGED
+def test_rows_too_short_for_a_frame_are_zero_beside_others(cfg):
+    shortest = {"phi4": 400, "whisper": 201, "plain": 1}[cfg.kind]
+    wave, _ = batch(filling=0.0)
+    lengths = jnp.asarray([shortest - 1, 0, 24_000, shortest, 24_000], jnp.int32)
+    mels, counts = jitted(wave, lengths, cfg=cfg)
+    assert [count > 0 for count in counts.tolist()] == [False, False, True, True, True]
+    assert not np.asarray(mels[:2]).any()
+    assert np.isfinite(mels).all()
+
+
+@RAGGED
+def test_silence_gives_finite_frames(cfg):
+    wave, lengths = batch(filling=0.0)
+    mels, _ = jitted(wave * 0, lengths, cfg=cfg)
+    assert np.isfinite(mels).all()
+
+
+def test_a_compiled_call_moves_nothing_between_host_and_device():
+    wave, lengths = batch(filling=0.0)
+    jitted(wave, lengths, cfg=Mel())
+    with jax.transfer_guard("disallow"):
+        mels, _ = jitted(wave, lengths, cfg=Mel())
+    assert mels.dtype == jnp.float32
+
+
+def test_rows_too_narrow_for_a_frame_are_a_mistake():
+    with pytest.raises(Mistake, match="rows of 399 samples: the phi4 extractor needs 400"):
+        batch_log_mel(jnp.zeros((2, 399)), jnp.array([399, 399]), Mel())
+
+
+def test_global_normalisation_without_values_is_a_mistake():
+    with pytest.raises(Mistake, match="needs values in mel.mean and mel.invstd"):
+        batch_log_mel(jnp.zeros((1, 400)), jnp.array([400]), Mel(normalize="global"))

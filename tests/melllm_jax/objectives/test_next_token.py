@@ -1,0 +1,135 @@
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melllm_jax import sharding
+from melllm_jax.batch import Batch
+from melllm_jax.config.model import Lora
+from melllm_jax.nn import vocab_parallel
+from melllm_jax.objectives import next_token
+from tests.support import models
+
+
+def graded(run, batch):
+    """Mean loss and gradients by name as NumPy arrays, on the mesh in force."""
+    return jax.device_get(models.graded(run, batch))
+
+
+@pytest.fixture(scope="module", params=["linear", "conv"])
+def single(request):
+    """A run with LoRA, its packed batch, and loss and gradients on one device."""
+    both_ways = {"linear": "causal", "conv": "bidirectional"}[request.param]
+    model = dataclasses.replace(models.MODEL, front=request.param, speech=both_ways)
+    run, batch = models.run(model), models.speech_rows(8, 32)
+    with models.one_device():
+        return run, batch, *graded(run, batch)
+
+
+@pytest.mark.parametrize("split", models.SPLITS)
+def test_loss_and_gradients_on_eight_devices_equal_one(single, split):
+    """float32 sums over 256 positions in another order: within 5e-5 of each gradient's largest."""
+    run, batch, loss, grads = single
+    with models.split_as(split):
+        split_loss, split_grads = graded(run, batch)
+    assert split_loss == pytest.approx(loss, rel=1e-6)
+    for name, grad in grads.items():
+        largest = np.abs(grad).max()
+        assert largest > 0, name
+        np.testing.assert_allclose(split_grads[name], grad, rtol=0, atol=5e-5 * largest)
+
+
+def test_a_target_is_the_next_token_of_the_same_segment():
+    columns = {
+        "tokens": [11, 12, 13, 21, 22, 99],
+        "segments": [1, 1, 1, 2, 2, 0],
+        "loss_weight": [0.5, 1.0, 2.0, 4.0, 8.0, 0.0],
+    }
+    empty = dict.fromkeys(Batch._fields, jnp.zeros((1, 6)))
+    batch = Batch(**empty | {name: jnp.asarray([x]) for name, x in columns.items()})
+    with models.one_device():
+        targets, weights = jax.device_get(next_token.next_token_targets(batch))
+    np.testing.assert_array_equal(targets[0, [0, 1, 3]], [12, 13, 22])
+    np.testing.assert_array_equal(weights[0], [1.0, 2.0, 0.0, 8.0, 0.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def small():
+    run = models.run(dataclasses.replace(models.MODEL, l=1), lora=Lora())
+    return run, models.speech_rows(4, 32)
+
+
+def test_sums_equal_log_softmax_and_argmax_in_numpy(small):
+    run, batch = small
+    with models.one_device():
+        skeleton, values = models.made(run)
+        logits = models.jitted(lambda w, b: (lambda m: m.logits(m(b)))(skeleton.model(w)))
+        scored = models.jitted(lambda w, b: next_token.next_token_loss(skeleton.model(w), b))
+        placed = sharding.shard_batch(batch)
+        scores, sums = np.asarray(logits(values, placed), np.float64), scored(values, placed)
+    loss = hits = weight = 0.0
+    for i, t in np.ndindex(4, 31):
+        if batch.segments[i, t] == batch.segments[i, t + 1] > 0:
+            target, share = batch.tokens[i, t + 1], batch.loss_weight[i, t + 1]
+            loss += share * (np.log(np.exp(scores[i, t]).sum()) - scores[i, t, target])
+            hits += share * (scores[i, t].argmax() == target)
+            weight += share
+    np.testing.assert_allclose(sums, [loss, hits, weight], rtol=1e-5)
+    assert hits > 0
+
+
+@pytest.mark.parametrize("chunk", [8, 12])  # of 32 tokens a device: four chunks of 8 either way
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_loss_in_chunks_equals_the_loss_at_once(chunk, tied, monkeypatch):
+    run = models.run(dataclasses.replace(models.MODEL, tied=tied), Lora())
+    batch = models.speech_rows(4, 32)
+    with models.split_as("fsdp2-seq2-tp2"):
+        whole = graded(run, batch)
+        monkeypatch.setattr(vocab_parallel, "CHUNK", chunk)
+        parts = graded(run, batch)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-6)
+    for key, grad in whole[1].items():
+        np.testing.assert_allclose(parts[1][key], grad, rtol=0, atol=1e-5 * np.abs(grad).max())
+
+
+def test_scores_of_all_tokens_never_stand_where_the_vocabulary_is_chunked(monkeypatch):
+    """None of the arrays in the traced gradient has 2 × 32 positions and all of 96 tokens."""
+    run, batch = models.run(dataclasses.replace(models.MODEL, v=96)), models.speech_rows(2, 32)
+    with models.one_device():
+        skeleton, values = models.made(run)
+        placed = sharding.shard_batch(batch)
+
+        def scores():
+            """How many tokens' scores stand in one array, over the whole trace."""
+            grad = jax.grad(functools.partial(models.mean_loss, skeleton))
+            text = re.sub(r"[@{][^,\]]+(?=[,\]])", "", str(jax.make_jaxpr(grad)(values, placed)))
+            return {int(v) for v in re.findall(r"f32\[64,(\d+)\]", text)} - {32, 48, 64}
+
+        assert 96 in scores()
+        monkeypatch.setattr(vocab_parallel, "CHUNK", 24)
+        assert 24 in scores()
+        assert 96 not in scores()
+
+
+def test_chunks_of_the_loss_take_an_eighth_of_the_memory_of_all_scores_at_once(monkeypatch):
+    """As compiled: what XLA makes of a loop may be other than what was traced."""
+    model = dataclasses.replace(models.MODEL, d=8, n=1, k=1, f=8, l=1, v=16384)
+    run, batch = models.run(model, Lora()), models.speech_rows(2, 256)
+    with models.one_device():
+        skeleton, values = models.made(run)
+        placed = sharding.shard_batch(batch)
+
+        def temporary():
+            grad = jax.grad(functools.partial(models.mean_loss, skeleton))
+            compiled = models.jitted(grad).lower(values, placed).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        monkeypatch.setattr(vocab_parallel, "CHUNK", 16384)
+        whole = temporary()
+        assert whole > 2 * 256 * 16384 * 4
+        monkeypatch.setattr(vocab_parallel, "CHUNK", 512)
+        assert temporary() < whole / 8

@@ -1,0 +1,61 @@
+"""Small files are whole or absent, on a disk and in a store that knows no rename."""
+
+import concurrent.futures
+import os
+
+from etils import epath
+import pytest
+
+from melllm_jax import files
+from melllm_jax.errors import Fault
+from tests.support.buckets import bucket
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path, monkeypatch):
+    """A folder on a disk, and one of a store that answers to s3://."""
+    if request.param == "disk":
+        return epath.Path(tmp_path)
+    return bucket(monkeypatch)
+
+
+def test_write_puts_in_place_and_leaves_nothing_beside(folder):
+    path = folder / "cells" / "one.json"
+    files.write_text(path, "first")
+    files.write_text(path, "second")
+    assert path.read_text() == "second"
+    assert [one.name for one in path.parent.iterdir()] == ["one.json"]
+
+
+def test_create_of_many_at_once_is_one_alone(folder):
+    path = folder / "claims" / "one.1"
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda n: (files.create_text(path, f"{n}" * 1000), n), range(64)))
+    (winner,) = [number for won, number in made if won]
+    assert path.read_text() == f"{winner}" * 1000
+    assert [one.name for one in path.parent.iterdir()] == ["one.1"]
+
+
+def test_write_to_a_full_or_closed_place_is_a_fault_that_keeps_the_old(tmp_path):
+    path = epath.Path(tmp_path) / "one.json"
+    files.write_text(path, "before")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Fault, match=r"file/one: cannot be written: File exists"):
+        files.write_text(epath.Path(tmp_path) / "file" / "one", "x")
+    with pytest.raises(Fault, match=r"file/one: cannot be written: File exists"):
+        files.create_text(epath.Path(tmp_path) / "file" / "one", "x")
+    assert path.read_text() == "before"
+
+
+def test_write_that_is_cut_off_leaves_the_old(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / "one.json"
+    files.write_text(path, "before")
+
+    def cut(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", cut)
+    with pytest.raises(Fault, match="No space left"):
+        files.write_text(path, "after")
+    assert path.read_text() == "before"
+    assert [one.name for one in path.parent.iterdir()] == ["one.json"]

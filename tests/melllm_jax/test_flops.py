@@ -1,0 +1,204 @@
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from melllm_jax import flops, sharding
+from melllm_jax.batch import Batch
+from melllm_jax.config.data import Data
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import Lora, Model, Rope
+from melllm_jax.config.run import Optim, Run
+from melllm_jax.models import parameters
+from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.nn.layers import LoraParam, NonTrainable
+from melllm_jax.objectives import next_token
+from tests.support import models
+
+PHI = Run(
+    name="phi-4-mini",
+    model=Model(
+        d=3072,
+        n=24,
+        k=8,
+        h=128,
+        f=8192,
+        l=32,
+        v=200_064,
+        front="conv",
+        rope=Rope(
+            partial=0.75, short=(1.0,) * 48, long=(4.0,) * 48, original=4096, longest=131_072
+        ),
+    ),
+    data=Data(t=4096, b=256),
+    optim=Optim(steps=1),
+    lora=Lora(r=320),
+)
+
+
+def shapes_of(run):
+    return parameters.abstract_model(lambda rngs: SpeechLM(run.model, run.mel, run.lora, rngs=rngs))
+
+
+@pytest.fixture
+def pod():
+    """256 chips that are not here, as fsdp 32 × tp 8."""
+    explicit = (jax.sharding.AxisType.Explicit,) * 4
+    mesh = jax.sharding.AbstractMesh((1, 32, 1, 8), sharding.AXES, axis_types=explicit)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield mesh
+
+
+def test_phi_4_mini_counts_what_its_checkpoint_has():
+    """The paper's totals: 3.836 B, a stem of 12,616,704 and a projector of 12,589,056, LoRA."""
+    count = flops.count_parameters(PHI)
+    assert count.embed + count.head + count.layers == 3_836_021_760
+    assert count.front == 12_616_704 + 12_589_056
+    assert count.lora == 461_373_440
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        PHI,
+        models.run(),
+        models.run(dataclasses.replace(models.MODEL, tied=False), lora=Lora()),
+        models.run(dataclasses.replace(models.MODEL, front="conv", k=4), mel=Mel()),
+    ],
+    ids=["phi-4-mini", "linear", "untied", "conv"],
+)
+def test_parameters_equal_the_models_own_shapes(run):
+    with models.one_device():
+        skeleton, shapes = shapes_of(run)
+    sizes = {name: math.prod(x.shape) for name, x in shapes.items()}
+    kinds = skeleton.kinds
+    lora = sum(sizes[name] for name in sizes if isinstance(kinds[name], LoraParam))
+    fixed = sum(sizes[name] for name in sizes if isinstance(kinds[name], NonTrainable))
+    front = sum(sizes[name] for name in sizes if name.startswith("front."))
+    count = flops.count_parameters(run)
+    assert (count.lora, count.front) == (lora, front - fixed)
+    assert (count.embed, count.head) == (sizes["embed"], sizes.get("head", 0))
+    assert count.total == sum(sizes.values()) - fixed
+
+
+def test_gradients_of_phi_4_mini_keep_its_layout_on_256_chips(pod):
+    """Shapes alone are traced: nothing is computed, and no device is needed."""
+    sharding.check_mesh(PHI, pod)
+    skeleton, shapes = shapes_of(PHI)
+    spec = {"patches": sharding.a("b t p")}
+    size = {"patches": (256, 4096, 640)}
+    floats = ("patches", "loss_weight")
+    batch = Batch(
+        *(
+            jax.ShapeDtypeStruct(
+                size.get(name, (256, 4096)),
+                "float32" if name in floats else "int32",
+                sharding=jax.NamedSharding(pod, spec.get(name, sharding.a("b t"))),
+            )
+            for name in Batch._fields
+        )
+    )
+    dtype = jax.numpy.dtype("bfloat16")
+    loss = lambda w, b: next_token.next_token_loss(skeleton.model(w, dtype), b).loss
+    grads = jax.eval_shape(jax.grad(loss), shapes, batch)
+    assert grads.keys() == shapes.keys()
+    for name, grad in grads.items():
+        assert (grad.shape, grad.dtype) == (shapes[name].shape, shapes[name].dtype), name
+        assert grad.sharding.spec == shapes[name].sharding.spec, name
+    q = shapes["stack.blocks.attn.q"]
+    assert q.sharding.spec == jax.P(None, "fsdp", "tp", None)
+    assert q.sharding.shard_shape(q.shape) == (32, 96, 3, 128)
+
+
+def test_forward_counts_two_a_weight_and_the_pairs_that_see_each_other():
+    model = Model(d=8, n=2, k=1, h=4, f=16, l=3, v=32)
+    run = models.run(model, lora=Lora(), b=2, t=7)
+    layer = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16 + 2 * 8
+    weights_read = 3 * layer + 8 + 32 * 8 + (64 * 8 + 8)
+    scores = 3 * 2 * (2 * 2 * 4) * 4  # layers · heads · (q·k and share·v) · mean positions seen
+    assert flops.forward_flops(run) == 2 * weights_read + scores
+    near = dataclasses.replace(run, model=dataclasses.replace(model, window=2))
+    seen = (1 + 2 * 6) / 7  # itself at first, then one before as well; 4 without a window
+    assert flops.forward_flops(near) == pytest.approx(2 * weights_read + scores * seen / 4)
+    far = dataclasses.replace(run, model=dataclasses.replace(model, window=100))
+    assert flops.forward_flops(far) == flops.forward_flops(run)
+    assert flops.update_flops(run) == 3 * 14 * flops.forward_flops(run)
+
+
+def test_a_step_that_trains_lora_alone_spares_the_frozen_weights_gradients():
+    run = models.run(train="lora")
+    count, positions = flops.count_parameters(run), run.data.b * run.data.t
+    spared = 2 * (count.layers + run.model.v * run.model.d) * positions
+    everything = dataclasses.replace(run, optim=dataclasses.replace(run.optim, train="all"))
+    assert flops.update_flops(run) == flops.update_flops(everything) - spared
+
+
+def test_training_tells_speech_from_text_by_the_front_end_alone():
+    run = models.run(b=2, t=7)
+    front = flops.count_parameters(run).front
+    assert flops.training_flops(run, 14.0, 0.0) == pytest.approx(flops.update_flops(run))
+    assert flops.training_flops(run, 5.0, 9.0) == pytest.approx(
+        flops.update_flops(run) - 9 * 6 * front
+    )
+    assert flops.training_flops(run, 50.0, 90.0) == pytest.approx(
+        10 * flops.training_flops(run, 5.0, 9.0)
+    )
+
+
+def test_training_of_lora_alone_counts_as_its_step_does():
+    run = models.run(train="lora")
+    assert flops.training_flops(run, float(run.data.b * run.data.t), 0.0) == pytest.approx(
+        flops.update_flops(run)
+    )
+
+
+def test_weights_that_multiply_count_the_head_even_where_it_is_the_embedding():
+    tied = models.run()
+    untied = models.run(dataclasses.replace(models.MODEL, tied=False))
+    p = flops.count_parameters(tied)
+    assert flops.matmul_parameters(tied) == p.total == p.layers + p.lora + p.front + p.embed
+    assert flops.matmul_parameters(untied) == flops.matmul_parameters(tied)
+    assert flops.count_parameters(untied).total == p.total + p.embed
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+    ],
+)
+def test_a_chip_is_known_by_its_device_kind(kind, peak):
+    assert flops.find_chip(kind).flops == peak
+
+
+def test_an_unknown_device_has_no_peak():
+    assert flops.find_chip("cpu") is None
+
+
+@pytest.mark.parametrize("name", [name for name, chip in flops.CHIPS.items() if chip.clock])
+def test_a_clock_turns_the_peak_into_a_power_of_two_of_flops_a_cycle(name):
+    """Matrix units are squares of 128 or 256, and chips have 2, 4 or 8 of them."""
+    chip = flops.CHIPS[name]
+    cycle = math.log2(chip.flops / chip.devices / chip.clock)
+    assert cycle == pytest.approx(round(cycle), abs=0.01)
+
+
+@pytest.mark.parametrize("name", flops.CHIPS)
+def test_a_chip_is_the_farther_the_slower(name):
+    """Memory, then the links of a pod or server together, then the network beyond."""
+    chip = flops.CHIPS[name]
+    links = chip.link * max(2 * chip.torus, 1)
+    assert chip.bandwidth > links >= chip.link >= 4 * chip.network
+    assert (chip.torus > 0) == (chip.domain > 8) == ("TPU" in name)
+
+
+def test_links_agree_with_the_makers_totals_of_both_directions():
+    """GB/s a chip in both directions, docs.cloud.google.com/tpu/docs/tpu7x; a tenth is not seen."""
+    for name, both in {"TPU v5p": 1200e9, "TPU v6 lite": 800e9, "TPU7x": 1200e9}.items():
+        chip = flops.CHIPS[name]
+        assert 4 * chip.torus * chip.link == pytest.approx(0.9 * both)

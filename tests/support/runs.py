@@ -1,0 +1,190 @@
+"""Training runs that compile in seconds, in this process and in others."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import pytest
+
+from data_pipelines.loader import pipeline, reject_counts
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from launch import cli
+from melllm_jax import sharding
+from melllm_jax.config.overrides import override
+from melllm_jax.config.run import Mesh
+from melllm_jax.telemetry.progress import SILENT
+from melllm_jax.training.loop import train
+from tests.support.corpora import run_over, write_corpus
+from tests.support.paths import ROOT
+
+# `melllm train digits` with these is as small as it gets; 8 rows and d = 16 suit eight devices.
+SMALL = {
+    "model.d": "16",
+    "model.n": "2",
+    "model.k": "1",
+    "model.h": "8",
+    "model.f": "16",
+    "model.l": "1",
+    "data.t": "64",
+    "data.b": "8",
+    "data.bins": "2",
+    "data.threads": "1",
+    "data.augment.mask": "0",
+    "mel.kind": "plain",
+    "mel.m": "8",
+    "optim.warmup": "1",
+}
+TINY = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
+MAIN = "import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def compiled_once(tmp_path_factory):
+    """A fixture: runs of one shape share what was compiled, most of a tiny run's time."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def compiled_quickly():
+    """A fixture: compiling without optimisations takes half the time, and each runs a few times."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def own_mesh():
+    """A fixture: the mesh that a command leaves in force is gone after the module's tests."""
+    with jax.set_mesh(sharding.make_mesh(Mesh())):
+        yield
+
+
+def tiny(folder, steps=6, every=2, **keep):
+    """A run over the corpus in `folder`, for one device."""
+    changes = {f"keep.{name}": value for name, value in keep.items()}
+    return override(
+        run_over(folder, t=64, b=2, wire="float32"),
+        changes
+        | {
+            "optim.steps": steps,
+            "optim.warmup": 1,
+            "optim.compute": "float32",
+            "keep.every": every,
+            "model.remat": "none",
+            "model.scan": False,
+            "data.bad": 0.9,
+        },
+    )
+
+
+def batches_of(run):
+    return iter(pipeline.train_batches(run, load_tokenizer("bytes")))
+
+
+def trained(run, workdir, progress=SILENT, **more):
+    """Train in this process, on one device: the last state."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
+    with contextlib.closing(batches_of(run)) as batches:
+        more = {"rejected": lambda: reject_counts.stream_counts(batches)["bad"]} | more
+        return train(run, batches, workdir, mesh, progress=progress, **more)
+
+
+def lines(workdir):
+    """The whole lines of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    written = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in written]
+
+
+def losses(workdir):
+    return {line["step"]: line["loss"] for line in lines(workdir)}
+
+
+def steps_on_disk(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def everything(folder):
+    """Every file below a folder, with its content: what "untouched" compares."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def arguments(corpus, workdir, *more, steps=6, every=2):
+    """The words of `melllm train` for a tiny run."""
+    given = ["--data", str(corpus), "--workdir", str(workdir), "--steps", str(steps)]
+    return ["train", "digits", *TINY, *given, "--save-every", str(every), *map(str, more)]
+
+
+def started(words, **environment):
+    """`melllm WORDS` as another process, its messages in its pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN, *words],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def done(words, **environment):
+    """`melllm WORDS` to its end in another process: status, standard output and error."""
+    process = started(words, **environment)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def reached(process, condition, within=120.0):
+    """Wait until `condition()` holds while the process lives; fails where it never does."""
+    end = time.monotonic() + within
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.001)
+
+
+def refused(words, capsys, status=2):
+    """The one line that `melllm WORDS` says in this process, which must end with `status`."""
+    capsys.readouterr()
+    found = cli.main([str(word) for word in words])
+    said = capsys.readouterr()
+    assert (found, said.out) == (status, ""), said.err
+    assert "Traceback" not in said.err
+    last = said.err.rstrip("\n").split("\n")[-1]
+    assert last.startswith(f"melllm {words[0]}: error: ")
+    return last.removeprefix(f"melllm {words[0]}: error: ")
+
+
+@contextlib.contextmanager
+def small_disk(folder, kilobytes):
+    """A file system of that size at `folder`, to be filled; skips where it cannot be mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid():
+        pytest.skip("mounting a small file system needs root")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def corpus(folder, count=12, **more):
+    """A folder with a train split of noise; see `write_corpus`."""
+    return pathlib.Path(write_corpus(folder, count, **{"seconds": 0.3} | more))

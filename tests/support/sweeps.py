@@ -1,0 +1,84 @@
+"""Sweeps of training runs that are as small as they get, started as a user does."""
+
+import json
+import os
+import pathlib
+import signal
+
+from launch.sweep.ledger import Ledger
+from tests.support.runs import SMALL, started
+
+HERE = {"JAX_NUM_CPU_DEVICES": "1"}
+COMMON = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+EVAL = ["--eval.split", "train", "--eval.most", "4", "--eval.wer", "2"]
+
+
+def spec(folder, body, name="little"):
+    """A SPEC.py whose cells() returns the expression `body`."""
+    path = folder / f"{name}.py"
+    path.write_text(f"from launch.sweep import spec\n\ndef cells():\n    return {body}\n")
+    return path
+
+
+def grid(steps, every, count=2):
+    """The expression of `count` cells that differ in their seeds."""
+    return (
+        f'spec.grid({{"preset": ["digits"], "seed": {list(range(count))}, '
+        f'"optim.steps": [{steps}], "keep.every": [{every}], "optim.compute": ["float32"]}})'
+    )
+
+
+def words(path, corpus, workdir, *more):
+    """The words of `melllm sweep run`."""
+    given = ["--data", str(corpus), "--workdir", str(workdir)]
+    return ["sweep", "run", str(path), *given, *COMMON, *EVAL, *map(str, more)]
+
+
+def sweep(path, corpus, workdir, *more):
+    """`melllm sweep run` as a process."""
+    return started(words(path, corpus, workdir, *more), **HERE)
+
+
+def resumed(workdir, *more):
+    """`melllm sweep resume` as a process."""
+    return started(["sweep", "resume", str(workdir), *map(str, more)], **HERE)
+
+
+def finished(process, status=0, within=300):
+    """What a process said, once it has ended with that status."""
+    out, err = process.communicate(timeout=within)
+    assert process.returncode == status, err
+    return out, err
+
+
+def cells(workdir):
+    """The cells, none where there is no ledger yet."""
+    return Ledger(str(workdir)).cells() if (workdir / "sweep.json").exists() else []
+
+
+def losses(workdir):
+    """Held-out losses of what is done, by cell."""
+    return {cell.id: cell.result["loss"] for cell in cells(workdir) if cell.state == "done"}
+
+
+def at_work(workdir):
+    """Processes of cells that say they run."""
+    return [cell.owner["pid"] for cell in cells(workdir) if cell.state == "running"]
+
+
+def updates(workdir, name):
+    """The last update of a cell that metrics tell of."""
+    path = workdir / "runs" / name / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def saved(workdir, name):
+    """Updates at which a cell has whole checkpoints."""
+    folder = pathlib.Path(workdir, "runs", name, "checkpoints")
+    return sorted(int(one.name) for one in folder.iterdir() if one.name.isdigit())
+
+
+def killed(process):
+    """A process is gone without a word."""
+    os.kill(process.pid if hasattr(process, "pid") else process, signal.SIGKILL)
