@@ -69,7 +69,7 @@ def beside_updates(folder: pathlib.Path, updates: int, rounds: int) -> dict[str,
         Checkpoints(str(folder), Intervals(last=1)) as checkpoints,
     ):
         update, batch = Update(RUN), sharding.shard_batch(random_batch.train_batch(RUN))
-        state = update.initial()
+        state = update.init_state()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
         saved = 0
 

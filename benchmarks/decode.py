@@ -21,7 +21,7 @@ def work_ours() -> None:
 
     with jax.set_mesh(layout.make_mesh(ours().mesh, jax.devices()[:1])):
         update = Update(ours())
-        state = update.initial()
+        state = update.init_state()
         model = update.skeleton.model(state.trained | state.frozen)
         decoder = Decoder(model, end=VOCABULARY, how=Decoding(guard=False))
         prompt, limits = text_batch(ROWS, PROMPT), np.full(ROWS, NEW)

@@ -74,7 +74,7 @@ def updating(policy: str) -> tuple[Any, dict[str, int]]:
     run = dataclasses.replace(RUN, model=model)
     with jax.set_mesh(sharding.make_mesh(Mesh(), jax.devices()[:1])):
         update, batch = Update(run), sharding.shard_batch(random_batch.train_batch(run))
-        state = update.initial()
+        state = update.init_state()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
     def once() -> None:

@@ -68,7 +68,7 @@ def updating(cut: Mesh) -> Any:
     mesh = sharding.make_mesh(cut, jax.devices()[:size])
     with jax.set_mesh(mesh):
         update, batch = Update(RUN), sharding.shard_batch(random_batch.train_batch(RUN))
-        state = update.initial()
+        state = update.init_state()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
     def once() -> None:

@@ -26,7 +26,7 @@ def work_ours() -> None:
     heap.keep()  # as `melllm train` does
     with jax.set_mesh(layout.make_mesh(ours().mesh, jax.devices()[:1])):
         update = Update(ours())
-        state, batch = update.initial(), layout.place(text_batch(BATCH, TIME))
+        state, batch = update.init_state(), layout.place(text_batch(BATCH, TIME))
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
         def action() -> None:

@@ -125,7 +125,7 @@ def host_lanes(run: Run, owners: np.ndarray, process: int) -> list[int]:
 
     `owners` is what `device_owners` gives. Raises Mistake where its rows are no whole lanes.
     """
-    b, count = run.data.b, run.data.streams
+    b, count = run.data.b, run.data.lane_count
     held, blocks = _row_blocks(owners, process)
     rows = {block * b // blocks + i for block in held for i in range(b // blocks)}
     found = [j for j in range(count) if j * b // count in rows]

@@ -73,7 +73,7 @@ class LaneBatcher(grain.DatasetIterator):
     @property
     def rows(self) -> int:
         """Rows of a batch."""
-        return len(self._lanes) * self._run.data.b // self._run.data.streams
+        return len(self._lanes) * self._run.data.b // self._run.data.lane_count
 
     def __next__(self) -> Batch:
         batch = allocate_batch(self._run, self.rows)

@@ -79,7 +79,7 @@ class Lanes(grain.IterDataset):
                 _IteratorAsDataset(side), prefetch_buffer_size=data.ahead
             ).__iter__()
         )
-        return LanesIterator(batches, data.streams, side.mixture)
+        return LanesIterator(batches, data.lane_count, side.mixture)
 
 
 class LanesIterator(grain.DatasetIterator):
@@ -116,7 +116,7 @@ class LanesIterator(grain.DatasetIterator):
         lanes = state["lanes"].values()
         needed, read = zip(*map(draw_range, lanes), strict=True)
         first, reached = min(needed) * self._count, max(read) * self._count
-        phases = self._mixture.resumed(state["phases"], first, reached)
+        phases = self._mixture.resume(state["phases"], first, reached)
         if self.change is not None and len(lanes) < self._count:
             raise Fault(f"data: a changed mixture needs the places of all {self._count} lanes")
         known = state["sources"]

@@ -120,7 +120,7 @@ class Mixture:
     def go_on(self, state: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> None:
         """In these phases, from where nothing is read any more.
 
-        `names` are those of a mixture that was `resumed` so: its corpora are opened here too.
+        `names` are those of a mixture that was `resume` so: its corpora are opened here too.
         """
         self.phases = from_tree(state)
         parts = {part.name: part for phase in self.phases for part in phase.parts}
@@ -128,7 +128,7 @@ class Mixture:
             if name not in self.names:
                 self._reopen(parts[name])
 
-    def resumed(
+    def resume(
         self, state: Sequence[dict[str, Any]], first: int, reached: int
     ) -> list[dict[str, Any]]:
         """The saved phases to go on in, and a new one where data says otherwise: see `change`.

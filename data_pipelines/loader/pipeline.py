@@ -58,7 +58,7 @@ def train_batches(
     for data that is missing or is not what the run says, and later, from the iterator, once the
     share of unusable examples exceeds data.bad.
     """
-    given = range(run.data.streams) if lanes is None else lanes
+    given = range(run.data.lane_count) if lanes is None else lanes
     return make_lanes(run, tokenizer, given, split, LogOnce(say))
 
 
@@ -82,9 +82,9 @@ def make_lanes(
         lane: int, mixture: Mixture, readers: ReaderPool, counts: list[LaneCounts]
     ) -> grain.IterDataset:
         made = ExampleMap(mixture, train, augment)
-        read = PrefetchDataset(made, mixture, LaneSampler(lane, data.streams, window), readers)
+        read = PrefetchDataset(made, mixture, LaneSampler(lane, data.lane_count, window), readers)
         rows = BestFitPacking(RejectFilter(read, data, counts, told), read.again, data.t, data.bins)
-        batches = rows.batch(data.b // data.streams, drop_remainder=True, batch_fn=list)
+        batches = rows.batch(data.b // data.lane_count, drop_remainder=True, batch_fn=list)
         return RejectCounter(batches, data, mixture)
 
     return Lanes(chain, run, lanes, mixed, WorkerSetup(split, tokenizer.digest(), told))
@@ -138,7 +138,7 @@ def _train_example(
 def _check(run: Run, corpus: Corpus | Subset) -> None:
     """Raises Mistake where a corpus does not suit the run."""
     _check_mel(corpus, run.mel)
-    if corpus.mel is not None and (changes := run.data.augment.on_sound):
+    if corpus.mel is not None and (changes := run.data.augment.waveform_fields):
         names = ", ".join(changes)
         raise Mistake(f"data.augment: {names}: {corpus.path} holds ready mel, no sound")
 

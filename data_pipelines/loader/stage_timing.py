@@ -64,7 +64,7 @@ def make_stages(run: Run, tokenizer: Tokenizer, corpus: Corpus, indices: Iterabl
     if corpus.mel is None:
         waves = [load_utterance_wave(one) for one in utterances]
         actions["decode"] = lambda: [load_utterance_wave(one) for one in utterances]
-        if run.data.augment.on_sound:
+        if run.data.augment.waveform_fields:
             actions["change"] = lambda: [
                 effects(wave, draw) for wave, draw in zip(waves, draws(), strict=True)
             ]
@@ -109,7 +109,7 @@ def _repeat_examples(
 def _batches(examples: Sequence[dict[str, Any]], run: Run) -> Iterator[Any]:
     """Batches of one lane."""
     packed = BestFitPacking(_ExampleList(examples), _no_reread, run.data.t, run.data.bins)
-    count = run.data.b // run.data.streams
+    count = run.data.b // run.data.lane_count
     return iter(packed.batch(count, batch_fn=functools.partial(_make_batch, run)))
 
 

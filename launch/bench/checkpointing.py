@@ -74,7 +74,7 @@ def measure(run: Run, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
     with jax.set_mesh(mesh), Checkpoints(str(folder), keep) as checkpoints:
         update = Update(run)
         device_memory.check_state_fits(update, mesh)
-        state = jax.block_until_ready(update.initial())
+        state = jax.block_until_ready(update.init_state())
         weights, rest = state.trained | state.frozen, {"opt": state.opt, "step": state.step}
         taken: dict[str, list[float]] = {"stall": [], "rest": []}
         for step in range(rounds + 1):

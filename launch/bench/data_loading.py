@@ -80,7 +80,7 @@ def measure(arguments: DataBenchArguments) -> dict[str, Any]:
     run, tokenizer = complete_run(_shrink_run(fed, counts[-1]))
     apart = _stage_figures(run, tokenizer, arguments.utterances)
     # A process of one core's work reads faster by itself than by threads.
-    more = {count: 0 for count in counts if count <= run.data.streams}
+    more = {count: 0 for count in counts if count <= run.data.lane_count}
     threads = dict(sorted((more | {run.data.workers: run.data.threads}).items()))
     by_workers = {
         count: _pipeline_figures(run, tokenizer, count, threads[count], arguments.seconds)

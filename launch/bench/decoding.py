@@ -79,7 +79,7 @@ def measure(arguments: DecodeBenchArguments) -> dict[str, Any]:
         "utterance_seconds": arguments.seconds,
         "tokens": arguments.tokens,
         "rounds": arguments.rounds,
-        "compile_seconds": decoder.compiling,
+        "compile_seconds": decoder.compile_seconds,
         "batches": [
             {
                 "batch": rows,

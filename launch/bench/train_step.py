@@ -62,7 +62,7 @@ def measure(run: Run, updates: int) -> dict[str, Any]:
         device_memory.check_bytes_fit(
             run.name, sizes["peak"], mesh, "the compiled update and its state"
         )
-        state = update.initial()
+        state = update.init_state()
         numbers: dict[str, Any] = {}
 
         def once() -> None:

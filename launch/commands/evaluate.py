@@ -77,7 +77,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         "rtfx": audio / transcribe.seconds,
         "audio_seconds": audio,
         "seconds": transcribe.seconds,
-        "compile_seconds": transcribe.compiling,
+        "compile_seconds": transcribe.compile_seconds,
         "batch": rows,
         "dtype": run.optim.compute,
         "chip": jax.devices()[0].device_kind,

@@ -90,12 +90,12 @@ def search_plans(run: Run, pod: topology.Pod, tries: int) -> list[Plan]:
         return [rough for _, rough in ways[:tries]]
     bar, found, failed = ProgressBar(tries, unit="way"), [], []
     for way, rough in ways[:tries]:
-        bar.doing(f"compiling {_describe(rough)}…")
+        bar.status(f"compiling {_describe(rough)}…")
         try:
             found.append(plan.compile_plan(way, pod))
         except Fault as fault:  # of the compiler's own, with one program and not with another
             failed.append(f"{_describe(rough)}: {fault}")
-            bar.say(f"left out: {failed[-1]}")
+            bar.log(f"left out: {failed[-1]}")
     bar.close()
     if not found:
         raise Fault(f"search: none of {len(failed)} ways compiles: {failed[0]}")
@@ -115,7 +115,7 @@ def figures(one: Plan, run: Run, arguments: PlanArguments) -> dict[str, Any]:
         "remat": one.remat,
         "micro": one.micro,
         "source": one.source,
-        "compile_seconds": one.compiling,
+        "compile_seconds": one.compile_seconds,
         "estimate": True,
         "parameters": {"total": one.total, "trained": one.trained},
         "positions": one.positions,
@@ -163,7 +163,8 @@ def _lines(one: Plan, told: dict[str, Any]) -> Iterator[str]:
     memory = one.memory
     parts = (memory.arguments, memory.activations, memory.code)
     yield f"{one.preset} on {one.pod}: {_describe(one)}"
-    how = f"compiled in {one.compiling:.0f} s" if one.source == "compiled" else "arithmetic alone"
+    compiled = one.source == "compiled"
+    how = f"compiled in {one.compile_seconds:.0f} s" if compiled else "arithmetic alone"
     yield f"  {how}; every time and rate below is an estimate"
     yield f"parameters   {one.total:,}, trained {one.trained:,}"
     yield (

@@ -45,25 +45,25 @@ class Transcriber:
         self.seconds = 0.0  # of work: features, prefill, generation; without compiling
 
     @property
-    def compiling(self) -> float:
+    def compile_seconds(self) -> float:
         """Seconds spent compiling so far."""
-        return self.decoder.compiling
+        return self.decoder.compile_seconds
 
     def __call__(self, trials: Iterable[EvalExample], rows: int) -> Iterator[Transcript]:
         """Transcripts in the order of `trials`, decoded `rows` at a time."""
         parts = _parts(trials, rows)
         while True:
-            began, compiling = time.perf_counter(), self.compiling
+            began, compiling = time.perf_counter(), self.compile_seconds
             part = next(parts, None)
             found = [] if part is None else self._read(part, rows)
-            self.seconds += time.perf_counter() - began - (self.compiling - compiling)
+            self.seconds += time.perf_counter() - began - (self.compile_seconds - compiling)
             if part is None:
                 return
             yield from found
 
     def _read(self, part: Sequence[EvalExample], rows: int) -> list[Transcript]:
         limits = np.zeros(rows, np.int32)
-        limits[: len(part)] = [self.decoder.how.limit(trial.duration) for trial in part]
+        limits[: len(part)] = [self.decoder.options.limit(trial.duration) for trial in part]
         batch = prompt_batch([trial.columns for trial in part], rows)
         out = jax.device_get(self.decoder(batch, limits))
         return [

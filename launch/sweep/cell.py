@@ -188,9 +188,9 @@ def _finish(ledger: Ledger, cell: Cell, steps: StepBar) -> dict[str, Any] | None
     run = spec.run(cell.overrides, ledger.sweep.common)
     stop = StopRequest()
     fitted = fit(run, os.fspath(folder), bar=steps, stop=stop)
-    if stop.asked:
+    if stop.requested:
         return None
-    steps.say("evaluating…")
+    steps.log("evaluating…")
     result = final_eval.evaluate(fitted, epath.Path(folder), Eval(**ledger.sweep.eval))
     result |= {"preset": cell.overrides["preset"], "attempts": cell.attempt}
     if jax.process_index() == 0:

@@ -86,7 +86,7 @@ def _training_totals(fitted: FitResult, folder: epath.Path) -> dict[str, Any]:
 def _rows(batches: EvalBatches, fitted: FitResult) -> Iterator[Batch]:
     """This process's rows of each batch."""
     run = fitted.run
-    size = run.data.b // run.data.streams  # rows of a lane
+    size = run.data.b // run.data.lane_count  # rows of a lane
     held = [row for lane in fitted.lanes for row in range(lane * size, (lane + 1) * size)]
     for batch in batches:
         yield Batch(*(x[held] for x in batch))

@@ -21,19 +21,19 @@ class ProgressBar:
         )
         self._total, self._said = total, 0.0
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Leave a line."""
         if self._live:
             self._bar.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def doing(self, text: str) -> None:
+    def status(self, text: str) -> None:
         """Name what takes long just now."""
         if self._live:
             self._bar.set_description(text)
         else:
-            self.say(text)
+            self.log(text)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show an update's loss and speed."""
@@ -46,7 +46,7 @@ class ProgressBar:
             self._bar.update(0)
         elif time.monotonic() - self._said > LINE_INTERVAL or step == self._total:
             self._said = time.monotonic()
-            self.say(f"step {step}/{self._total}  {shown}  {speed}")
+            self.log(f"step {step}/{self._total}  {shown}  {speed}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""

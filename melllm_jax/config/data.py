@@ -85,7 +85,7 @@ class Augment:
             require(f"data.augment.{name}", getattr(self, name), given, rule)
 
     @property
-    def on_sound(self) -> tuple[str, ...]:
+    def waveform_fields(self) -> tuple[str, ...]:
         """Fields that are on and need the sound itself, which ready mel no longer has."""
         return tuple(name for name in ("speed", "reverb", "noise", "volume") if getattr(self, name))
 
@@ -121,7 +121,7 @@ class Data:
                 f"data.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive"
             )
         require("data.lanes", self.lanes, self.lanes >= 0, "must be 0 or more")
-        whole = self.b % self.streams == 0
+        whole = self.b % self.lane_count == 0
         require("data.lanes", self.lanes, whole, f"does not divide data.b={self.b}")
         require("data.workers", self.workers, self.workers >= 0, "must be 0 or more")
         require("data.bad", self.bad, 0 <= self.bad <= 1, "must lie in [0, 1]")
@@ -129,6 +129,6 @@ class Data:
         require("data.epochs", self.epochs, self.epochs >= 0, "must be 0 or more")
 
     @property
-    def streams(self) -> int:
+    def lane_count(self) -> int:
         """How many lanes there are."""
         return self.lanes or math.gcd(self.b, 8)

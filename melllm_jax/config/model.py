@@ -68,12 +68,12 @@ class Model:
         shares = self.n % self.k == 0
         require("model.n", self.n, shares, f"query heads cannot share k={self.k} KV heads evenly")
         require("model.window", self.window, self.window >= 0, "must be 0 or more positions")
-        pairs = self.rotated // 2
+        pairs = self.rotary_dims // 2
         fits = len(self.rope.short) in (0, pairs)
         require("model.rope.short", f"{len(self.rope.short)} factors", fits, f"needs {pairs}")
 
     @property
-    def rotated(self) -> int:
+    def rotary_dims(self) -> int:
         """Leading dimensions of each head that rotate: an even number."""
         return int(self.h * self.rope.partial) // 2 * 2
 

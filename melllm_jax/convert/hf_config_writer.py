@@ -104,7 +104,7 @@ def _decoder_fields(m: Model, dtype: str, tokens: Mapping[str, Any]) -> dict[str
     if pad is not None and not 0 <= pad < m.v:
         raise Mistake(f"tokens.pad_token_id={pad}: must lie below model.v={m.v}")
     width = int(m.h * m.rope.partial)
-    if width != m.rotated:
+    if width != m.rotary_dims:
         raise Mistake(f"model.rope.partial={m.rope.partial}: turns {width} of {m.h}: must be even")
     pairs = int(m.d // m.n * m.rope.partial) // 2
     if m.rope.short and pairs != len(m.rope.short):

@@ -41,12 +41,12 @@ class Decoder:
     """A model ready to generate: its layers apart, its functions compiled as shapes come."""
 
     def __init__(self, model: SpeechLM, end: int, how: DecodingOptions = DecodingOptions()):  # noqa: B008
-        self.end, self.how = end, how
-        self.compiling = 0.0  # seconds spent on it so far
+        self.end, self.options = end, how
+        self.compile_seconds = 0.0  # seconds spent on it so far
         self._compiled: dict[tuple, Any] = {}
-        self.take(model)
+        self.set_model(model)
 
-    def take(self, model: SpeechLM) -> None:
+    def set_model(self, model: SpeechLM) -> None:
         """Go on with another model of the same shape: what is compiled serves it too."""
         self.model = model
         apart = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])
@@ -65,9 +65,9 @@ class Decoder:
         shape = prompt.tokens.shape, steps
         if shape not in self._compiled:
             began = time.perf_counter()
-            run = jax.jit(functools.partial(_generate, end=self.end, how=self.how, steps=steps))
+            run = jax.jit(functools.partial(_generate, end=self.end, how=self.options, steps=steps))
             self._compiled[shape] = run.lower(*arguments).compile()
-            self.compiling += time.perf_counter() - began
+            self.compile_seconds += time.perf_counter() - began
         return self._compiled[shape](*arguments)
 
 
@@ -122,7 +122,7 @@ def _generate(
     )
     whole = (lengths + limits)[:, None]  # one length for the row: LongRoPE must not change midway
     angles_of = lambda at: rotary(
-        model.cfg.rope, model.cfg.rotated, at, jnp.broadcast_to(whole, at.shape)
+        model.cfg.rope, model.cfg.rotary_dims, at, jnp.broadcast_to(whole, at.shape)
     )
 
     # On one device every KV head is a row of its own, and the cache is [b k, s, h]: just what the
@@ -131,7 +131,7 @@ def _generate(
 
     def through(x: Array, q: PositionIds, slot: Array, cache: list) -> tuple[Array, list]:
         """The layers over positions `q`, their keys and values kept from `slot` on."""
-        seen, angles = model.visible(q, kv), angles_of(q.positions)
+        seen, angles = model.visibility_mask(q, kv), angles_of(q.positions)
         seen = jnp.repeat(seen, heads, axis=0, out_sharding=sharding.a("b t s"))
         kept = []
         for layer, old in zip(layers, cache, strict=True):
@@ -185,7 +185,7 @@ def _generate(
         recent = jnp.concatenate([token[:, None], loop.recent[:, :-1]], axis=1)
         tokens = jax.lax.dynamic_update_slice(loop.tokens, token[:, None], (0, i))
         done = loop.done | ended | looped | (i + 1 >= limits)
-        x = model.words(token[:, None])
+        x = model.embed_text(token[:, None])
         q = PositionIds(rows(1, 1), (lengths + i)[:, None], rows(1, 0))
         scores, cache = through(x, q, t + i, loop.cache)
         said = loop.said + kept.astype(jnp.int32)

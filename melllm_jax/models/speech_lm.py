@@ -124,7 +124,7 @@ class Stack(nnx.Module):
         unroll = 1 if self.cfg.scan else self.cfg.l
         return jax.lax.scan(remat.wrap_layer(layer, self.cfg), x_btd, layers, unroll=unroll)[0]
 
-    def each(
+    def layer_outputs(
         self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn
     ) -> Float[Array, "l b t d"]:
         """What leaves each block."""
@@ -166,18 +166,18 @@ class SpeechLM(nnx.Module):
 
     def __call__(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
         """Hidden states after the last norm, [b t d]; `key` turns dropout on."""
-        inputs, angles, see = self._entering(batch)
+        inputs, angles, see = self._stack_inputs(batch)
         return self.norm(self.stack(inputs, angles, see, key))
 
     def hidden(self, batch: Batch) -> Float[Array, "l b t d"]:
         """What leaves each layer, before the last norm."""
-        return self.stack.each(*self._entering(batch))
+        return self.stack.layer_outputs(*self._stack_inputs(batch))
 
-    def _entering(self, batch: Batch) -> tuple[Float[Array, "b t d"], Angles, AttendFn]:
+    def _stack_inputs(self, batch: Batch) -> tuple[Float[Array, "b t d"], Angles, AttendFn]:
         inputs, place = self.inputs(batch), attention.position_ids(batch)
         how = attention_kernels.choose_kernel(self.cfg.attention, inputs.shape[1], inputs.dtype)
         if how == "whole":
-            seen = self.visible(place, place)
+            seen = self.visibility_mask(place, place)
             see: AttendFn = lambda q, k, v: name_activation(
                 attention.attend(q, k, v, seen), "attended"
             )
@@ -192,18 +192,18 @@ class SpeechLM(nnx.Module):
 
         Without a front end every position is text.
         """
-        words = self.words(batch.tokens)
+        words = self.embed_text(batch.tokens)
         if self.cfg.front == "none":
             return words
         return jnp.where(batch.is_speech[..., None], self.front(batch), words)
 
-    def words(self, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def embed_text(self, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Embeddings of tokens."""
         return embed_tokens(self.embed[...], tokens_bt)
 
     def angles(self, batch: Batch) -> Angles:
         """Rotary cosine and sine of a batch's positions."""
-        return rotary(self.cfg.rope, self.cfg.rotated, batch.positions, self.lengths(batch))
+        return rotary(self.cfg.rope, self.cfg.rotary_dims, batch.positions, self.lengths(batch))
 
     def lengths(self, batch: Batch) -> Array:
         """Length of each position's segment, int32 [b t]; counted only where rotary asks for it."""
@@ -212,7 +212,7 @@ class SpeechLM(nnx.Module):
         whole = attention.gather_time(batch.segments)
         return jnp.sum(batch.segments[..., None] == whole[:, None], axis=-1, dtype=jnp.int32)
 
-    def visible(self, q: attention.PositionIds, kv: attention.PositionIds) -> Array:
+    def visibility_mask(self, q: attention.PositionIds, kv: attention.PositionIds) -> Array:
         """Bool [b t s]: who sees whom under this model's rules."""
         return attention.visibility_mask(q, kv, **self._rules)
 

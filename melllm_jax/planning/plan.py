@@ -60,7 +60,7 @@ class Plan:
     collectives: tuple[Collective, ...]
     limits: Mapping[str, float]  # seconds by matmul, hbm, ici and dcn, each by itself
     xla: float | None  # seconds: XLA's estimate, instruction by instruction, without collectives
-    compiling: float  # seconds
+    compile_seconds: float  # seconds
     unknown: tuple[str, ...]  # what could not be counted
     peak: float  # FLOP/s of all chips
 
@@ -116,7 +116,7 @@ def compile_plan(run: Run, pod: topology.Pod) -> Plan:
         rough,
         source="compiled",
         executed=executed.dot + executed.conv + executed.kernel * _computed_tile_share(run, mesh),
-        compiling=seconds,
+        compile_seconds=seconds,
         unknown=executed.unknown,
     )
     matmul = known.executed / known.peak
@@ -189,7 +189,7 @@ def estimate_plan(run: Run, pod: topology.Pod, sizes: Mapping[str, int]) -> Plan
         collectives=(),
         limits=limits,
         xla=None,
-        compiling=0.0,
+        compile_seconds=0.0,
         unknown=(),
         peak=peak,
     )

@@ -41,7 +41,7 @@ class Goodput:
         if not self._path.exists():
             self._append({"after": 0, "time": self._began} | self.seconds)
 
-    def resumed(self, after: int) -> None:
+    def resume(self, after: int) -> None:
         """This start goes on after that update (0: from the beginning)."""
         lines = [line for line in self._lines() if line["after"] <= after]
         if lines:  # no line where a whole checkpoint stands: the file was taken away
@@ -50,48 +50,48 @@ class Goodput:
                 self.seconds[kind] += past[kind]
             self.seconds["lost"] += max(self._began - past["time"], 0.0)  # clocks may differ
 
-    def now(self, kind: str) -> None:
+    def switch_to(self, kind: str) -> None:
         """From here on time is of that kind."""
         now = time.perf_counter()
         self.seconds[self._kind] += now - self._since
         self._kind, self._since = kind, now
 
     @contextlib.contextmanager
-    def spending(self, kind: str) -> Iterator[None]:
+    def charge_to(self, kind: str) -> Iterator[None]:
         """A context whose time is of that kind."""
         before = self._kind
-        self.now(kind)
+        self.switch_to(kind)
         try:
             yield
         finally:
-            self.now(before)
+            self.switch_to(before)
 
     @contextlib.contextmanager
-    def waiting(self, busy: Callable[[], bool]) -> Iterator[None]:
+    def charge_wait(self, busy: Callable[[], bool]) -> Iterator[None]:
         """A context that waits for data, which counts as such where no device is `busy` after it.
 
         As long as they have an update to work on, the wait costs nothing.
         """
         began = time.perf_counter()
         yield
-        self.now(self._kind)
+        self.switch_to(self._kind)
         if not busy():
             self.seconds[self._kind] -= self._since - began
             self.seconds["data"] += self._since - began
 
     def metrics(self) -> dict[str, Any]:
         """The share of all time that made updates which count, and the seconds of each kind."""
-        self.now(self._kind)
+        self.switch_to(self._kind)
         return {"goodput": self._share(), "spent": dict(self.seconds)}
 
     def save(self, after: int) -> None:
         """A checkpoint of that update is on its way, or stands: what is counted so far is kept."""
-        self.now(self._kind)
+        self.switch_to(self._kind)
         self._append({"after": after, "time": time.time()} | self.seconds)
 
     def summary(self) -> str:
         """One line for people."""
-        self.now(self._kind)
+        self.switch_to(self._kind)
         whole = sum(self.seconds.values())
         parts = [
             f"{KINDS[kind]} {_format_duration(seconds)}"

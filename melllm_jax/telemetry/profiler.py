@@ -63,10 +63,10 @@ class Profiler:
         folder: pathlib.Path,
         wanted: UpdateRange | None,
         say: Callable[[str], None],
-        apart: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        untimed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ):
-        """`apart` is entered while the profiler starts and writes: that is no time of an update."""
-        self._folder, self._wanted, self._say, self._apart = folder, wanted, say, apart
+        """`untimed` is entered while the profiler starts and writes: no time of an update."""
+        self._folder, self._wanted, self._say, self._untimed = folder, wanted, say, untimed
         self._first: int | None = None  # update that the trace began with
         self._last = 0  # update under way
         self._tracing = False
@@ -100,7 +100,7 @@ class Profiler:
         # Calls of Python slow the loop that is looked at, and those of one compilation are more
         # than the million events that Perfetto's file holds: updates fell off its end.
         options.python_tracer_level = 0
-        with self._apart():
+        with self._untimed():
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 jax.profiler.start_trace(str(self._folder), profiler_options=options)
@@ -113,7 +113,7 @@ class Profiler:
         if not self._tracing:
             return
         self._tracing = False
-        with self._apart():
+        with self._untimed():
             try:
                 jax.profiler.stop_trace()
             except (OSError, RuntimeError) as error:

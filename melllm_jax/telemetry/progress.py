@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 class Progress(Protocol):
     """What the loop tells whoever watches."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Something happened that a line should be left of."""
 
-    def doing(self, text: str) -> None:
+    def status(self, text: str) -> None:
         """What takes long just now, such as compiling."""
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -21,10 +21,10 @@ class Progress(Protocol):
 class SilentProgress:
     """A `Progress` that tells nobody."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Nothing."""
 
-    def doing(self, text: str) -> None:
+    def status(self, text: str) -> None:
         """Nothing."""
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:

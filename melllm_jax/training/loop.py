@@ -42,7 +42,7 @@ def train(
     rejected: Callable[[], Mapping[str, int]] = dict,
     carried: Callable[[], Sequence[int]] | None = None,
     changed: Callable[[], Mapping[str, Any]] = dict,
-    start: Callable[[Update], State] = Update.initial,
+    start: Callable[[Update], State] = Update.init_state,
     profile: UpdateRange | None = None,
     stop: "StopRequest | None" = None,
 ) -> State:
@@ -62,7 +62,7 @@ def train(
     """
     with (
         jax.set_mesh(mesh),
-        Checkpoints(str(workdir / "checkpoints"), run.keep, progress.say) as checkpoints,
+        Checkpoints(str(workdir / "checkpoints"), run.keep, progress.log) as checkpoints,
         stop or StopRequest() as stop,
     ):
         spent = Goodput(workdir)
@@ -74,14 +74,14 @@ def train(
         first = int(state.step)
         if profile is not None:
             profile.check(first, run.optim.steps)
-        spent.resumed(first)
+        spent.resume(first)
         meter = ThroughputMeter(run, mesh, sizes, seen, spent)
         compiled: Any = None
         late: tuple[int, dict[str, Array], Batch, dict[str, int]] | None = None
-        apart = lambda: spent.spending("setup")
+        untimed = lambda: spent.charge_to("setup")
         with (
             _open_metrics(workdir, first) as record,
-            Profiler(workdir / PROFILE_FOLDER, profile, progress.say, apart) as traced,
+            Profiler(workdir / PROFILE_FOLDER, profile, progress.log, untimed) as traced,
             jax.transfer_guard("disallow"),
         ):
 
@@ -105,7 +105,7 @@ def train(
             def scored() -> Mapping[str, Any]:
                 if score is None or not run.keep.score or step % run.keep.score:
                     return {}
-                with spent.spending("score"), jax.transfer_guard("allow"):
+                with spent.charge_to("score"), jax.transfer_guard("allow"):
                     model = update.skeleton.model(state.trained | state.frozen, update.dtype)
                     return score(model)
 
@@ -116,47 +116,47 @@ def train(
             saved = first
             for step in traced.updates(range(first + 1, run.optim.steps + 1), settle):
                 # Data first: its wait is measured, and its place is saved with this update.
-                with spent.waiting(busy):
+                with spent.charge_wait(busy):
                     batch = _next_batch(batches, ends=run.data.epochs > 0)
                 if batch is None:
                     settle()
                     done = step - 1
                     if saved < done:
-                        with spent.spending("checkpoint"):
+                        with spent.charge_to("checkpoint"):
                             checkpoints.save(done, *_checkpoint_parts(state, meter), batches)
                         spent.save(done)
                     times = f"data.epochs={run.data.epochs} times"
-                    progress.say(f"the data ends after update {done}: all was drawn {times}")
+                    progress.log(f"the data ends after update {done}: all was drawn {times}")
                     break
                 here = sharding.shard_batch(batch)
                 if compiled is None:
-                    progress.doing("compiling…")
+                    progress.status("compiling…")
                     lowered = jax.jit(update, donate_argnums=0).lower(state, here)
-                    compiled = xla_options.compile_lowered(lowered, mesh, progress.say)
-                    spent.now("update")
+                    compiled = xla_options.compile_lowered(lowered, mesh, progress.log)
+                    spent.switch_to("update")
                 # Dispatch, then read the update before: the device never waits for the host.
                 state, numbers = compiled(state, here)
                 settle()
                 late = step, numbers, batch, dict(rejected())
-                last = stop.asked_at(step) or step == run.optim.steps
+                last = stop.requested_at(step) or step == run.optim.steps
                 saves = last or step % run.keep.every == 0
                 if saves or (run.keep.score and step % run.keep.score == 0):
                     # Saving needs this update's numbers, and a bad one must not be kept.
                     settle(scored)
                 if saves:
-                    with spent.spending("checkpoint"):
+                    with spent.charge_to("checkpoint"):
                         checkpoints.save(step, *_checkpoint_parts(state, meter), batches)
                     spent.save(step)
                     saved = step
                 if last:
                     break
         if compiled is not None:
-            with spent.spending("checkpoint"):
+            with spent.charge_to("checkpoint"):
                 checkpoints.wait()
             spent.save(int(state.step))
-            progress.say(spent.summary())
-        if stop.asked:
-            progress.say(f"stopped by a signal after update {int(state.step)}: saved")
+            progress.log(spent.summary())
+        if stop.requested:
+            progress.log(f"stopped by a signal after update {int(state.step)}: saved")
     return state
 
 
@@ -202,10 +202,10 @@ def _resume(
     rest = {"opt": shapes.opt, "step": shapes.step, "seen": seen}
     found = checkpoints.restore(shapes.trained | shapes.frozen, rest, batches)
     if found is None:
-        progress.doing("making weights…")
+        progress.status("making weights…")
         return start(update), seen
     step, parts = found
-    progress.say(f"resuming after update {step}")
+    progress.log(f"resuming after update {step}")
     weights, rest = parts["weights"], parts["state"]
     trained = {name: weights[name] for name in shapes.trained}
     frozen = {name: weights[name] for name in shapes.frozen}

@@ -10,13 +10,13 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """SIGTERM as a wish: `asked` turns true, and the loop ends where it can be resumed.
+    """SIGTERM as a wish: `requested` turns true, and the loop ends where it can be resumed.
 
     With several processes, the signal to any of them is a wish for all, heard by JAX's preemption
     service in place of a handler of ours, and granted after the same update by all.
     """
 
-    asked = False
+    requested = False
 
     def __enter__(self) -> "StopRequest":
         self._alone = jax.process_count() == 1
@@ -29,11 +29,11 @@ class StopRequest:
         if self._main:
             signal.signal(signal.SIGTERM, self._before)
 
-    def asked_at(self, step: int) -> bool:
+    def requested_at(self, step: int) -> bool:
         """Whether the loop must end after update `step`; to be called after each, by all."""
         if not self._alone and multihost_utils.reached_preemption_sync_point(step):
-            self.asked = True
-        return self.asked
+            self.requested = True
+        return self.requested
 
     def _ask(self, number: int, frame: types.FrameType | None) -> None:
-        self.asked = True
+        self.requested = True

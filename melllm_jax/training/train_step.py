@@ -42,11 +42,11 @@ class Update:
         self.optimizer = optimizer.make_optimizer(run.optim, kinds)
         self.dtype = jnp.dtype(run.optim.compute)
 
-    def initial(self) -> State:
+    def init_state(self) -> State:
         """A random start, every array made where the mesh in force keeps it."""
-        return self.start(init_model(self.build, self.run.seed)[1])
+        return self.state_from(init_model(self.build, self.run.seed)[1])
 
-    def start(self, weights: Weights) -> State:
+    def state_from(self, weights: Weights) -> State:
         """The state before the first update, from given weights."""
         trained = {name: x for name, x in weights.items() if name in self.names}
         frozen = {name: self._frozen(name, x) for name, x in weights.items() if name not in trained}
@@ -55,7 +55,7 @@ class Update:
 
     def shapes(self, mesh: jax.sharding.Mesh) -> State:
         """The state's shapes, dtypes and layouts on `mesh`: what a checkpoint is loaded into."""
-        state = jax.eval_shape(self.start, abstract_model(self.build)[1])
+        state = jax.eval_shape(self.state_from, abstract_model(self.build)[1])
 
         def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             spec = x.sharding.spec if x.sharding is not None else jax.P()

@@ -96,7 +96,7 @@ def load_state(update: Update, folder: str, mesh: jax.sharding.Mesh) -> State:
     wanted = {name: x for name, x in (shapes.trained | shapes.frozen).items() if name not in fresh}
     with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", update.run.keep) as checkpoints:
         weights: Weights = checkpoints.restore_weights(wanted)[1]
-    return update.start(weights | init_weights(update.build, update.run.seed, fresh))
+    return update.state_from(weights | init_weights(update.build, update.run.seed, fresh))
 
 
 def _is_front(name: str) -> bool:

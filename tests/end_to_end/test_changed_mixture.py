@@ -76,7 +76,7 @@ class Told(SilentProgress):
     def __init__(self):
         self.said = []
 
-    def say(self, text):
+    def log(self, text):
         self.said.append(text)
 
 

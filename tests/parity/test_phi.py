@@ -56,7 +56,9 @@ class Pair:
         """Hidden states [1 t d], positions, our angles and theirs."""
         x = np.random.default_rng(t).standard_normal((1, t, self.m.d)).astype(np.float32)
         at = np.arange(t, dtype=np.int32)[None]
-        ours = rotary(self.m.rope, self.m.rotated, jnp.asarray(at), jnp.full((1, t), t, jnp.int32))
+        ours = rotary(
+            self.m.rope, self.m.rotary_dims, jnp.asarray(at), jnp.full((1, t), t, jnp.int32)
+        )
         theirs = self.theirs.model.rotary_emb(torch.tensor(x), torch.tensor(at))
         return x, ours, theirs
 
@@ -64,7 +66,7 @@ class Pair:
         """Attention over one segment, as our layers take it, and their mask."""
         ones, zeros = np.ones((1, t), np.int32), np.zeros((1, t), np.int32)
         place = attention.PositionIds(ones, np.arange(t, dtype=np.int32)[None], zeros)
-        seen = self.ours.visible(*[attention.PositionIds(*map(jnp.asarray, place))] * 2)
+        seen = self.ours.visibility_mask(*[attention.PositionIds(*map(jnp.asarray, place))] * 2)
         mask = torch.where(torch.tensor(np.array(seen)), 0.0, -torch.inf)[:, None]
         return (lambda q, k, v: attention.attend(q, k, v, seen)), mask
 

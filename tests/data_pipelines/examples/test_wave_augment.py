@@ -97,7 +97,7 @@ def test_published_defaults_stand_in_the_config():
     assert cfg.speeds == (0.9, 1.0, 1.1)
     assert cfg.snrs == (15.0, 10.0, 5.0, 0.0)
     assert (cfg.quietest, cfg.loudest) == (1 / 8, 2.0)
-    assert cfg.on_sound == ()
+    assert cfg.waveform_fields == ()
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1, 1.05])

@@ -69,7 +69,7 @@ def test_loss_is_that_of_each_utterance_by_itself_whatever_the_rows(folder):
         mesh = sharding.make_mesh(Mesh(), jax.devices()[:devices])
         with jax.set_mesh(mesh):
             update = Update(every.run)
-            state = update.initial()
+            state = update.init_state()
         # t = 128 has room for one more utterance than t = 96.
         every.corpus, every.most = open_corpus(str(folder), "test"), 5
         found.append(measure_loss(update, state, every, mesh))

@@ -149,7 +149,12 @@ def test_lanes_that_do_not_divide_the_rows_are_refused(forty):
     data = over(forty).data
     with pytest.raises(Mistake, match="data.lanes=3: does not divide data.b=8"):
         dataclasses.replace(data, lanes=3)
-    assert [dataclasses.replace(data, lanes=0, b=b).streams for b in (8, 12, 3, 64)] == [8, 4, 1, 8]
+    assert [dataclasses.replace(data, lanes=0, b=b).lane_count for b in (8, 12, 3, 64)] == [
+        8,
+        4,
+        1,
+        8,
+    ]
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

@@ -352,7 +352,7 @@ def test_longrope_is_read_whatever_it_is_called(rope):
 def test_the_scale_that_is_asked_for_is_the_one_that_rotary_applies():
     """At position 0 each cosine is the scale itself: float32, so 1e-6 of it."""
     at, length = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32)
-    scale = float(rotary(FOUR_MINI.rope, FOUR_MINI.rotated, at, length)[0][0, 0, 0])
+    scale = float(rotary(FOUR_MINI.rope, FOUR_MINI.rotary_dims, at, length)[0][0, 0, 0])
     with pytest.raises(Mistake) as caught:
         hf_config.parse_config(changed(PHI_4_MINI, {"rope_scaling.attention_factor": 2.0}))
     says = "config.json: rope_scaling.attention_factor=2.0: must be 1.190238 (or absent)"

@@ -29,19 +29,19 @@ def clock(monkeypatch):
 
 def spend(spent, clock, **seconds):
     for kind, passed in seconds.items():
-        with spent.spending(kind):
+        with spent.charge_to(kind):
             clock.now += passed
 
 
 def test_goodput_counts_every_second_once(tmp_path, clock):
     spent = Goodput(tmp_path)
     clock.now += 5
-    spent.resumed(0)
-    spent.now("update")
+    spent.resume(0)
+    spent.switch_to("update")
     clock.now += 10
-    with spent.spending("checkpoint"):
+    with spent.charge_to("checkpoint"):
         clock.now += 2
-        with spent.spending("score"):
+        with spent.charge_to("score"):
             clock.now += 1
     clock.now += 2
     told = spent.metrics()
@@ -51,10 +51,10 @@ def test_goodput_counts_every_second_once(tmp_path, clock):
 
 def test_goodput_takes_a_wait_for_the_datas_only_where_devices_had_nothing_to_do(tmp_path, clock):
     spent = Goodput(tmp_path)
-    spent.now("update")
+    spent.switch_to("update")
     for busy in (True, False):
         clock.now += 1
-        with spent.waiting(lambda busy=busy: busy):
+        with spent.charge_wait(lambda busy=busy: busy):
             clock.now += 3
     assert (spent.seconds["update"], spent.seconds["data"]) == (5, 3)
 
@@ -66,7 +66,7 @@ def test_goodput_of_a_killed_run_calls_all_after_its_checkpoint_lost(tmp_path, c
     spend(first, clock, update=30, data=5)  # updates that no checkpoint has; then killed
     clock.now += 100
     again = Goodput(tmp_path)
-    again.resumed(8)
+    again.resume(8)
     spend(again, clock, setup=3, update=38)
     assert again.metrics() == {
         "goodput": 58 / 200,
@@ -80,7 +80,7 @@ def test_goodput_of_a_run_killed_before_its_first_checkpoint_counts_from_its_fir
     for _ in range(2):
         spend(Goodput(tmp_path), clock, setup=5, update=20)  # killed
     again = Goodput(tmp_path)
-    again.resumed(0)
+    again.resume(0)
     spend(again, clock, update=50)
     assert again.seconds["lost"] == 50
     assert again.metrics()["goodput"] == 0.5
@@ -94,12 +94,12 @@ def test_goodput_gone_on_with_from_an_older_checkpoint_forgets_what_was_counted_
         spend(first, clock, update=10)
         first.save(step)
     again = Goodput(tmp_path)
-    again.resumed(4)
+    again.resume(4)
     assert (again.seconds["update"], again.seconds["lost"]) == (10, 10)
     spend(again, clock, update=20)
     again.save(8)
     last = Goodput(tmp_path)
-    last.resumed(8)
+    last.resume(8)
     assert (last.seconds["update"], last.seconds["lost"]) == (30, 10)
 
 
@@ -110,11 +110,11 @@ def test_goodput_reads_past_a_line_cut_off_and_starts_anew_without_its_file(tmp_
     with (tmp_path / FILE_NAME).open("a") as file:
         file.write('{"after": 8, "ti')
     again = Goodput(tmp_path)
-    again.resumed(8)
+    again.resume(8)
     assert again.seconds["update"] == 10
     (tmp_path / FILE_NAME).unlink()
     anew = Goodput(tmp_path)
-    anew.resumed(8)
+    anew.resume(8)
     assert sum(anew.seconds.values()) == 0
 
 
@@ -149,7 +149,7 @@ class Said(SilentProgress):
     def __init__(self, stop=0):
         self.lines, self._stop = [], stop
 
-    def say(self, text):
+    def log(self, text):
         self.lines.append(text)
 
     def step(self, step, metrics):

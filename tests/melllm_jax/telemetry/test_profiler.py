@@ -29,7 +29,7 @@ class Said(SilentProgress):
     def __init__(self, stop=0):
         self.lines, self._stop = [], stop
 
-    def say(self, text):
+    def log(self, text):
         self.lines.append(text)
 
     def step(self, step, metrics):
@@ -129,14 +129,14 @@ def test_profile_waits_for_the_devices_around_its_updates_and_is_entered_apart(t
     events = []
 
     @contextlib.contextmanager
-    def apart():
-        events.append("apart")
+    def untimed():
+        events.append("untimed")
         yield
 
-    with Profiler(tmp_path, UpdateRange(2, 3), lambda text: None, apart) as profile:
+    with Profiler(tmp_path, UpdateRange(2, 3), lambda text: None, untimed) as profile:
         for step in profile.updates(range(1, 5), lambda: events.append("settle")):
             events.append(step)
-    assert events == [1, "settle", "apart", 2, 3, "settle", "apart", 4]
+    assert events == [1, "settle", "untimed", 2, 3, "settle", "untimed", 4]
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,13 @@ def spent(tmp_path, clock):
 
 def made(run, spent, seen=(0, 0)):
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    spent.now("update")
+    spent.switch_to("update")
     return ThroughputMeter(run, mesh, [10, 4], np.array(seen), spent)
 
 
 def test_meter_divides_by_the_seconds_between_two_readings(run, spent, clock):
     counted = made(run, spent)
-    with spent.waiting(lambda: False):
+    with spent.charge_wait(lambda: False):
         clock.now += 0.5
     clock.now += 1.5
     read = counted.read(numbers([3, 2]))
@@ -80,7 +80,7 @@ def test_meter_counts_examples_and_epochs_of_each_source_on(run, spent, clock):
 @pytest.mark.parametrize("kind", ["setup", "checkpoint", "score"])
 def test_meter_leaves_out_of_an_update_what_was_spent_otherwise(run, spent, clock, kind):
     counted = made(run, spent)
-    with spent.spending(kind):
+    with spent.charge_to(kind):
         clock.now += 60.0
     clock.now += 1.0
     read = counted.read(numbers([1, 1]))

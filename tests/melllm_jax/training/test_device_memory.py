@@ -25,7 +25,7 @@ def test_needed_is_the_state_on_one_device_and_the_gradients(cut):
     mesh = sharding.make_mesh(cut)
     with jax.set_mesh(mesh):
         update = Update(run())
-        state = update.initial()
+        state = update.init_state()
         gradients = one_device_holds(state.trained)
         told = device_memory.state_bytes(update, mesh)
     assert told == one_device_holds(state) + gradients
@@ -38,7 +38,7 @@ def test_needed_of_lora_counts_frozen_weights_twice_only_at_a_random_start():
     )
     with jax.set_mesh(mesh):
         updates = Update(random), Update(loaded)
-        state = updates[0].initial()
+        state = updates[0].init_state()
         told = [device_memory.state_bytes(update, mesh) for update in updates]
     held, frozen = one_device_holds(state), one_device_holds(state.frozen)
     in_float32 = sum(4 * x.size // 8 for x in jax.tree.leaves(state.frozen) if x.ndim > 1)

@@ -34,7 +34,7 @@ class At(SilentProgress):
     def __init__(self, does):
         self.said, self._does = [], does
 
-    def say(self, text):
+    def log(self, text):
         self.said.append(text)
 
     def step(self, step, metrics):
@@ -117,7 +117,7 @@ def test_train_asked_to_stop_saves_and_goes_on_as_if_it_had_not(straight, tmp_pa
 
 def test_train_asked_to_stop_while_compiling_saves_the_first_update(straight, tmp_path):
     class Compiling(SilentProgress):
-        def doing(self, text):
+        def status(self, text):
             if text.startswith("compiling"):
                 signal.raise_signal(signal.SIGTERM)
 
@@ -224,7 +224,7 @@ def test_train_that_is_no_longer_finite_leaves_the_batch_and_the_state_before(st
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         update = Update(run)
-        state, _ = jax.jit(update)(update.initial(), sharding.shard_batch(first))
+        state, _ = jax.jit(update)(update.init_state(), sharding.shard_batch(first))
     before = {"weights": state.trained | state.frozen, "opt": state.opt}
     kept = ocp.load(halted / "state", before)
     assert same(kept, before)
@@ -241,7 +241,7 @@ def test_train_halted_by_one_batch_does_not_learn_from_the_next(straight, tmp_pa
         train(run, iter([first, bad, third]), tmp_path, mesh)
     with jax.set_mesh(mesh):
         update = Update(run)
-        state, _ = jax.jit(update)(update.initial(), sharding.shard_batch(first))
+        state, _ = jax.jit(update)(update.init_state(), sharding.shard_batch(first))
     before = {"weights": state.trained | state.frozen, "opt": state.opt}
     assert same(ocp.load(tmp_path / "halted/2/state", before), before)
 

@@ -18,7 +18,7 @@ def advanced(run, batch, updates=1):
     Layouts are checked to stay as they were.
     """
     update = Update(run)
-    state = first = update.start(models.made(run)[1])
+    state = first = update.state_from(models.made(run)[1])
     step = models.jitted(update)
     for _ in range(updates):
         before, (state, metrics) = state, step(state, sharding.shard_batch(batch))
@@ -100,7 +100,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_halts_for_good(batch):
     with models.one_device():
         update = Update(run)
         step = models.jitted(update)
-        state = update.start(models.made(run)[1])
+        state = update.state_from(models.made(run)[1])
         state, _ = step(state, sharding.shard_batch(batch))
         good = jax.device_get(state)
         state, metrics = step(state, sharding.shard_batch(bad))
@@ -128,7 +128,7 @@ def test_dropout_draws_anew_at_every_step_and_the_same_at_the_same_step(batch):
     run = models.run(MODEL, lora=dataclasses.replace(models.LORA, dropout=0.5))
     with models.one_device():
         update = Update(run)
-        state = update.start(models.made(run)[1])
+        state = update.state_from(models.made(run)[1])
         step = models.jitted(update)
         loss = lambda at: float(
             step(state._replace(step=jnp.int32(at)), sharding.shard_batch(batch))[1]["loss"]

@@ -105,7 +105,7 @@ class Stopping(SilentProgress):
         if self._when(what):
             signal.raise_signal(signal.SIGTERM)
 
-    def doing(self, text):
+    def status(self, text):
         self._told(text)
 
     def step(self, step, metrics):
