@@ -1,16 +1,34 @@
+import gc
 import os
+import signal
+
+from jaxlib import version as jaxlib_version
 
 from launch.runtime import libtpu_env
 
 # Before JAX: a libtpu that is here to plan for pods is loaded by no other test.
 libtpu_env.set_environment()
+# Before JAX, and for every process that a test starts. Most programs of the tests are compiled for
+# one call: at level 0 in one piece that takes a quarter of the time without the newer emitters of
+# fused loops, which jaxlib 0.12 is never without, and of which libtpu knows no flag.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+CPU_FLAGS = "--xla_cpu_use_fusion_emitters=false"
+given = os.environ.get("XLA_FLAGS", "")
+libtpu_flags = cpu_flags = f"{FLAGS} {given}"
+if jaxlib_version.__version_info__ < (0, 11):
+    cpu_flags = f"{CPU_FLAGS} {cpu_flags}"
+os.environ["XLA_FLAGS"] = cpu_flags
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a tenth of tracing and lowering
+os.environ["XDG_CACHE_HOME"] = os.devnull  # no test finds what another compiled, or leaves some
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-os.environ["XDG_CACHE_HOME"] = os.devnull  # no test finds what another compiled, or leaves some
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(50_000, 20, 100)  # tracing makes many objects that live: a sixth of its time
+# A shell that starts pytest in the background has SIGINT ignored, which no test may depend on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -23,3 +41,14 @@ def mesh():
 def pytest_collection_modifyitems(items):
     """Tests that load libtpu come last: JAX's profiler then crashes for want of a chip."""
     items.sort(key=lambda item: item.get_closest_marker("libtpu") is not None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Where libtpu may be loaded, it finds no flag that it would end the process for."""
+    if item.get_closest_marker("libtpu"):
+        os.environ["XLA_FLAGS"] = libtpu_flags
+    try:
+        return (yield)
+    finally:
+        os.environ["XLA_FLAGS"] = cpu_flags
