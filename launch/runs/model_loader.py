@@ -1,6 +1,5 @@
 """A checkpoint, imported or of a run, as a model on one device that is asked directly."""
 
-
 from collections.abc import Sequence
 import dataclasses
 import json
@@ -11,49 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.audio import file_io
-from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.audio.log_mel import normalized_log_mel
 from data_pipelines.examples.placeholder_batch import fill_placeholders
-from data_pipelines.text.prompt import placeholder_id
-from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.model import ModelSpec
-from melllm_jax.config.run import Intervals
-from melllm_jax.config.run import Mesh
-from melllm_jax.sharding import make_mesh
-from melllm_jax.sharding import shard_batch
-from melllm_jax.batch import Batch
-from melllm_jax.checkpoints.checkpointer import Checkpoints
-from melllm_jax.errors import Mistake
-from melllm_jax.nn.layers import NonTrainable
-from melllm_jax.models.speech_lm import SpeechLM
-from melllm_jax.models.parameters import abstract_model
-
-from collections.abc import Iterable, Iterator, Sequence
-import dataclasses
-import itertools
-import time
-
-import jax
-import numpy as np
-
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from data_pipelines.examples.asr_example import EvalExample
-from data_pipelines.text.prompt import asr_prompt
+from data_pipelines.text.prompt import placeholder_id
 from data_pipelines.text.tokenizer import Tokenizer
-from melllm_jax import sharding
-from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.run import Mesh
-from melllm_jax.config.run import Run
-from melllm_jax.checkpoints.checkpointer import Checkpoints
-from melllm_jax.inference.generate import Decoder
-from melllm_jax.inference.generate import prompt_batch
-from melllm_jax.inference.sampling import DecodingOptions
-from melllm_jax.errors import Mistake
-from melllm_jax.models.speech_lm import SpeechLM
-from melllm_jax.training.train_step import Update
-
 from launch.runs.transcriber import Transcriber
-
+from melllm_jax import sharding
+from melllm_jax.batch import Batch
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.checkpoints.checkpointer import Checkpoints
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.config.run import Intervals, Mesh, Run
+from melllm_jax.errors import Mistake
+from melllm_jax.inference.sampling import DecodingOptions
+from melllm_jax.models.parameters import abstract_model
+from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.nn.layers import NonTrainable
+from melllm_jax.sharding import make_mesh, shard_batch
+from melllm_jax.training.train_step import Update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +82,9 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
     """
     spec = run_folder.read_spec(str(folder))
     mesh = jax.sharding.get_mesh()
-    skeleton, shapes = abstract_model(lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs))
+    skeleton, shapes = abstract_model(
+        lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
+    )
     wanted = {}
     for name, x in shapes.items():
         # Statistics of the sound are subtracted in float32, as in training.
@@ -122,7 +99,6 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
 def single_device_mesh() -> jax.sharding.Mesh:
     """The mesh of a single device."""
     return make_mesh(Mesh(fsdp=1), jax.devices()[:1])
-
 
 
 def load_run_tokenizer(workdir: str, run: Run) -> Tokenizer:
@@ -147,4 +123,3 @@ def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer
         step, weights = checkpoints.restore_weights(shapes.trained | shapes.frozen)
     model = update.skeleton.model(weights, update.dtype)
     return run, tokenizer, Transcriber(model, tokenizer, run, how), step
-

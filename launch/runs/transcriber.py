@@ -8,21 +8,14 @@ import time
 import jax
 import numpy as np
 
-from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.tokenizer import Tokenizer
-from melllm_jax import sharding
-from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.run import Mesh
 from melllm_jax.config.run import Run
-from melllm_jax.checkpoints.checkpointer import Checkpoints
-from melllm_jax.inference.generate import Decoder
-from melllm_jax.inference.generate import prompt_batch
-from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.errors import Mistake
+from melllm_jax.inference.generate import Decoder, prompt_batch
+from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.models.speech_lm import SpeechLM
-from melllm_jax.training.train_step import Update
 
 
 @dataclasses.dataclass(frozen=True)

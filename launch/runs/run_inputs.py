@@ -1,0 +1,63 @@
+"""Fills in what a run takes from its data and its tokenizer.
+
+These are the digests of both and, for global normalisation, the mean and inverse deviation of each
+mel band.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.audio.file_io import BadAudio
+from data_pipelines.audio.log_mel import band_statistics
+from data_pipelines.corpora.corpus import open_corpus, split_digest
+from data_pipelines.examples.asr_example import Unfit, load_mel
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from data_pipelines.text.tokenizer import Tokenizer
+from melllm_jax.config.overrides import override
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Mistake
+from melllm_jax.training import warm_start
+
+
+def complete_run(run: Run) -> tuple[Run, Tokenizer]:
+    """`run` with what it takes from its data and tokenizer filled in, and the tokenizer.
+
+    That is the digests of both, and the mean and variance that "global" normalisation needs.
+    """
+    if not run.data.sources:
+        raise Mistake("data: give at least one corpus with --data DIR")
+    tokenizer = load_tokenizer(run.text.tokenizer)
+    if tokenizer.size > run.model.v:
+        raise Mistake(f"model.v={run.model.v}: the tokenizer has {tokenizer.size} ids")
+    known = [
+        dataclasses.replace(source, digest=split_digest(source.path, "train"))
+        for source in run.data.sources
+    ]
+    changes: dict[str, Any] = {"data.sources": known, "text.digest": tokenizer.digest()}
+    for name, sounds in (("noises", run.data.augment.noises), ("rooms", run.data.augment.rooms)):
+        if sounds.path:
+            found = split_digest(sounds.path, sounds.split)
+            changes[f"data.augment.{name}.digest"] = found
+    if run.init.path:
+        changes["init.digest"] = warm_start.init_digest(run.init.path)
+    if run.mel.normalize == "global" and not run.mel.mean:
+        changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))
+    return override(run, changes), tokenizer
+
+
+def mel_statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and inverse deviation of each band, over `most` utterances spread over each corpus."""
+    plain = dataclasses.replace(run.mel, normalize="none")
+
+    def mels() -> Iterator[np.ndarray]:
+        for source in run.data.sources:
+            corpus = open_corpus(source.path, "train")
+            for index in range(0, len(corpus), -(-len(corpus) // most)):
+                with contextlib.suppress(BadAudio, Unfit):  # counted when they come up in training
+                    yield load_mel(corpus[index], plain, longest=run.data.longest)
+
+    return band_statistics(mels())
