@@ -20,7 +20,7 @@ from data_pipelines.loader.batch_assembly import LaneBatcher
 from data_pipelines.loader.mixture import Mixture, MixtureChange
 from data_pipelines.loader.packing import draw_range
 from data_pipelines.loader.prefetch import ReaderPool
-from data_pipelines.loader.reject_counts import LaneCounts
+from data_pipelines.loader.reject_counts import LaneCounts, stream_counts
 from data_pipelines.loader.worker_pool import WorkerPool, WorkerSetup
 from melllm_jax.batch import Batch
 from melllm_jax.config.run import Run
@@ -127,6 +127,10 @@ class LanesIterator(grain.DatasetIterator):
     def worked(self) -> float:
         """Seconds of cores that processes other than this one took for the batches so far."""
         return self._parent.worked if isinstance(self._parent, WorkerPool) else 0.0
+
+    def counts(self) -> dict[str, Any]:
+        """How far the batches handed out have come: see `reject_counts.stream_counts`."""
+        return stream_counts(self)
 
     @property
     def sizes(self) -> list[int]:

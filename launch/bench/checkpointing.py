@@ -16,6 +16,7 @@ from melllm_jax import sharding
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets import catalog
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
@@ -72,7 +73,7 @@ def measure(run: Run, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
     sharding.check_mesh(run, mesh)
     keep = dataclasses.replace(run.keep, last=1, milestone=0)
     with jax.set_mesh(mesh), Checkpoints(str(folder), keep) as checkpoints:
-        update = Update(run)
+        update = Update(objective_of(run))
         device_memory.check_state_fits(update, mesh)
         state = jax.block_until_ready(update.init_state())
         weights, rest = state.trained | state.frozen, {"opt": state.opt, "step": state.step}

@@ -77,7 +77,8 @@ def measure(arguments: DataBenchArguments) -> dict[str, Any]:
     feed_rate(fed, 0.0, arguments.chip, arguments.mfu)  # mistakes are told before anything is read
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     counts = _process_counts(cores or 1)
-    run, tokenizer = complete_run(_shrink_run(fed, counts[-1]))
+    inputs = complete_run(_shrink_run(fed, counts[-1]))
+    run, tokenizer = inputs.run, inputs.tokenizer
     apart = _stage_figures(run, tokenizer, arguments.utterances)
     # A process of one core's work reads faster by itself than by threads.
     more = {count: 0 for count in counts if count <= run.data.lane_count}

@@ -27,6 +27,7 @@ from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.models.parameters import abstract_model
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.layers import NonTrainable
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.sharding import make_mesh, shard_batch
 from melllm_jax.training.train_step import Update
 
@@ -116,7 +117,7 @@ def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer
     tokenizer = load_run_tokenizer(workdir, run)
     mesh = sharding.make_mesh(Mesh())
     jax.set_mesh(mesh)
-    update = Update(run)
+    update = Update(objective_of(run))
     shapes = update.shapes(mesh)
     path = f"{workdir}/checkpoints"
     with Checkpoints(path, run.keep) as checkpoints:

@@ -116,9 +116,7 @@ class Checkpoints:
 
         Raises Mistake where there is no checkpoint, Fault where none is whole.
         """
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context:
+        with _partial_load():
             found = self._newest({"weights": dict(weights)})
         if found is None:
             raise Mistake(f"checkpoints={self._directory}: holds no checkpoint")
@@ -190,6 +188,25 @@ class Checkpoints:
             f"checkpoint {step} could not be written to {self._directory}: {cause}; "
             f"older checkpoints are intact: {older}"
         )
+
+
+def load_weights(folder: pathlib.Path, weights: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The weights of these names alone, of a checkpoint that is known to be whole.
+
+    `weights` are shapes, dtypes and layouts by name, to load into.
+    """
+    _quiet_orbax()
+    with _partial_load():
+        found = ocp.load_checkpointables(folder.absolute(), {"weights": dict(weights)})
+    loaded: dict[str, jax.Array] = found["weights"]
+    return loaded
+
+
+def _partial_load() -> ocp.Context:
+    """A context in which weights that nobody asked for are not read."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    return context
 
 
 class _JointSave:

@@ -19,6 +19,7 @@ from melllm_jax.batch import Batch
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.nn import attention_kernels
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.planning import compiled_cost, topology, traced_flops
 from melllm_jax.planning.analytic_cost import estimate_cost
 from melllm_jax.planning.collectives import Collective
@@ -94,7 +95,7 @@ def compile_plan(run: Run, pod: topology.Pod) -> Plan:
     mesh_sizes(run, pod)
     mesh = make_mesh(run.mesh, topology.pod_devices(pod))
     with jax.set_mesh(mesh):
-        update = Update(run)
+        update = Update(objective_of(run))
         state = update.shapes(mesh)
         traced = jax.jit(update, donate_argnums=0).trace(state, batch_shapes(run, mesh))
         executed = traced_flops.count_flops(traced.jaxpr)

@@ -38,7 +38,7 @@ def state_bytes(update: Update, mesh: jax.sharding.Mesh) -> int:
     """
     shapes = update.shapes(mesh)
     frozen = {name: _as_float32(x) for name, x in shapes.frozen.items()}
-    beside = 0 if update.run.init.path else bytes_per_device(frozen)
+    beside = 0 if update.warm is not None else bytes_per_device(frozen)
     return bytes_per_device(shapes) + max(bytes_per_device(shapes.trained), beside)
 
 

@@ -32,7 +32,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     data = corpus(folder / "data")
     corpus(folder / "data", 5, split="test", first=50, changes={51: GONE, 53: GONE})
-    run, _ = complete_run(tiny(data, steps=2))
+    run = complete_run(tiny(data, steps=2)).run
     run_folder.claim(str(folder / "run"), run)
     trained(run, folder / "run")
     return types.SimpleNamespace(data=data, run=folder / "run", cfg=run)

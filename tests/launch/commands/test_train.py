@@ -149,7 +149,7 @@ def test_run_among_noises_knows_them_by_their_content(data, tmp_path):
     for name, count in (("here", 2), ("moved", 2), ("grown", 3)):
         noises = {"noise": 1.0, "noises.path": str(corpus(tmp_path / name, count))}
         changes = {f"data.augment.{field}": value for field, value in noises.items()}
-        found.append(identity(complete_run(override(tiny(data), changes))[0]))
+        found.append(identity(complete_run(override(tiny(data), changes)).run))
     assert found[0] == found[1] != found[2]
 
 

@@ -17,7 +17,7 @@ mesh_apart = pytest.fixture(scope="module", autouse=True)(own_mesh)
 def run(tmp_path_factory):
     """A folder with a run of two updates."""
     folder = tmp_path_factory.mktemp("run")
-    cfg, _ = complete_run(tiny(corpus(folder / "data"), steps=2))
+    cfg = complete_run(tiny(corpus(folder / "data"), steps=2)).run
     run_folder.claim(str(folder / "run"), cfg)
     trained(cfg, folder / "run")
     return folder / "run"

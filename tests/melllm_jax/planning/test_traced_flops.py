@@ -9,6 +9,7 @@ import pytest
 from melllm_jax import flops, sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.model import Lora
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.planning import traced_flops
 from melllm_jax.training.train_step import Update
 from tests.support import models
@@ -162,7 +163,7 @@ def test_a_kernel_counts_what_its_author_states():
 def traced(run):
     """What one update of a run executes, on the mesh in force."""
     mesh = jax.sharding.get_mesh()
-    update = Update(run)
+    update = Update(NextToken(run))
     b, t = run.data.b, run.data.t
 
     def shaped(name):
