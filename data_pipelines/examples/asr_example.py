@@ -115,7 +115,7 @@ class ExampleMaker:
         columns["sources"] = np.full(t, source, np.int32)
         return columns
 
-    def trial(self, utterance: Utterance) -> EvalExample | Reject:
+    def eval_example(self, utterance: Utterance) -> EvalExample | Reject:
         """The prompt of an utterance of any length, its reference as it is written."""
         try:
             mel = load_mel(utterance, self._run.mel, longest=math.inf)

@@ -48,14 +48,14 @@ class Effects:
         `wave` itself where nothing is. Raises BadEffect.
         """
         cfg = self._cfg
-        if (rng := draws.chosen("speed", cfg.speed)) is not None:
+        if (rng := draws.with_probability("speed", cfg.speed)) is not None:
             wave = change_speed(wave, cfg.speeds[rng.integers(len(cfg.speeds))])
-        if self._rooms and (rng := draws.chosen("reverb", cfg.reverb)) is not None:
+        if self._rooms and (rng := draws.with_probability("reverb", cfg.reverb)) is not None:
             wave = reverberate(wave, _draw_sound(self._rooms, rng, BAD_ROOM))
-        if self._noises and (rng := draws.chosen("noise", cfg.noise)) is not None:
+        if self._noises and (rng := draws.with_probability("noise", cfg.noise)) is not None:
             snr = cfg.snrs[rng.integers(len(cfg.snrs))]
             wave = mix_noise(wave, _draw_sound(self._noises, rng, BAD_NOISE), snr, rng)
-        if (rng := draws.chosen("volume", cfg.volume)) is not None:
+        if (rng := draws.with_probability("volume", cfg.volume)) is not None:
             wave = wave * np.float32(rng.uniform(cfg.quietest, cfg.loudest))
         return wave
 

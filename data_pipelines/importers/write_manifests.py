@@ -45,12 +45,12 @@ def import_corpus(
     kind: str,
     folder: epath.Path,
     *,
-    tick: Callable[[ManifestRow], None] = lambda row: None,
+    on_row: Callable[[ManifestRow], None] = lambda row: None,
     **options: Any,
 ) -> dict[str, int]:
     """Writes SPLIT.jsonl of every split of `source` into `folder`: the lines of each.
 
-    options: fields of `importers.rows.Options`. tick is told of every row. A split without any
+    options: fields of `importers.rows.Options`. on_row is told of every row. A split without any
     row is 0 and has no file. Paths within `folder` are written relative to it, others absolute.
     Raises Mistake for what the source lacks, naming file and line, and for a folder that holds a
     manifest or shards.
@@ -75,7 +75,7 @@ def import_corpus(
         if "/" in split or f"{split}{manifest.MANIFEST_SUFFIX}" == shard_index.REJECTS:
             raise Mistake(f"splits={split}: cannot be the name of a manifest")
         written[split] = manifest.write_manifest(
-            folder, split, _complete_rows(rows, folder, told, tick)
+            folder, split, _complete_rows(rows, folder, told, on_row)
         )
     return written
 
@@ -84,7 +84,7 @@ def _complete_rows(
     rows: Iterator[ManifestRow],
     folder: epath.Path,
     options: ImportOptions,
-    tick: Callable[[ManifestRow], None],
+    on_row: Callable[[ManifestRow], None],
 ) -> Iterator[ManifestRow]:
     """Rows with what is the same in all; Mistake where an id comes again."""
     lines: dict[int, int] = {}
@@ -98,7 +98,7 @@ def _complete_rows(
         row["audio_filepath"] = row["audio_filepath"].removeprefix(inside)
         row["source"] = options.name
         row["language"] = row.get("language") or options.language or None
-        tick(row)
+        on_row(row)
         yield row
 
 

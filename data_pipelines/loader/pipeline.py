@@ -44,11 +44,11 @@ def train_batches(
     *,
     lanes: Sequence[int] | None = None,
     split: str = "train",
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Lanes:
     """A stream of the Batch of some lanes, in NumPy: [rows t ...], all of them if None.
 
-    It ends with the last full batch once every corpus is drawn data.epochs times, or never. `say`
+    It ends with the last full batch once every corpus is drawn data.epochs times, or never. `log`
     is told, once each, of damaged shards that are skipped.
 
     Every host must draw it with the same run, and with the lanes of its rows (`layout.lanes`). Of
@@ -59,7 +59,7 @@ def train_batches(
     share of unusable examples exceeds data.bad.
     """
     given = range(run.data.lane_count) if lanes is None else lanes
-    return make_lanes(run, tokenizer, given, split, LogOnce(say))
+    return make_lanes(run, tokenizer, given, split, LogOnce(log))
 
 
 def make_lanes(
@@ -67,13 +67,13 @@ def make_lanes(
     tokenizer: Tokenizer,
     lanes: Sequence[int],
     split: str,
-    told: Callable[[str, str], None],
+    log_once: Callable[[str, str], None],
 ) -> Lanes:
-    """`train_batches` of these lanes; `told` is told of damaged shards, and what is wrong."""
+    """`train_batches` of these lanes; `log_once` is told of damaged shards, and what is wrong."""
     data = run.data
     window, augment, order = _seeds(run.seed, 3)
     mixed = Mixture(data, split, order, functools.partial(_check, run))
-    ready = mixed.tokenized(tokenizer.digest())
+    ready = mixed.sources_with_ids_of(tokenizer.digest())
     train = functools.partial(
         _train_example, ExampleMaker(run, tokenizer, Effects(data.augment), ready)
     )
@@ -83,11 +83,12 @@ def make_lanes(
     ) -> grain.IterDataset:
         made = ExampleMap(mixture, train, augment)
         read = PrefetchDataset(made, mixture, LaneSampler(lane, data.lane_count, window), readers)
-        rows = BestFitPacking(RejectFilter(read, data, counts, told), read.again, data.t, data.bins)
+        usable = RejectFilter(read, data, counts, log_once)
+        rows = BestFitPacking(usable, read.reread, data.t, data.bins)
         batches = rows.batch(data.b // data.lane_count, drop_remainder=True, batch_fn=list)
         return RejectCounter(batches, data, mixture)
 
-    return Lanes(chain, run, lanes, mixed, WorkerSetup(split, tokenizer.digest(), told))
+    return Lanes(chain, run, lanes, mixed, WorkerSetup(split, tokenizer.digest(), log_once))
 
 
 def eval_examples(
@@ -101,7 +102,7 @@ def eval_examples(
     _check_mel(corpus, run.mel)
     indices = range(len(corpus)) if order is None else order
     trials = grain.MapDataset.source(indices).map(corpus.__getitem__)
-    yield from _prefetch(trials.map(ExampleMaker(run, tokenizer).trial), run.data)
+    yield from _prefetch(trials.map(ExampleMaker(run, tokenizer).eval_example), run.data)
 
 
 class ExampleMap:

@@ -113,8 +113,8 @@ def _batches(examples: Sequence[dict[str, Any]], run: Run) -> Iterator[Any]:
     return iter(packed.batch(count, batch_fn=functools.partial(_make_batch, run)))
 
 
-def _no_reread(turn: int) -> "Future[Any]":
-    raise AssertionError(f"example {turn} is asked for again, though no place was gone to")
+def _no_reread(draw_index: int) -> "Future[Any]":
+    raise AssertionError(f"example {draw_index} is asked for again, though no place was gone to")
 
 
 def _make_batch(run: Run, rows: Sequence[Sequence[ExampleColumns]]) -> Batch:
@@ -143,7 +143,8 @@ class _ExampleListIterator(grain.DatasetIterator):
         if self._at == len(self._examples):
             raise StopIteration
         self._at += 1
-        return self._examples[self._at - 1] | {"turn": self._at - 1, "lost": RejectsBefore(())}
+        index = self._at - 1
+        return self._examples[index] | {"draw_index": index, "rejects_before": RejectsBefore(())}
 
     def get_state(self) -> dict[str, Any]:
         return {"next": self._at}

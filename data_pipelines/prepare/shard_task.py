@@ -84,12 +84,13 @@ def stage_task(
     job: Job,
     *,
     skip: Mapping[int, str],
-    tick: Callable[[int], None] = lambda line: None,
+    progress: Callable[[int], None] = lambda line: None,
 ) -> None:
     """Does the task, unless it is done or the job is to stop.
 
-    skip: lines that brought a process down, counted from the task's first, and how. tick is told
-    the number of each line before it is read. Raises Mistake for a line that is none, and Fault.
+    skip: lines that brought a process down, counted from the task's first, and how. progress is
+    called with the index of each line before it is read. Raises Mistake for a malformed line, and
+    Fault.
     """
     work = epath.Path(job.work)
     content = _content(task)
@@ -99,7 +100,7 @@ def stage_task(
     with _folder(work) as folder:
         writer = shard_writer.ShardWriter(epath.Path(folder), task.split, per_shard=sys.maxsize)
         rows_, rejects, moments = RecordRows(), list[RejectedUtterance](), Moments()
-        for number, one in _outcomes(task, job, content, skip, tick):
+        for number, one in _outcomes(task, job, content, skip, progress):
             if isinstance(one, RejectedUtterance):
                 rejects.append(one)
             else:
@@ -107,7 +108,7 @@ def stage_task(
                 moments += one.moments
                 if one.record:
                     writer.add(one.record, one.utterance.duration)
-            if len(rejects) > max(job.allowed, MIN_REJECTS):
+            if len(rejects) > max(job.max_rejects, MIN_REJECTS):
                 key = ""  # what is there is not the whole of it
                 files.write_bytes(work / STOP, b"too many utterances are unusable")
                 break
@@ -164,16 +165,18 @@ def _outcomes(
     job: Job,
     content: bytes,
     skip: Mapping[int, str],
-    tick: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> Iterator[tuple[int, PreparedRecord | RejectedUtterance]]:
     """What becomes of each line, with its number in the task."""
     tokenizer = load_tokenizer(job.tokenizer) if job.tokenizer else None
     for number, utterance in _utterances(task, content):
-        tick(number)
+        progress(number)
         if number in skip:
             yield number, reject_crashed(utterance, skip[number])
         else:
-            yield from ((number, one) for one in make_records(utterance, job.making, tokenizer))
+            yield from (
+                (number, one) for one in make_records(utterance, job.record_config, tokenizer)
+            )
 
 
 def _utterances(task: Task, content: bytes) -> Iterator[tuple[int, Utterance]]:
@@ -202,7 +205,12 @@ def _content(task: Task) -> bytes:
 
 def _key(task: Task, job: Job, content: bytes, skip: Mapping[int, str]) -> str:
     """Hash of all that decides what the task leaves."""
-    said = [dataclasses.asdict(task), dataclasses.asdict(job.making), job.digest, sorted(skip)]
+    said = [
+        dataclasses.asdict(task),
+        dataclasses.asdict(job.record_config),
+        job.digest,
+        sorted(skip),
+    ]
     parts = json.dumps([LAYOUT_VERSION, *said]).encode()
     return hashlib.sha256(hashlib.sha256(parts).digest() + content).hexdigest()
 

@@ -91,10 +91,10 @@ class InvalidUtterance(Mistake):
 
 
 def make_records(
-    utterance: Utterance, making: RecordConfig, tokenizer: Tokenizer | None = None
+    utterance: Utterance, record_config: RecordConfig, tokenizer: Tokenizer | None = None
 ) -> Iterator[PreparedRecord | RejectedUtterance]:
     """What becomes of one utterance: one thing, unless it is cut at its pauses."""
-    limits, name = making.limits, utterance.id
+    limits, name = record_config.limits, utterance.id
     try:
         tokens = _tokens(utterance, limits, tokenizer)
         _check_longest(utterance, utterance.duration, limits)
@@ -108,7 +108,7 @@ def make_records(
         seconds = (cut.stop - cut.start) / SAMPLE_RATE
         one = dataclasses.replace(utterance, id=piece, duration=seconds, tokens=tokens)
         try:
-            yield _make_record(one, wave[cut], making, whole=len(cuts) == 1)
+            yield _make_record(one, wave[cut], record_config, whole=len(cuts) == 1)
         except (BadAudio, InvalidUtterance) as error:
             yield RejectedUtterance(utterance.source, piece, error.reason, str(error))
 
@@ -121,9 +121,9 @@ def reject_crashed(utterance: Utterance, how: str) -> RejectedUtterance:
 
 
 def _make_record(
-    utterance: Utterance, wave: np.ndarray, making: RecordConfig, whole: bool
+    utterance: Utterance, wave: np.ndarray, record_config: RecordConfig, whole: bool
 ) -> PreparedRecord:
-    limits, name = making.limits, utterance.id
+    limits, name = record_config.limits, utterance.id
     level = loudness.decibels(wave)
     if utterance.duration < limits.shortest:
         raise InvalidUtterance("too short", f"{name}: lasts {utterance.duration:.3f} s")
@@ -136,20 +136,22 @@ def _make_record(
         spoken = f"{letters} characters in {utterance.duration:.2f} s"
         raise InvalidUtterance("text too long for its audio", f"{name}: {spoken}")
     try:
-        frame_count(wave.size, making.mel)
+        frame_count(wave.size, record_config.mel)
     except Mistake as error:
         raise InvalidUtterance("too short", f"{name}: {error}") from error
-    raw = extract_log_mel(wave, making.mel)
-    moments = Moments.of(raw)
+    raw = extract_log_mel(wave, record_config.mel)
+    moments = Moments.from_frames(raw)
     stored = dataclasses.replace(utterance, offset=None, audio=None)
     samples = np.clip(np.rint(wave * 32768.0), -32768, 32767).astype("<i2")
     text = hashlib.sha256(utterance.text.encode()).digest()
     digest = hashlib.sha256(text + samples.tobytes()).digest()[:16]
     record = b""
-    if making.store == "mel":
-        record = encode_record(dataclasses.replace(stored, mel=normalize_mel(raw, making.mel)))
-    elif making.store != "nothing":
-        audio = _encode_audio(utterance, wave, making.store, whole)
+    if record_config.store == "mel":
+        record = encode_record(
+            dataclasses.replace(stored, mel=normalize_mel(raw, record_config.mel))
+        )
+    elif record_config.store != "nothing":
+        audio = _encode_audio(utterance, wave, record_config.store, whole)
         record = encode_record(dataclasses.replace(stored, audio=audio))
     return PreparedRecord(stored, record, level, moments, digest)
 

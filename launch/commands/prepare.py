@@ -75,8 +75,8 @@ def main(argv: Sequence[str]) -> int:
             runner=arguments.runner,
             workers=arguments.workers,
             beam=arguments.beam,
-            tick=tick,
-            say=say,
+            progress=tick,
+            log=say,
         )
     figures = _figures(arguments.out, index)
     figures["seconds"] = round(time.perf_counter() - began, 2)

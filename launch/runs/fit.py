@@ -81,7 +81,7 @@ def fit(
             begin = lambda update: warm_start.load_state(update, run.init.path, mesh)
             warm_start.fresh_weights(update, run.init.path)
     say = lambda text: bar.log(text) if bar is not None else None
-    batches = iter(pipeline.train_batches(run, tokenizer, lanes=lanes, say=say))
+    batches = iter(pipeline.train_batches(run, tokenizer, lanes=lanes, log=say))
     claim_run_folder(run, workdir, tokenizer)
     bar = bar or (ProgressBar(run.optim.steps) if jax.process_index() == 0 else None)
 

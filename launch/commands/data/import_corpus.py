@@ -42,13 +42,15 @@ def main(argv: Sequence[str]) -> int:
     seconds, unknown = 0.0, 0
     with tqdm(unit="utterance", disable=None) as bar:
 
-        def tick(row: ManifestRow) -> None:
+        def count_row(row: ManifestRow) -> None:
             nonlocal seconds, unknown
             seconds += row["duration"]
             unknown += not row["duration"]
             bar.update()
 
-        written = write_manifests.import_corpus(source, kind, epath.Path(out), tick=tick, **options)
+        written = write_manifests.import_corpus(
+            source, kind, epath.Path(out), on_row=count_row, **options
+        )
     if as_json:
         told = {"out": out, "splits": written, "hours": seconds / 3600, "unknown": unknown}
         print(json.dumps(told))

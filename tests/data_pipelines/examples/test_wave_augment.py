@@ -291,7 +291,7 @@ def test_example_without_augmentation_has_the_mel_of_the_sound_bit_by_bit(speech
     corpus = open_corpus(speech, "train")
     for utterance in map(corpus.__getitem__, range(12)):
         columns = ExampleMaker(run, BYTES, Effects(run.data.augment)).train((0, utterance), rng())
-        trial = ExampleMaker(run, BYTES).trial(utterance).columns
+        trial = ExampleMaker(run, BYTES).eval_example(utterance).columns
         t = len(trial["tokens"])
         assert np.array_equal(columns["patches"][:t], trial["patches"])
 
