@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.audio.file_io import BadAudio
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 _ROWS = 64  # turned into Python at a time
@@ -23,7 +23,7 @@ class BadParquetFile(Mistake):
 
 
 def read_row_audio(place: AudioReference) -> bytes:
-    """The sound file in a row. Raises BadAudio, and Mistake where the extra is not installed.
+    """The sound file in a row. Raises Unusable, and Mistake where the extra is not installed.
 
     Each thread keeps the row group it read last: in the order of the file each is read once, in
     another order once a row.
@@ -34,12 +34,12 @@ def read_row_audio(place: AudioReference) -> bytes:
     try:
         value = _row_group_cache.value(place.path, place.row, place.column)
     except IndexError as error:
-        raise BadAudio("missing", f"{where}: {error}") from error
+        raise Unusable("missing", f"{where}: {error}") from error
     except BadParquetFile as error:
-        raise BadAudio("undecodable", f"{where}: {error}") from error
+        raise Unusable("undecodable", f"{where}: {error}") from error
     found = value["bytes"] if isinstance(value, dict) else value
     if not isinstance(found, bytes):
-        raise BadAudio("missing", f"{where}: holds no bytes")
+        raise Unusable("missing", f"{where}: holds no bytes")
     return found
 
 

@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.corpora.corpus import Corpus
-from data_pipelines.examples.asr_example import ExampleMaker, Reject
+from data_pipelines.examples.asr_example import ExampleMaker
 from data_pipelines.loader.packing import ExampleColumns, pack_row
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Augment

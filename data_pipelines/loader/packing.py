@@ -15,9 +15,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines.examples.asr_example import Reject
 from data_pipelines.loader.prefetch import PendingExample
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from melllm_jax.batch import Batch
 from melllm_jax.errors import Fault
 

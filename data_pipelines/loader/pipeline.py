@@ -17,7 +17,7 @@ from data_pipelines.corpora.corpus import Corpus
 from data_pipelines.corpora.shard_reader import DamagedShard
 from data_pipelines.corpora.subset import Subset
 from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.examples.asr_example import EvalExample, ExampleMaker, Reject
+from data_pipelines.examples.asr_example import EvalExample, ExampleMaker
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.loader.lanes import Lanes
 from data_pipelines.loader.mixture import Mixture
@@ -31,6 +31,7 @@ from data_pipelines.loader.reject_counts import (
     RejectFilter,
 )
 from data_pipelines.loader.worker_pool import WorkerSetup
+from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
@@ -93,7 +94,7 @@ def make_lanes(
 
 def eval_examples(
     corpus: Corpus, run: Run, tokenizer: Tokenizer, *, order: Sequence[int] | None = None
-) -> Iterator[EvalExample | Reject]:
+) -> Iterator[EvalExample | Reject[int]]:
     """Every utterance of `corpus` once, in `order` or in that of the file, unusable ones as Reject.
 
     `sources.by_length(corpus)` is the order that wastes least in batches. Utterances longer than
@@ -129,7 +130,7 @@ class ExampleMap:
 
 def _train_example(
     examples: ExampleMaker, drawn: tuple[int, Utterance | DamagedShard], rng: np.random.Generator
-) -> dict[str, np.ndarray] | Reject:
+) -> dict[str, np.ndarray] | Reject[int]:
     source, utterance = drawn
     if isinstance(utterance, DamagedShard):
         return Reject(source, utterance.path, DAMAGED, str(utterance))

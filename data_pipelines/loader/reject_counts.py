@@ -14,8 +14,9 @@ from typing import Any
 
 import grain
 
-from data_pipelines.examples.asr_example import Reject, reject_reasons
+from data_pipelines.examples.asr_example import reject_reasons
 from data_pipelines.loader.mixture import Mixture
+from data_pipelines.reject import Reject
 from melllm_jax.config.data import Data
 from melllm_jax.errors import Mistake
 
@@ -40,7 +41,7 @@ class LaneCounts:
     # Of a fixed length: Orbax and Grain want states of one form.
     first: list[str] = dataclasses.field(default_factory=lambda: [""] * MAX_NAMED)
 
-    def add(self, reject: Reject) -> None:
+    def add(self, reject: Reject[int]) -> None:
         """Count an unusable example that has been seen."""
         name = f"{reject.id} ({reject.reason})"
         if "" in self.first and name not in self.first:

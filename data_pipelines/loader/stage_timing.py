@@ -16,12 +16,13 @@ import numpy as np
 
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave
-from data_pipelines.examples.asr_example import TRANSFER_DTYPES, ExampleMaker, Reject, wave_to_mel
+from data_pipelines.examples.asr_example import TRANSFER_DTYPES, ExampleMaker, wave_to_mel
 from data_pipelines.examples.interleave import asr_columns
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.loader.batch_assembly import allocate_batch
 from data_pipelines.loader.packing import BestFitPacking, ExampleColumns, write_rows
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch

@@ -31,10 +31,10 @@ from data_pipelines.prepare.record_statistics import RecordRows
 from data_pipelines.prepare.tasks import Job, Task, shard_stem
 from data_pipelines.prepare.validate import (
     PreparedRecord,
-    RejectedUtterance,
     make_records,
     reject_crashed,
 )
+from data_pipelines.reject import Reject
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax import files
 from melllm_jax.errors import Fault
@@ -99,9 +99,9 @@ def stage_task(
         return
     with _folder(work) as folder:
         writer = shard_writer.ShardWriter(epath.Path(folder), task.split, per_shard=sys.maxsize)
-        rows_, rejects, moments = RecordRows(), list[RejectedUtterance](), Moments()
+        rows_, rejects, moments = RecordRows(), list[Reject[str]](), Moments()
         for number, one in _outcomes(task, job, content, skip, progress):
-            if isinstance(one, RejectedUtterance):
+            if isinstance(one, Reject):
                 rejects.append(one)
             else:
                 rows_.add(one, task.line + number)
@@ -148,7 +148,7 @@ def write_without_repeats(split: str, number: int, job: Job, losses: np.ndarray)
             first = f"{job.splits[loss['rank']]}{MANIFEST_SUFFIX}:{loss['line'] + 1}"
             detail = f"{utterance.id}: has the same {same} as {first}"
             reason = deduplicate.REASONS[loss["kind"]]
-            rejects.append(RejectedUtterance(utterance.source, utterance.id, reason, detail))
+            rejects.append(Reject(utterance.source, utterance.id, reason, detail))
         shard = next(iter(writer.close()), None)
         if shard:
             files.move_into_place(folder / shard.name, work / (name + DEDUPLICATED))
@@ -166,7 +166,7 @@ def _outcomes(
     content: bytes,
     skip: Mapping[int, str],
     progress: Callable[[int], None],
-) -> Iterator[tuple[int, PreparedRecord | RejectedUtterance]]:
+) -> Iterator[tuple[int, PreparedRecord | Reject[str]]]:
     """What becomes of each line, with its number in the task."""
     tokenizer = load_tokenizer(job.tokenizer) if job.tokenizer else None
     for number, utterance in _utterances(task, content):
@@ -247,5 +247,5 @@ def _shard_dict(shard: shard_index.Shard | None) -> dict[str, Any] | None:
     return None if shard is None else dataclasses.asdict(shard)
 
 
-def _reject_dicts(rejects: list[RejectedUtterance]) -> list[dict[str, str]]:
+def _reject_dicts(rejects: list[Reject[str]]) -> list[dict[str, str]]:
     return [dataclasses.asdict(one) for one in rejects]

@@ -23,9 +23,9 @@ from data_pipelines.prepare.record_statistics import (
 from data_pipelines.prepare.validate import (
     PreparedRecord,
     RecordConfig,
-    RejectedUtterance,
     make_records,
 )
+from data_pipelines.reject import Reject
 from data_pipelines.synthetic import espeak
 from data_pipelines.synthetic.grammar import Split
 from melllm_jax.config.features import Mel
@@ -119,6 +119,6 @@ def _make_record(
     split: Split, seed: int, mel: Mel, snrs: Snrs | None, index: int
 ) -> PreparedRecord:
     (found,) = make_records(make_utterance(split, index, seed, snrs), RecordConfig("mel", mel))
-    if isinstance(found, RejectedUtterance):
+    if isinstance(found, Reject):
         raise Fault(f"{found.id}: espeak-ng said nothing usable: {found.detail}")
     return found

@@ -12,10 +12,10 @@ from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import (
     EvalExample,
     ExampleMaker,
-    Reject,
     load_mel,
     reject_reasons,
 )
+from data_pipelines.reject import Reject
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel, Text

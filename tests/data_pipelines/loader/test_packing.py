@@ -8,9 +8,9 @@ from grain import experimental
 import numpy as np
 import pytest
 
-from data_pipelines.examples.asr_example import Reject
 from data_pipelines.loader.packing import BestFitPacking, draw_range, pack_row
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from melllm_jax.errors import Fault
 
 
