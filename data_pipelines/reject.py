@@ -32,3 +32,8 @@ class Reject(Generic[Corpus]):
     id: str
     reason: str  # few fixed words, to count by
     detail: str  # one line for a reader
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error message, to put into one line of ours."""
+    return next(iter(str(error).splitlines()), repr(error))

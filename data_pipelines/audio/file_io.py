@@ -13,7 +13,7 @@ import sys
 from typing import Literal
 import zlib
 
-from jaxtyping import Float32
+from jaxtyping import Float32, Int16
 import numpy as np
 import soundfile
 import soxr
@@ -99,11 +99,15 @@ def read_duration(source: bytes | str | os.PathLike[str], name: str | None = Non
         raise Unusable("undecodable", f"{name}: is no sound: {error.error_string}") from error
 
 
+def to_int16(wave: Float32[np.ndarray, "w"]) -> Int16[np.ndarray, "w"]:
+    """Samples in [-1, 1) as whole numbers of 16 bits, those outside clipped."""
+    return np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
+
+
 def to_flac(wave: Float32[np.ndarray, "w"], rate: int = SAMPLE_RATE) -> bytes:
     """FLAC of 16 bits; samples outside [-1, 1) are clipped. 16-bit sound comes back equal."""
-    samples = np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
     stream = io.BytesIO()
-    soundfile.write(stream, samples, rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(stream, to_int16(wave), rate, format="FLAC", subtype="PCM_16")
     return stream.getvalue()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.corpora.utterance import AudioReference
-from data_pipelines.reject import Unusable
+from data_pipelines.reject import Unusable, first_line
 from melllm_jax.errors import Mistake
 
 _ROWS = 64  # turned into Python at a time
@@ -52,7 +52,7 @@ def open_parquet(path: str) -> Any:
         source = epath.Path(path).open("rb") if "://" in path else path
         return pyarrow.parquet.ParquetFile(source)
     except (OSError, arrow.ArrowException) as error:
-        raise BadParquetFile(f"{path}: is no parquet file: {_first_line(error)}") from error
+        raise BadParquetFile(f"{path}: is no parquet file: {first_line(error)}") from error
 
 
 def read_row_group(file: Any, number: int, columns: list[str]) -> Any:
@@ -61,7 +61,7 @@ def read_row_group(file: Any, number: int, columns: list[str]) -> Any:
     try:
         return file.read_row_group(number, columns=columns, use_threads=False)
     except (OSError, arrow.ArrowException) as error:
-        raise BadParquetFile(f"row group {number} cannot be read: {_first_line(error)}") from error
+        raise BadParquetFile(f"row group {number} cannot be read: {first_line(error)}") from error
 
 
 def read_rows(file: Any, columns: list[str], path: str) -> Iterator[dict[str, Any]]:
@@ -71,7 +71,7 @@ def read_rows(file: Any, columns: list[str], path: str) -> Iterator[dict[str, An
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
             yield from batch.to_pylist()
     except (OSError, arrow.ArrowException) as error:
-        raise BadParquetFile(f"{path}: cannot be read: {_first_line(error)}") from error
+        raise BadParquetFile(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def find_sound_column(schema: Any, path: str) -> str:
@@ -125,8 +125,3 @@ def _import_pyarrow() -> Any:
 
 def _has_bytes(kind: Any) -> bool:
     return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of what a library says."""
-    return next(iter(str(error).splitlines()), repr(error))

@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, resample
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
-from data_pipelines.reject import Unusable
+from data_pipelines.reject import Unusable, first_line
 from melllm_jax.errors import Mistake
 
 INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default in int64
@@ -89,7 +89,7 @@ def open_builder(name: str) -> Any:
         rule = f"has features that need {error.name}: pip install 'melllm_jax[tfds]'"
         raise Mistake(f"{TFDS_PREFIX}{name}: {rule}") from error
     except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
-        raise Mistake(f"{TFDS_PREFIX}{name}: cannot be opened: {_first_line(error)}") from error
+        raise Mistake(f"{TFDS_PREFIX}{name}: cannot be opened: {first_line(error)}") from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -105,10 +105,5 @@ def open_data_source(name: str, split: str) -> Any:
     except (NotImplementedError, ImportError, OSError, ValueError) as error:
         folder = os.fspath(made.data_path)
         raise Mistake(
-            f"{TFDS_PREFIX}{folder}: cannot be read at random: {_first_line(error)}"
+            f"{TFDS_PREFIX}{folder}: cannot be read at random: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of what a library says."""
-    return next(iter(str(error).splitlines()), repr(error))

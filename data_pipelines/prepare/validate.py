@@ -14,7 +14,7 @@ from jaxtyping import Float32
 import numpy as np
 
 from data_pipelines.audio import loudness, pauses
-from data_pipelines.audio.file_io import to_flac, to_opus
+from data_pipelines.audio.file_io import to_flac, to_int16, to_opus
 from data_pipelines.audio.log_mel import Moments, extract_log_mel, frame_count, normalize_mel
 from data_pipelines.corpora import audio_reference
 from data_pipelines.corpora.corpus import load_utterance_wave
@@ -126,7 +126,7 @@ def _make_record(
     raw = extract_log_mel(wave, record_config.mel)
     moments = Moments.from_frames(raw)
     stored = dataclasses.replace(utterance, offset=None, audio=None)
-    samples = np.clip(np.rint(wave * 32768.0), -32768, 32767).astype("<i2")
+    samples = to_int16(wave).astype("<i2", copy=False)
     text = hashlib.sha256(utterance.text.encode()).digest()
     digest = hashlib.sha256(text + samples.tobytes()).digest()[:16]
     record = b""

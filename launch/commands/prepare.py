@@ -14,23 +14,14 @@ from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.corpora import shard_index
+from data_pipelines.importers.write_manifests import IMPORTERS
 from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.prepare.validate import Limits
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import LINE_INTERVAL
 from melllm_jax.config.features import Mel
 
-Kind = Literal[
-    "jsonl",
-    "librispeech",
-    "kaldi",
-    "nemo",
-    "commonvoice",
-    "parquet",
-    "webdataset",
-    "lhotse",
-    "tfds",
-]
+Kind = Literal["jsonl", *IMPORTERS]
 Store = Literal["flac", "opus", "original", "mel"]
 
 
