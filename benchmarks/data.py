@@ -136,11 +136,11 @@ def speed(
         os.sched_setaffinity(0, cores)
         for _ in range(AHEAD + 1):
             next(batches)
-        worked = time.process_time() + batches.worked
+        worked = time.process_time() + batches.worker_cpu_seconds
         audio, began = 0.0, time.perf_counter()
         while (passed := time.perf_counter() - began) < seconds:
             audio += float(next(batches).frames.sum()) * HOP
-        work.append(audio / (time.process_time() + batches.worked - worked))
+        work.append(audio / (time.process_time() + batches.worker_cpu_seconds - worked))
         return audio / passed
 
     return once

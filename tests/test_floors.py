@@ -23,6 +23,7 @@ FLOORS = (
     {"melllm_jax.objectives", "melllm_jax.inference", "melllm_jax.convert"},
     {"melllm_jax.training"},
     {"melllm_jax.evaluation", "melllm_jax.planning"},
+    {"data_pipelines.reject"},
     {"data_pipelines.audio", "data_pipelines.text"},
     {"data_pipelines.corpora"},
     {"data_pipelines.importers", "data_pipelines.examples"},

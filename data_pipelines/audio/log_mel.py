@@ -102,7 +102,7 @@ class Moments:
     squares: tuple[float, ...] = ()  # summed over the frames
 
     @classmethod
-    def of(cls, mels: Float32[np.ndarray, "frames m"]) -> "Moments":
+    def from_frames(cls, mels: Float32[np.ndarray, "frames m"]) -> "Moments":
         """Those of some frames."""
         if not len(mels):
             return cls()
@@ -136,7 +136,7 @@ def band_statistics(
 
     Reads `mels` once. Raises Mistake where there is no frame.
     """
-    return sum(map(Moments.of, mels), Moments()).constants()
+    return sum(map(Moments.from_frames, mels), Moments()).constants()
 
 
 def _frame_view(wave: np.ndarray) -> np.ndarray:

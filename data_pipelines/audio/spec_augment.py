@@ -28,7 +28,7 @@ class RandomStreams:
     def __getitem__(self, name: str) -> np.random.Generator:
         return np.random.default_rng([*self._words, *name.encode()])
 
-    def chosen(self, name: str, share: float) -> np.random.Generator | None:
+    def with_probability(self, name: str, share: float) -> np.random.Generator | None:
         """The generator of that name in a share of all examples, None in the others."""
         if not share:
             return None
@@ -43,9 +43,9 @@ def augment_mel(
     if not (cfg.warp or cfg.mask or cfg.shift):
         return mel
     mel = mel.astype(np.float32, copy=False)  # ready mel is in bfloat16
-    if (rng := draws.chosen("warp", cfg.warp)) is not None:
+    if (rng := draws.with_probability("warp", cfg.warp)) is not None:
         mel = warp_time(mel, cfg, rng)
-    if draws.chosen("mask", cfg.mask) is not None:
+    if draws.with_probability("mask", cfg.mask) is not None:
         mel = apply_masks(mel, cfg, draws)
     return shift_frames(mel, cfg, draws["shift"]) if cfg.shift else mel
 

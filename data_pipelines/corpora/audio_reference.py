@@ -9,10 +9,11 @@ from etils import epath
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import BadAudio, decode_audio
+from data_pipelines.audio.file_io import decode_audio
 from data_pipelines.corpora import parquet_audio, tfds_audio
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Fault
 
 
@@ -21,7 +22,7 @@ def load_wave(
 ) -> Float32[np.ndarray, "w"]:
     """Samples at 16 kHz of the sound at `place`, or of `part` of it: start and length in seconds.
 
-    Raises BadAudio as `audio.decode`, also for what is not there; Fault where the disk, not the
+    Raises Unusable as `audio.decode`, also for what is not there; Fault where the disk, not the
     file, is at fault; Mistake where an extra is not installed.
     """
     if isinstance(place, AudioReference) and place.path.startswith(TFDS_PREFIX):
@@ -41,7 +42,7 @@ def read_audio_bytes(place: epath.Path | AudioReference) -> bytes:
     if place.path.startswith(TFDS_PREFIX):
         held = tfds_audio.read_feature(place)
         if not isinstance(held, bytes):
-            raise BadAudio(
+            raise Unusable(
                 "undecodable", f"{describe_location(place)}: holds samples, not a sound file"
             )
         return held
@@ -52,7 +53,7 @@ def read_audio_bytes(place: epath.Path | AudioReference) -> bytes:
     found = _read_range(epath.Path(place.path), place.start, place.size)
     if len(found) < place.size:
         rule = f"has {len(found)} of {place.size} bytes: the file was cut off"
-        raise BadAudio("undecodable", f"{describe_location(place)}: {rule}")
+        raise Unusable("undecodable", f"{describe_location(place)}: {rule}")
     return found
 
 
@@ -72,6 +73,6 @@ def _read_range(path: epath.Path, start: int, size: int) -> bytes:
             file.seek(start)
             return bytes(file.read(size))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise BadAudio("missing", f"{path}: no such file") from error
+        raise Unusable("missing", f"{path}: no such file") from error
     except OSError as error:
         raise Fault(f"{path}: cannot be read: {error}") from error

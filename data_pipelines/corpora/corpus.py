@@ -9,11 +9,12 @@ from etils import epath
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import BadAudio, decode_audio
+from data_pipelines.audio.file_io import decode_audio
 from data_pipelines.corpora import audio_reference, shard_index
 from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, Manifest, map_file
 from data_pipelines.corpora.shard_reader import ShardReader
 from data_pipelines.corpora.utterance import Utterance
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 Corpus = Manifest | ShardReader
@@ -67,11 +68,11 @@ def list_splits(path: epath.PathLike) -> list[str]:
 def load_utterance_wave(utterance: Utterance) -> Float32[np.ndarray, "w"]:
     """Samples at 16 kHz of an utterance that has no ready mel, from its offset on where it has one.
 
-    Raises BadAudio with a reason, and Fault where the disk, not the file, is at fault.
+    Raises Unusable with a reason, and Fault where the disk, not the file, is at fault.
     """
     audio, name = utterance.audio, utterance.id
     if audio is None:
-        raise BadAudio("missing", f"{name}: has no audio")
+        raise Unusable("missing", f"{name}: has no audio")
     part = None if utterance.offset is None else (utterance.offset, utterance.duration)
     return (
         decode_audio(audio, name, part)

@@ -12,8 +12,6 @@ import json
 import math
 import mmap
 import os
-import pathlib
-import tempfile
 from typing import Any
 
 from etils import epath
@@ -21,6 +19,7 @@ from jaxtyping import Int64
 import numpy as np
 
 from data_pipelines.corpora.utterance import AudioReference, Utterance
+from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
 
 MANIFEST_SUFFIX = ".jsonl"
@@ -87,9 +86,7 @@ def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, A
     folder.mkdir(parents=True, exist_ok=True)
     final, count = folder / f"{split}{MANIFEST_SUFFIX}", 0
     encoded = json.JSONEncoder(ensure_ascii=False).encode
-    remote = "://" in os.fspath(final)
-    home = tempfile.mkdtemp() if remote else os.fspath(folder)
-    part = pathlib.Path(home) / f"{split}{MANIFEST_SUFFIX}.part"
+    part = files.scratch_path(final)
     try:
         with open(part, "w", encoding="utf-8") as file:
             for row in rows:
@@ -98,16 +95,11 @@ def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, A
                 count += 1
         if not count:
             return 0
-        if remote:
-            epath.Path(part).copy(final, overwrite=True)
-        else:
-            os.replace(part, os.fspath(final))
+        files.move_into_place(part, final)
     except OSError as error:
         raise Fault(f"{final}: cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
-        if remote:
-            os.rmdir(home)
     return count
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.audio.file_io import BadAudio
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable, first_line
 from melllm_jax.errors import Mistake
 
 _ROWS = 64  # turned into Python at a time
@@ -23,7 +23,7 @@ class BadParquetFile(Mistake):
 
 
 def read_row_audio(place: AudioReference) -> bytes:
-    """The sound file in a row. Raises BadAudio, and Mistake where the extra is not installed.
+    """The sound file in a row. Raises Unusable, and Mistake where the extra is not installed.
 
     Each thread keeps the row group it read last: in the order of the file each is read once, in
     another order once a row.
@@ -34,12 +34,12 @@ def read_row_audio(place: AudioReference) -> bytes:
     try:
         value = _row_group_cache.value(place.path, place.row, place.column)
     except IndexError as error:
-        raise BadAudio("missing", f"{where}: {error}") from error
+        raise Unusable("missing", f"{where}: {error}") from error
     except BadParquetFile as error:
-        raise BadAudio("undecodable", f"{where}: {error}") from error
+        raise Unusable("undecodable", f"{where}: {error}") from error
     found = value["bytes"] if isinstance(value, dict) else value
     if not isinstance(found, bytes):
-        raise BadAudio("missing", f"{where}: holds no bytes")
+        raise Unusable("missing", f"{where}: holds no bytes")
     return found
 
 
@@ -52,7 +52,7 @@ def open_parquet(path: str) -> Any:
         source = epath.Path(path).open("rb") if "://" in path else path
         return pyarrow.parquet.ParquetFile(source)
     except (OSError, arrow.ArrowException) as error:
-        raise BadParquetFile(f"{path}: is no parquet file: {_first_line(error)}") from error
+        raise BadParquetFile(f"{path}: is no parquet file: {first_line(error)}") from error
 
 
 def read_row_group(file: Any, number: int, columns: list[str]) -> Any:
@@ -61,7 +61,7 @@ def read_row_group(file: Any, number: int, columns: list[str]) -> Any:
     try:
         return file.read_row_group(number, columns=columns, use_threads=False)
     except (OSError, arrow.ArrowException) as error:
-        raise BadParquetFile(f"row group {number} cannot be read: {_first_line(error)}") from error
+        raise BadParquetFile(f"row group {number} cannot be read: {first_line(error)}") from error
 
 
 def read_rows(file: Any, columns: list[str], path: str) -> Iterator[dict[str, Any]]:
@@ -71,7 +71,7 @@ def read_rows(file: Any, columns: list[str], path: str) -> Iterator[dict[str, An
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
             yield from batch.to_pylist()
     except (OSError, arrow.ArrowException) as error:
-        raise BadParquetFile(f"{path}: cannot be read: {_first_line(error)}") from error
+        raise BadParquetFile(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def find_sound_column(schema: Any, path: str) -> str:
@@ -125,8 +125,3 @@ def _import_pyarrow() -> Any:
 
 def _has_bytes(kind: Any) -> bool:
     return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of what a library says."""
-    return next(iter(str(error).splitlines()), repr(error))

@@ -11,9 +11,10 @@ from etils import epath
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, BadAudio, resample
+from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, resample
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable, first_line
 from melllm_jax.errors import Mistake
 
 INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default in int64
@@ -22,13 +23,13 @@ INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default 
 def read_feature(place: AudioReference) -> bytes | np.ndarray:
     """What a row holds in the column of `place`: the bytes of a sound file, or samples.
 
-    A sound file is a string of bytes or an array of uint8. Raises BadAudio for a row that is not
+    A sound file is a string of bytes or an array of uint8. Raises Unusable for a row that is not
     there, Mistake for a dataset or a column that is not, or where the extra is not installed.
     """
     name, _, split = place.path.removeprefix(TFDS_PREFIX).rpartition(":")
     found, row = open_data_source(name, split), place.row
     if row is None or row >= len(found):
-        raise BadAudio("missing", f"{place.path}, row {row}: the split has {len(found)} rows")
+        raise Unusable("missing", f"{place.path}, row {row}: the split has {len(found)} rows")
     held = found[row]
     if place.column not in held:
         raise Mistake(f"{place.path}: has no feature {place.column!r}: has {', '.join(held)}")
@@ -45,21 +46,21 @@ def samples_to_wave(
     where = f"{place.path}, row {place.row}"
     if place.rate is None or not MIN_RATE <= place.rate <= MAX_RATE:
         rule = f"must be from {MIN_RATE} to {MAX_RATE} Hz"
-        raise BadAudio("rate", f"{where}: rate={place.rate}: {rule}")
+        raise Unusable("rate", f"{where}: rate={place.rate}: {rule}")
     if part is not None:
         start, stop = round(part[0] * place.rate), round(sum(part) * place.rate)
         samples = samples[start:stop]
     if not samples.size:
-        raise BadAudio("empty", f"{where}: holds no sample")
+        raise Unusable("empty", f"{where}: holds no sample")
     if (
         samples.dtype.kind in "iu"
         and not -INT16_SCALE <= samples.min() <= samples.max() < INT16_SCALE
     ):
-        raise BadAudio("undecodable", f"{where}: holds whole numbers of more than 16 bits")
+        raise Unusable("undecodable", f"{where}: holds whole numbers of more than 16 bits")
     scale = INT16_SCALE if samples.dtype.kind in "iu" else 1
     sound = samples.astype(np.float32) / np.float32(scale)
     if not np.isfinite(sound).all():
-        raise BadAudio("not finite", f"{where}: holds samples that are NaN or infinite")
+        raise Unusable("not finite", f"{where}: holds samples that are NaN or infinite")
     return resample(sound.mean(axis=1) if sound.ndim == 2 else sound, place.rate)
 
 
@@ -88,7 +89,7 @@ def open_builder(name: str) -> Any:
         rule = f"has features that need {error.name}: pip install 'melllm_jax[tfds]'"
         raise Mistake(f"{TFDS_PREFIX}{name}: {rule}") from error
     except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
-        raise Mistake(f"{TFDS_PREFIX}{name}: cannot be opened: {_first_line(error)}") from error
+        raise Mistake(f"{TFDS_PREFIX}{name}: cannot be opened: {first_line(error)}") from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -104,10 +105,5 @@ def open_data_source(name: str, split: str) -> Any:
     except (NotImplementedError, ImportError, OSError, ValueError) as error:
         folder = os.fspath(made.data_path)
         raise Mistake(
-            f"{TFDS_PREFIX}{folder}: cannot be read at random: {_first_line(error)}"
+            f"{TFDS_PREFIX}{folder}: cannot be read at random: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of what a library says."""
-    return next(iter(str(error).splitlines()), repr(error))

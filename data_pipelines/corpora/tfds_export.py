@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from data_pipelines.audio.file_io import to_int16
 from data_pipelines.corpora import shard_index, tfds_audio
 from data_pipelines.corpora.corpus import Corpus, list_splits, load_utterance_wave, open_corpus
 from melllm_jax.errors import Mistake
@@ -89,8 +90,7 @@ def _examples(corpus: Corpus) -> Iterator[tuple[int, dict[str, Any]]]:
             for field in ("id", "text", "speaker", "language", "source")
         }
         if heard.mel is None:
-            samples = np.clip(np.rint(load_utterance_wave(heard) * 32768.0), -32768, 32767)
-            example["audio"] = samples.astype(np.int16)
+            example["audio"] = to_int16(load_utterance_wave(heard))
         else:
             example["mel"] = heard.mel.astype(np.float32)
         yield place, example

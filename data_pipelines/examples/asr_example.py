@@ -14,15 +14,16 @@ from jaxtyping import Float, Float32
 import ml_dtypes
 import numpy as np
 
-from data_pipelines.audio.file_io import AudioReason, BadAudio
+from data_pipelines.audio.file_io import AudioReason
 from data_pipelines.audio.log_mel import frame_count, normalized_log_mel
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import load_utterance_wave
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.interleave import asr_columns, asr_prompt_columns
-from data_pipelines.examples.wave_augment import BAD_NOISE, BAD_ROOM, NO_EFFECTS, BadEffect, Effects
+from data_pipelines.examples.wave_augment import BAD_NOISE, BAD_ROOM, NO_EFFECTS, Effects
+from data_pipelines.reject import Reject, Unusable
 from data_pipelines.text.prompt import asr_prompt
-from data_pipelines.text.tokenizer import BadText, Tokenizer
+from data_pipelines.text.tokenizer import EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, Tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.run import Run
@@ -31,24 +32,6 @@ from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 TRANSFER_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 TOO_SHORT = "too short"  # for a frame
-
-
-class Unfit(Mistake):
-    """An utterance that is sound and text but no example; `reason` is what is counted."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclasses.dataclass(frozen=True)
-class Reject:
-    """What stands in the stream for an unusable utterance."""
-
-    source: int  # number of its corpus in Data.sources
-    id: str
-    reason: str  # few fixed words, to count by
-    detail: str  # one line for a reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +53,7 @@ def reject_reasons(cfg: Data) -> tuple[str, ...]:
         BAD_NOISE,
         BAD_ROOM,
     )
-    return (*audio, "empty transcript", "unknown characters", _too_wide_reason(cfg))
+    return (*audio, EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, _too_wide_reason(cfg))
 
 
 class ExampleMaker:
@@ -91,7 +74,7 @@ class ExampleMaker:
 
     def train(
         self, drawn: tuple[int, Utterance], rng: np.random.Generator
-    ) -> dict[str, np.ndarray] | Reject:
+    ) -> dict[str, np.ndarray] | Reject[int]:
         """Columns [t ...] of an utterance and the number of its corpus, augmented with `rng`.
 
         Beside those of `interleave`, `sources`; patches are of the wire's dtype.
@@ -109,17 +92,17 @@ class ExampleMaker:
             columns = asr_columns(mel, ids, self._prompt, r=r, dtype=dtype)
             t = len(columns["tokens"])
             if t > data.t:
-                raise Unfit(_too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
-        except (BadAudio, BadText, BadEffect, Unfit) as error:
+                raise Unusable(_too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
+        except Unusable as error:
             return Reject(source, utterance.id, error.reason, str(error))
         columns["sources"] = np.full(t, source, np.int32)
         return columns
 
-    def trial(self, utterance: Utterance) -> EvalExample | Reject:
+    def eval_example(self, utterance: Utterance) -> EvalExample | Reject[int]:
         """The prompt of an utterance of any length, its reference as it is written."""
         try:
             mel = load_mel(utterance, self._run.mel, longest=math.inf)
-        except (BadAudio, Unfit) as error:
+        except Unusable as error:
             return Reject(0, utterance.id, error.reason, str(error))
         columns = asr_prompt_columns(mel, self._prompt, r=self._run.mel.r)
         return EvalExample(utterance.id, utterance.text, utterance.duration, columns)
@@ -134,13 +117,12 @@ def load_mel(
     """The mel of an utterance, ready in it in bfloat16, or made now of its sound after `change`.
 
     Audio that lasts more than `longest` seconds by its manifest is not opened; how long it lasts
-    after `change` does not matter here. Raises BadAudio, Unfit for its length, and what `change`
-    raises.
+    after `change` does not matter here. Raises Unusable, also for its length.
     """
     _check_longest(utterance.id, utterance.duration, longest)
     if utterance.mel is not None:
         if not len(utterance.mel):
-            raise Unfit(TOO_SHORT, f"{utterance.id}: its ready mel has 0 frames")
+            raise Unusable(TOO_SHORT, f"{utterance.id}: its ready mel has 0 frames")
         return utterance.mel
     wave = load_utterance_wave(utterance)
     _check_longest(utterance.id, wave.size / SAMPLE_RATE, longest)
@@ -150,17 +132,17 @@ def load_mel(
 def wave_to_mel(
     wave: Float32[np.ndarray, "w"], cfg: Mel, name: str
 ) -> Float32[np.ndarray, "frames m"]:
-    """`normalized_log_mel`, but Unfit where there is too little sound for a frame."""
+    """`normalized_log_mel`, but Unusable where there is too little sound for a frame."""
     try:
         frame_count(wave.size, cfg)
     except Mistake as error:
-        raise Unfit(TOO_SHORT, f"{name}: {error}") from error
+        raise Unusable(TOO_SHORT, f"{name}: {error}") from error
     return normalized_log_mel(wave, cfg)
 
 
 def _check_longest(name: str, seconds: float, longest: float) -> None:
     if seconds > longest:
-        raise Unfit(_too_long_reason(longest), f"{name}: lasts {seconds:.2f} s")
+        raise Unusable(_too_long_reason(longest), f"{name}: lasts {seconds:.2f} s")
 
 
 def _too_long_reason(longest: float) -> str:

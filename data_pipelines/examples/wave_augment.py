@@ -11,22 +11,15 @@ from jaxtyping import Float32
 import numpy as np
 import scipy.fft
 
-from data_pipelines.audio.file_io import BadAudio, resample
+from data_pipelines.audio.file_io import resample
 from data_pipelines.audio.spec_augment import RandomStreams
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave, open_corpus, split_digest
+from data_pipelines.reject import Unusable
 from melllm_jax.config.data import Augment, Sounds
 from melllm_jax.errors import Mistake
 from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 BAD_NOISE, BAD_ROOM = "bad noise", "bad room"  # why an example is lost through no fault of its own
-
-
-class BadEffect(Mistake):
-    """A noise or an impulse response that cannot be used; `reason` says which of the two."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class Effects:
@@ -45,17 +38,17 @@ class Effects:
     ) -> Float32[np.ndarray, "changed"]:
         """The sound changed as drawn: sped, then in a room, then with noise, then its volume.
 
-        `wave` itself where nothing is. Raises BadEffect.
+        `wave` itself where nothing is. Raises Unusable.
         """
         cfg = self._cfg
-        if (rng := draws.chosen("speed", cfg.speed)) is not None:
+        if (rng := draws.with_probability("speed", cfg.speed)) is not None:
             wave = change_speed(wave, cfg.speeds[rng.integers(len(cfg.speeds))])
-        if self._rooms and (rng := draws.chosen("reverb", cfg.reverb)) is not None:
+        if self._rooms and (rng := draws.with_probability("reverb", cfg.reverb)) is not None:
             wave = reverberate(wave, _draw_sound(self._rooms, rng, BAD_ROOM))
-        if self._noises and (rng := draws.chosen("noise", cfg.noise)) is not None:
+        if self._noises and (rng := draws.with_probability("noise", cfg.noise)) is not None:
             snr = cfg.snrs[rng.integers(len(cfg.snrs))]
             wave = mix_noise(wave, _draw_sound(self._noises, rng, BAD_NOISE), snr, rng)
-        if (rng := draws.chosen("volume", cfg.volume)) is not None:
+        if (rng := draws.with_probability("volume", cfg.volume)) is not None:
             wave = wave * np.float32(rng.uniform(cfg.quietest, cfg.loudest))
         return wave
 
@@ -143,8 +136,8 @@ def _open_sounds(name: str, cfg: Sounds) -> Corpus:
 def _draw_sound(
     corpus: Corpus, rng: np.random.Generator, reason: str
 ) -> Float32[np.ndarray, "samples"]:
-    """The sound of one of `corpus`. Raises BadEffect with that reason where it is none."""
+    """The sound of one of `corpus`. Raises Unusable with that reason where it is none."""
     try:
         return load_utterance_wave(corpus[int(rng.integers(len(corpus)))])
-    except BadAudio as error:
-        raise BadEffect(reason, str(error)) from error
+    except Unusable as error:
+        raise Unusable(reason, str(error)) from error

@@ -15,9 +15,10 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.audio.file_io import BadAudio, read_duration
+from data_pipelines.audio.file_io import read_duration
 from data_pipelines.corpora import audio_reference
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Fault, Mistake
 
 ManifestRow = dict[str, Any]
@@ -69,7 +70,7 @@ def header_duration(place: epath.Path | AudioReference) -> float:
                 audio_reference.read_audio_bytes(place), audio_reference.describe_location(place)
             )
         return read_duration(place)
-    except BadAudio:
+    except Unusable:
         return 0.0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.audio.file_io import BadAudio, read_duration
+from data_pipelines.audio.file_io import read_duration
 from data_pipelines.corpora import parquet_audio
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.importers.manifest_row import (
@@ -23,6 +23,7 @@ from data_pipelines.importers.manifest_row import (
     parse_seconds,
     select_splits,
 )
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 _TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text")
@@ -135,5 +136,5 @@ def _seconds(content: bytes | None, where: str) -> float:
         return 0.0
     try:
         return read_duration(content, where)
-    except BadAudio:
+    except Unusable:
         return 0.0

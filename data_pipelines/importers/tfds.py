@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, BadAudio, read_duration
+from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, read_duration
 from data_pipelines.corpora import tfds_audio
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
@@ -21,6 +21,7 @@ from data_pipelines.importers.manifest_row import (
     make_row,
     select_splits,
 )
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 
@@ -77,7 +78,7 @@ def _seconds(place: AudioReference) -> float:
         held = tfds_audio.read_feature(place)
         if isinstance(held, bytes):
             return read_duration(held, place.path)
-    except BadAudio:
+    except Unusable:
         return 0.0
     if place.rate is None:
         raise Mistake(f"rate=None: the feature {place.column} does not say its Hz: give --rate")

@@ -67,7 +67,7 @@ class LaneBatcher(grain.DatasetIterator):
         counts: Sequence[LaneCounts],
     ) -> None:
         super().__init__(list(lanes.values()))
-        self.numbers, self.mixture = tuple(lanes), mixture
+        self.lane_indices, self.mixture = tuple(lanes), mixture
         self._run, self._lanes, self._readers, self._counts = run, lanes, readers, counts
 
     @property
@@ -95,7 +95,7 @@ class LaneBatcher(grain.DatasetIterator):
         return {"lanes": lanes, "phases": self.mixture.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.mixture.go_on(state["phases"], state.get("names", ()))
+        self.mixture.set_phases(state["phases"], state.get("names", ()))
         for number, lane in self._lanes.items():
             lane.set_state(state["lanes"][str(number)])
 

@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.corpora.corpus import Corpus
-from data_pipelines.examples.asr_example import ExampleMaker, Reject
+from data_pipelines.examples.asr_example import ExampleMaker
 from data_pipelines.loader.packing import ExampleColumns, pack_row
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Augment
@@ -17,7 +18,7 @@ from melllm_jax.config.run import Run
 
 @dataclasses.dataclass
 class EvalBatches:
-    """Batches [b t ...] of up to `most` utterances of a corpus (0: all), not augmented.
+    """Batches [b t ...] of up to `limit` utterances of a corpus (0: all), not augmented.
 
     Utterances that give no example are left out, and counted in `rejected` by reason; `utterances`
     counts the others. The last batch is filled with empty rows.
@@ -26,7 +27,7 @@ class EvalBatches:
     corpus: Corpus
     run: Run
     tokenizer: Tokenizer
-    most: int = 0
+    limit: int = 0
 
     def __post_init__(self) -> None:
         self.utterances = 0
@@ -63,13 +64,13 @@ class EvalBatches:
         made = ExampleMaker(dataclasses.replace(self.run, data=plain), self.tokenizer)
         count = len(self.corpus)
         self.utterances, self.rejected = 0, {}
-        for index in range(min(count, self.most) if self.most else count):
+        for index in range(min(count, self.limit) if self.limit else count):
             example = made.train((0, self.corpus[index]), np.random.default_rng(index))
             if isinstance(example, Reject):
                 self.rejected[example.reason] = self.rejected.get(example.reason, 0) + 1
                 continue
             self.utterances += 1
-            yield example | {"turn": index, "lost": RejectsBefore(())}
+            yield example | {"draw_index": index, "rejects_before": RejectsBefore(())}
 
 
 def _stack_rows(rows: list[ExampleColumns]) -> Batch:

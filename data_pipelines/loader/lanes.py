@@ -62,24 +62,24 @@ class Lanes(grain.IterDataset):
         self._chain, self._run, self._lanes = chain, run, tuple(lanes)
         self._mixture, self._elsewhere = mixture, elsewhere
 
-    def side(self) -> LaneBatcher:
+    def batcher(self) -> LaneBatcher:
         """The lanes side by side, from the start, with a mixture of their own."""
-        mixture, counts = self._mixture.own(), list[LaneCounts]()
+        mixture, counts = self._mixture.fork(), list[LaneCounts]()
         readers = ReaderPool(self._run.data.threads, len(self._lanes))
         chain = lambda lane: self._chain(lane, mixture, readers, counts)
         lanes = {lane: chain(lane).__iter__() for lane in self._lanes}
         return LaneBatcher(self._run, lanes, mixture, readers, counts)
 
     def __iter__(self) -> "LanesIterator":
-        side, data = self.side(), self._run.data
+        batcher, data = self.batcher(), self._run.data
         batches = (
-            WorkerPool(side, self._run, self._elsewhere)
+            WorkerPool(batcher, self._run, self._elsewhere)
             if data.workers
             else experimental.ThreadPrefetchIterDataset(
-                _IteratorAsDataset(side), prefetch_buffer_size=data.ahead
+                _IteratorAsDataset(batcher), prefetch_buffer_size=data.ahead
             ).__iter__()
         )
-        return LanesIterator(batches, data.lane_count, side.mixture)
+        return LanesIterator(batches, data.lane_count, batcher.mixture)
 
 
 class LanesIterator(grain.DatasetIterator):
@@ -124,9 +124,9 @@ class LanesIterator(grain.DatasetIterator):
         self._parent.set_state(state | {"phases": phases})
 
     @property
-    def worked(self) -> float:
+    def worker_cpu_seconds(self) -> float:
         """Seconds of cores that processes other than this one took for the batches so far."""
-        return self._parent.worked if isinstance(self._parent, WorkerPool) else 0.0
+        return self._parent.worker_cpu_seconds if isinstance(self._parent, WorkerPool) else 0.0
 
     def counts(self) -> dict[str, Any]:
         """How far the batches handed out have come: see `reject_counts.stream_counts`."""

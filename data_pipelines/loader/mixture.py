@@ -79,7 +79,7 @@ class Mixture:
         """Names of the corpora of data.sources."""
         return self.names[: len(self._data.sources)]
 
-    def tokenized(self, digest: str) -> frozenset[int]:
+    def sources_with_ids_of(self, digest: str) -> frozenset[int]:
         """Numbers of the corpora whose records hold ids of the tokenizer of that digest."""
         corpora = enumerate(self._corpora)
         return frozenset(number for number, corpus in corpora if corpus.tokenizer == digest)
@@ -111,13 +111,13 @@ class Mixture:
         """The phases, as JSON has them."""
         return to_tree(self.phases)
 
-    def own(self) -> "Mixture":
+    def fork(self) -> "Mixture":
         """Another over the same corpora: what one goes on with, or opens more, is its own."""
         other = copy.copy(self)
         other.names, other._corpora = list(self.names), list(self._corpora)
         return other
 
-    def go_on(self, state: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> None:
+    def set_phases(self, state: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> None:
         """In these phases, from where nothing is read any more.
 
         `names` are those of a mixture that was `resume` so: its corpora are opened here too.

@@ -49,7 +49,7 @@ class Phase:
     parts: tuple[MixturePart, ...]
 
     @functools.cached_property
-    def stretches(self) -> tuple[PhaseSegment, ...]:
+    def segments(self) -> tuple[PhaseSegment, ...]:
         """In order; the last has no shares where the phase has an end, and starts there."""
         before = tuple(part.before for part in self.parts)
         if not self.epochs:
@@ -69,28 +69,28 @@ class Phase:
     @property
     def stop(self) -> int:
         """The number after its last example, if no other phase starts before; ENDLESS for none."""
-        last = self.stretches[-1]
+        last = self.segments[-1]
         return ENDLESS if any(last.shares) else self.start + last.start
 
     def counts(self, number: int) -> tuple[int, ...]:
         """Examples drawn of each part among the first `number` of the stream, from `start` on."""
-        stretch, inside = self._at(number)
+        segment, inside = self._at(number)
         return tuple(
-            b + c for b, c in zip(stretch.before, draw_counts(inside, stretch.shares), strict=True)
+            b + c for b, c in zip(segment.before, draw_counts(inside, segment.shares), strict=True)
         )
 
     def choice(self, number: int) -> tuple[int, int]:
         """The part whose example the one of that number is, and how many of it come before."""
-        stretch, inside = self._at(number)
-        counts, after = (draw_counts(inside + more, stretch.shares) for more in (0, 1))
+        segment, inside = self._at(number)
+        counts, after = (draw_counts(inside + more, segment.shares) for more in (0, 1))
         part = next(i for i, count in enumerate(counts) if after[i] > count)
-        return part, stretch.before[part] + counts[part]
+        return part, segment.before[part] + counts[part]
 
     def _at(self, number: int) -> tuple[PhaseSegment, int]:
         inside = number - self.start
-        starts = [stretch.start for stretch in self.stretches]
-        stretch = self.stretches[bisect.bisect_right(starts, inside) - 1]
-        return stretch, inside - stretch.start
+        starts = [segment.start for segment in self.segments]
+        segment = self.segments[bisect.bisect_right(starts, inside) - 1]
+        return segment, inside - segment.start
 
     def follows(self, other: "Phase") -> bool:
         """Whether it draws from the same corpora in the same shares, so that it is no change."""

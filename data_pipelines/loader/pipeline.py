@@ -1,8 +1,16 @@
-"""The Grain chain: corpora on disk → packed batches, its place in the stream saved exactly.
+"""The Grain chain from corpora on disk to packed batches; its state is saved and restored exactly.
 
-mix → shuffle → repeat → example → a lane's share → screen → pack → rows → tally, and the lanes'
-rows side by side, made ahead. Up to the share all is a function of the seed and of one global
-index; from there on of the lane alone, whichever host runs it. Imports no jax itself (Grain does).
+mix → shuffle → repeat → example → a lane's sample → drop rejects → pack → rows → count rejects.
+Then the rows of the lanes are assembled into batches and prefetched. Up to the lane's sample all
+is a function of the seed and of one global index, from there on of the lane alone, whichever host
+runs it. This module imports no jax itself (Grain does).
+
+Three parts of Grain are not used, because batches must be equal to the bit, also after a resume,
+for any number of hosts and worker processes. `mp_prefetch` warns that packing changes with the
+number of workers: hence lanes, `worker_pool` and `shared_buffers`. `ElasticIterator` (0.2.18)
+refuses datasets that make one element of many, as packing does: hence a state saved by lane. (Grain
+0.2.19 has elastic interleaving: to be looked at.) Its best-fit packing fills 95 % of a row where
+`packing` fills 98 %, and its state is not the handful of draw indices that ours is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +25,7 @@ from data_pipelines.corpora.corpus import Corpus
 from data_pipelines.corpora.shard_reader import DamagedShard
 from data_pipelines.corpora.subset import Subset
 from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.examples.asr_example import EvalExample, ExampleMaker, Reject
+from data_pipelines.examples.asr_example import EvalExample, ExampleMaker
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.loader.lanes import Lanes
 from data_pipelines.loader.mixture import Mixture
@@ -31,6 +39,7 @@ from data_pipelines.loader.reject_counts import (
     RejectFilter,
 )
 from data_pipelines.loader.worker_pool import WorkerSetup
+from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
@@ -44,11 +53,11 @@ def train_batches(
     *,
     lanes: Sequence[int] | None = None,
     split: str = "train",
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Lanes:
     """A stream of the Batch of some lanes, in NumPy: [rows t ...], all of them if None.
 
-    It ends with the last full batch once every corpus is drawn data.epochs times, or never. `say`
+    It ends with the last full batch once every corpus is drawn data.epochs times, or never. `log`
     is told, once each, of damaged shards that are skipped.
 
     Every host must draw it with the same run, and with the lanes of its rows (`layout.lanes`). Of
@@ -59,7 +68,7 @@ def train_batches(
     share of unusable examples exceeds data.bad.
     """
     given = range(run.data.lane_count) if lanes is None else lanes
-    return make_lanes(run, tokenizer, given, split, LogOnce(say))
+    return make_lanes(run, tokenizer, given, split, LogOnce(log))
 
 
 def make_lanes(
@@ -67,13 +76,13 @@ def make_lanes(
     tokenizer: Tokenizer,
     lanes: Sequence[int],
     split: str,
-    told: Callable[[str, str], None],
+    log_once: Callable[[str, str], None],
 ) -> Lanes:
-    """`train_batches` of these lanes; `told` is told of damaged shards, and what is wrong."""
+    """`train_batches` of these lanes; `log_once` is told of damaged shards, and what is wrong."""
     data = run.data
     window, augment, order = _seeds(run.seed, 3)
     mixed = Mixture(data, split, order, functools.partial(_check, run))
-    ready = mixed.tokenized(tokenizer.digest())
+    ready = mixed.sources_with_ids_of(tokenizer.digest())
     train = functools.partial(
         _train_example, ExampleMaker(run, tokenizer, Effects(data.augment), ready)
     )
@@ -83,16 +92,17 @@ def make_lanes(
     ) -> grain.IterDataset:
         made = ExampleMap(mixture, train, augment)
         read = PrefetchDataset(made, mixture, LaneSampler(lane, data.lane_count, window), readers)
-        rows = BestFitPacking(RejectFilter(read, data, counts, told), read.again, data.t, data.bins)
+        usable = RejectFilter(read, data, counts, log_once)
+        rows = BestFitPacking(usable, read.reread, data.t, data.bins)
         batches = rows.batch(data.b // data.lane_count, drop_remainder=True, batch_fn=list)
         return RejectCounter(batches, data, mixture)
 
-    return Lanes(chain, run, lanes, mixed, WorkerSetup(split, tokenizer.digest(), told))
+    return Lanes(chain, run, lanes, mixed, WorkerSetup(split, tokenizer.digest(), log_once))
 
 
 def eval_examples(
     corpus: Corpus, run: Run, tokenizer: Tokenizer, *, order: Sequence[int] | None = None
-) -> Iterator[EvalExample | Reject]:
+) -> Iterator[EvalExample | Reject[int]]:
     """Every utterance of `corpus` once, in `order` or in that of the file, unusable ones as Reject.
 
     `sources.by_length(corpus)` is the order that wastes least in batches. Utterances longer than
@@ -101,7 +111,7 @@ def eval_examples(
     _check_mel(corpus, run.mel)
     indices = range(len(corpus)) if order is None else order
     trials = grain.MapDataset.source(indices).map(corpus.__getitem__)
-    yield from _prefetch(trials.map(ExampleMaker(run, tokenizer).trial), run.data)
+    yield from _prefetch(trials.map(ExampleMaker(run, tokenizer).eval_example), run.data)
 
 
 class ExampleMap:
@@ -128,7 +138,7 @@ class ExampleMap:
 
 def _train_example(
     examples: ExampleMaker, drawn: tuple[int, Utterance | DamagedShard], rng: np.random.Generator
-) -> dict[str, np.ndarray] | Reject:
+) -> dict[str, np.ndarray] | Reject[int]:
     source, utterance = drawn
     if isinstance(utterance, DamagedShard):
         return Reject(source, utterance.path, DAMAGED, str(utterance))

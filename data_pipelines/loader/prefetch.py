@@ -46,7 +46,7 @@ class ReaderPool:
     def __init__(self, threads: int, lanes: int) -> None:
         self._pool = ThreadPoolExecutor(threads) if threads else None
         # A lane packs alone: what is read ahead for it must keep every thread busy.
-        self.ahead = max(threads, BUFFER * threads // lanes)
+        self.lookahead = max(threads, BUFFER * threads // lanes)
 
     def read(self, examples: ExampleFn, number: int) -> PendingExample:
         """The example of that number, under way."""
@@ -71,12 +71,12 @@ class LaneSampler:
     lanes: int
     seed: int
 
-    def __getitem__(self, turn: int) -> int:
+    def __getitem__(self, draw_index: int) -> int:
         """The index of the example of a turn, by SplitMix64 (Steele, Lea, Flood 2014)."""
-        mixed = (self.seed + turn * 0x9E3779B97F4A7C15) % 2**64
+        mixed = (self.seed + draw_index * 0x9E3779B97F4A7C15) % 2**64
         mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
         mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
-        return turn * self.lanes + (self.lane + (mixed ^ mixed >> 31)) % self.lanes
+        return draw_index * self.lanes + (self.lane + (mixed ^ mixed >> 31)) % self.lanes
 
 
 class PrefetchDataset(grain.IterDataset):
@@ -88,10 +88,10 @@ class PrefetchDataset(grain.IterDataset):
         super().__init__()
         self._how = examples, mixture, share, readers
 
-    def again(self, turn: int) -> PendingExample:
+    def reread(self, draw_index: int) -> PendingExample:
         """The example of a turn, under way once more."""
         examples, _, share, readers = self._how
-        return readers.read(examples, share[turn])
+        return readers.read(examples, share[draw_index])
 
     def __iter__(self) -> grain.DatasetIterator:
         return _PrefetchIterator(*self._how)
@@ -111,7 +111,7 @@ class _PrefetchIterator(grain.DatasetIterator):
         end = len(self._mixture)
         if self._share[self._at] >= end:
             raise StopIteration
-        while len(self._coming) < max(self._readers.ahead, 1):
+        while len(self._coming) < max(self._readers.lookahead, 1):
             index = self._share[self._at + len(self._coming)]
             if index >= end:
                 break

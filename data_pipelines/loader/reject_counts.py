@@ -14,8 +14,9 @@ from typing import Any
 
 import grain
 
-from data_pipelines.examples.asr_example import Reject, reject_reasons
+from data_pipelines.examples.asr_example import reject_reasons
 from data_pipelines.loader.mixture import Mixture
+from data_pipelines.reject import Reject
 from melllm_jax.config.data import Data
 from melllm_jax.errors import Mistake
 
@@ -40,7 +41,7 @@ class LaneCounts:
     # Of a fixed length: Orbax and Grain want states of one form.
     first: list[str] = dataclasses.field(default_factory=lambda: [""] * MAX_NAMED)
 
-    def add(self, reject: Reject) -> None:
+    def add(self, reject: Reject[int]) -> None:
         """Count an unusable example that has been seen."""
         name = f"{reject.id} ({reject.reason})"
         if "" in self.first and name not in self.first:
@@ -49,15 +50,15 @@ class LaneCounts:
 
 
 class LogOnce:
-    """Says what is wrong with a shard, once each: `say` is given a line for people."""
+    """Says what is wrong with a shard, once each: `log` is given a line for people."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._shards = say, set[str]()
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log, self._shards = log, set[str]()
 
     def __call__(self, shard: str, text: str) -> None:
         if shard not in self._shards:
             self._shards.add(shard)
-            self._say(text)
+            self._log(text)
 
 
 def all_reject_reasons(cfg: Data) -> tuple[str, ...]:
@@ -111,11 +112,11 @@ def check_reject_share(cfg: Data, counts: Sequence[LaneCounts]) -> None:
 
 
 class RejectFilter(grain.IterDataset):
-    """Examples without the Rejects, which it counts; each carries those before it as `lost`.
+    """Examples without the Rejects, which it counts and hands on with the next good example.
 
-    Its count takes its place among `counts`; `told` is called with every damaged shard. Raises
-    Mistake where the lane alone has as many bad examples too many as FEWEST in a row are: a batch,
-    for `check_reject_share` to look at, may never come.
+    They are its `rejects_before`. Its count is appended to `counts`; `log_once` is called with
+    every damaged shard. Raises Mistake where the lane alone has as many bad examples too many as
+    MIN_EXAMPLES in a row are: a batch, for `check_reject_share` to look at, may never come.
     """
 
     def __init__(
@@ -123,15 +124,15 @@ class RejectFilter(grain.IterDataset):
         parent: grain.IterDataset,
         cfg: Data,
         counts: list[LaneCounts],
-        told: Callable[[str, str], None],
+        log_once: Callable[[str, str], None],
     ) -> None:
         super().__init__(parent)
-        self._cfg, self._counts, self._told = cfg, counts, told
+        self._cfg, self._counts, self._log_once = cfg, counts, log_once
 
     def __iter__(self) -> grain.DatasetIterator:
         count = LaneCounts(dict.fromkeys(all_reject_reasons(self._cfg), 0))
         self._counts.append(count)
-        return _RejectFilterIterator(self._parent.__iter__(), self._cfg, count, self._told)
+        return _RejectFilterIterator(self._parent.__iter__(), self._cfg, count, self._log_once)
 
 
 class _RejectFilterIterator(grain.DatasetIterator):
@@ -140,22 +141,24 @@ class _RejectFilterIterator(grain.DatasetIterator):
         parent: grain.DatasetIterator,
         cfg: Data,
         count: LaneCounts,
-        told: Callable[[str, str], None],
+        log_once: Callable[[str, str], None],
     ) -> None:
         super().__init__(parent)
-        self._cfg, self._count, self._told = cfg, count, told
+        self._cfg, self._count, self._log_once = cfg, count, log_once
 
     def __next__(self) -> dict[str, Any]:
-        lost: list[tuple[int, str]] = []
+        rejects: list[tuple[int, str]] = []
         while True:
-            turn, example = next(self._parent)
+            draw_index, example = next(self._parent)
             self._count.seen += 1
             if not isinstance(example, Reject):
-                return example | {"turn": turn, "lost": RejectsBefore(tuple(lost))}
+                before = RejectsBefore(tuple(rejects))
+                return example | {"draw_index": draw_index, "rejects_before": before}
             if example.reason == DAMAGED:
-                self._told(example.id, f"{example.detail}: what cannot be read of it is skipped")
+                text = f"{example.detail}: what cannot be read of it is skipped"
+                self._log_once(example.id, text)
             self._count.add(example)
-            lost.append((example.source, example.reason))
+            rejects.append((example.source, example.reason))
             bad, may = sum(self._count.bad.values()), self._cfg.bad
             if bad - may * self._count.seen >= MIN_EXAMPLES * (1 - may):
                 check_reject_share(self._cfg, [self._count])
@@ -200,7 +203,7 @@ class _RejectCounterIterator(grain.DatasetIterator):
         drawn: Counter[int] = Counter()
         for example in itertools.chain.from_iterable(rows):
             drawn[int(example["sources"][0])] += 1
-            for source, reason in example["lost"].rejects:
+            for source, reason in example["rejects_before"].rejects:
                 drawn[source] += 1
                 self._bad[reason] += 1
         for number, count in drawn.items():

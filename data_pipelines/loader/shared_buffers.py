@@ -32,7 +32,7 @@ class SharedBatchBuffers:
         self._maps: list[mmap.mmap] = []
         self._free: deque[int] = deque()
 
-    def take(self) -> int:
+    def acquire(self) -> int:
         """A slot that nobody uses."""
         if self._free:
             return self._free.popleft()
@@ -41,7 +41,7 @@ class SharedBatchBuffers:
         self._maps.append(mmap.mmap(self.file, size, offset=size * count))
         return count
 
-    def give(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         """It is used no more."""
         self._free.append(slot)
 

@@ -16,12 +16,13 @@ import numpy as np
 
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave
-from data_pipelines.examples.asr_example import TRANSFER_DTYPES, ExampleMaker, Reject, wave_to_mel
+from data_pipelines.examples.asr_example import TRANSFER_DTYPES, ExampleMaker, wave_to_mel
 from data_pipelines.examples.interleave import asr_columns
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.loader.batch_assembly import allocate_batch
 from data_pipelines.loader.packing import BestFitPacking, ExampleColumns, write_rows
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch
@@ -113,8 +114,8 @@ def _batches(examples: Sequence[dict[str, Any]], run: Run) -> Iterator[Any]:
     return iter(packed.batch(count, batch_fn=functools.partial(_make_batch, run)))
 
 
-def _no_reread(turn: int) -> "Future[Any]":
-    raise AssertionError(f"example {turn} is asked for again, though no place was gone to")
+def _no_reread(draw_index: int) -> "Future[Any]":
+    raise AssertionError(f"example {draw_index} is asked for again, though no place was gone to")
 
 
 def _make_batch(run: Run, rows: Sequence[Sequence[ExampleColumns]]) -> Batch:
@@ -143,7 +144,8 @@ class _ExampleListIterator(grain.DatasetIterator):
         if self._at == len(self._examples):
             raise StopIteration
         self._at += 1
-        return self._examples[self._at - 1] | {"turn": self._at - 1, "lost": RejectsBefore(())}
+        index = self._at - 1
+        return self._examples[index] | {"draw_index": index, "rejects_before": RejectsBefore(())}
 
     def get_state(self) -> dict[str, Any]:
         return {"next": self._at}

@@ -43,42 +43,43 @@ class WorkerSetup:
 
     split: str
     tokenizer: str  # digest of the one that run.text.tokenizer must be there
-    told: Callable[[str, str], None]  # of damaged shards
+    log_once: Callable[[str, str], None]  # of damaged shards
 
 
 class WorkerPool(grain.DatasetIterator):
-    """The batches of `side`, which is not read here, made by run.data.workers processes.
+    """The batches of `batcher`, which is not read here, made by run.data.workers processes.
 
     They work from when this is made, and read from the first batch or place on that is asked for.
     Raises what they raise, and Fault where one of them is killed.
     """
 
-    def __init__(self, side: LaneBatcher, run: Run, elsewhere: WorkerSetup) -> None:
+    def __init__(self, batcher: LaneBatcher, run: Run, elsewhere: WorkerSetup) -> None:
         super().__init__()
         if sys.platform != "linux":
             raise Mistake(f"data.workers={run.data.workers}: works on Linux alone: give 0")
         self._held = contextlib.ExitStack()
-        self._held.callback(side.close)
-        self._side, self._data, self._told = side, run.data, elsewhere.told
-        self._state = side.get_state()
+        self._held.callback(batcher.close)
+        self._batcher, self._data, self._log_once = batcher, run.data, elsewhere.log_once
+        self._state = batcher.get_state()
         self._asked: deque[int] = deque()  # slots that they are to fill, in order
         self._over: Exception | None = None
-        self.worked = 0.0  # seconds of cores that the processes took for the batches handed out
+        self.worker_cpu_seconds = 0.0  # CPU time of the processes for the batches handed out
         self._slots = self._held.enter_context(
-            contextlib.closing(SharedBatchBuffers(run, side.rows))
+            contextlib.closing(SharedBatchBuffers(run, batcher.rows))
         )
         self._workers: list[WorkerProcess] = []
         setup = {
             "run": to_json(override(run, {"data.workers": 0})),
-            "rows": side.rows,
+            "rows": batcher.rows,
             "split": elsewhere.split,
             "tokenizer": elsewhere.tokenizer,
             "memory": self._slots.file,
         }
-        count = min(run.data.workers, len(side.numbers))  # of hosts, some may have fewer lanes
+        # Some hosts may have fewer lanes than processes.
+        count = min(run.data.workers, len(batcher.lane_indices))
         for number in range(count):
-            lanes = side.numbers[number::count]
-            places = list(range(len(side.numbers)))[number::count]
+            lanes = batcher.lane_indices[number::count]
+            places = list(range(len(batcher.lane_indices)))[number::count]
             worker = WorkerProcess(lanes, setup | {"lanes": lanes, "places": places})
             self._workers.append(self._held.enter_context(contextlib.closing(worker)))
 
@@ -86,9 +87,9 @@ class WorkerPool(grain.DatasetIterator):
         if self._over is not None:
             raise self._over
         while len(self._asked) <= self._data.ahead:
-            self._asked.append(self._slots.take())
+            self._asked.append(self._slots.acquire())
             for worker in self._workers:
-                worker.ask({"fill": self._asked[-1]})
+                worker.send({"fill": self._asked[-1]})
         try:
             slot, lanes = self._answered()
             reject_counts.check_reject_share(
@@ -102,16 +103,16 @@ class WorkerPool(grain.DatasetIterator):
 
     def _answered(self) -> tuple[int, dict[str, Any]]:
         """The first slot asked for, once it is full, and the places of the lanes after it."""
-        answers = [worker.answer(self._told) for worker in self._workers]
+        answers = [worker.receive(self._log_once) for worker in self._workers]
         slot = self._asked.popleft()
         for answer in answers:
             if (trouble := answer.get("trouble")) is not None:
-                self._slots.give(slot)
+                self._slots.release(slot)
                 kind, message = trouble
                 raise ERROR_TYPES[kind](message) if kind in ERROR_TYPES else StopIteration
-        self.worked = sum(answer["worked"] for answer in answers)
+        self.worker_cpu_seconds = sum(answer["worked"] for answer in answers)
         places = {name: place for answer in answers for name, place in answer["lanes"].items()}
-        return slot, {str(number): places[str(number)] for number in self._side.numbers}
+        return slot, {str(number): places[str(number)] for number in self._batcher.lane_indices}
 
     def get_state(self) -> dict[str, Any]:
         return self._state
@@ -119,14 +120,14 @@ class WorkerPool(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         with contextlib.suppress(Mistake, StopIteration):
             while self._asked:  # of the place before
-                self._slots.give(self._answered()[0])
-        self._side.mixture.go_on(state["phases"])
-        lanes = {str(number): state["lanes"][str(number)] for number in self._side.numbers}
+                self._slots.release(self._answered()[0])
+        self._batcher.mixture.set_phases(state["phases"])
+        lanes = {str(number): state["lanes"][str(number)] for number in self._batcher.lane_indices}
         self._state, self._over = {"lanes": lanes, "phases": state["phases"]}, None
         for worker in self._workers:
             mine = {str(number): lanes[str(number)] for number in worker.lanes}
-            names = self._side.mixture.names
-            worker.ask({"go": self._state | {"lanes": mine, "names": names}})
+            names = self._batcher.mixture.names
+            worker.send({"go": self._state | {"lanes": mine, "names": names}})
 
     def close(self) -> None:
         """End the processes. Batches that were handed out keep their memory."""
@@ -156,22 +157,22 @@ class WorkerProcess:
             )
         finally:
             os.close(end)
-        self.ask({**setup, "answers": end})
+        self.send({**setup, "answers": end})
 
-    def ask(self, order: Mapping[str, Any]) -> None:
-        """Give an order. That the process is gone is told by `answer`."""
+    def send(self, order: Mapping[str, Any]) -> None:
+        """Give an order. That the process is gone is told by `receive`."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
 
-    def answer(self, told: Callable[[str, str], None]) -> dict[str, Any]:
+    def receive(self, log_once: Callable[[str, str], None]) -> dict[str, Any]:
         """To the first `fill` that has none yet. Raises Fault where the process has ended."""
         for line in self._answers:
             message: dict[str, Any] = json.loads(line)
             if "told" not in message:
                 return message
-            told(*message["told"])
+            log_once(*message["told"])
         code = self._process.wait()
         self._said.seek(0)
         last = self._said.read().strip().rpartition("\n")[2]  # of a traceback

@@ -31,7 +31,7 @@ def main() -> None:
         run = from_json(setup["run"], Run)
         slots = MappedBatchBuffers(run, setup)
         try:
-            side = _make_batcher(run, setup, answer)
+            batcher = _make_batcher(run, setup, answer)
         except (Mistake, Fault) as error:
             trouble = _error_reply(error)
             while True:
@@ -40,9 +40,9 @@ def main() -> None:
         while True:
             order = orders.get()
             if "fill" in order:
-                answer(_fill_slot(side, slots[order["fill"]], setup["places"]))
+                answer(_fill_slot(batcher, slots[order["fill"]], setup["places"]))
             else:
-                side.set_state(order["go"])
+                batcher.set_state(order["go"])
 
 
 def _make_batcher(run: Run, setup: Mapping[str, Any], answer: SendReply) -> LaneBatcher:
@@ -51,15 +51,15 @@ def _make_batcher(run: Run, setup: Mapping[str, Any], answer: SendReply) -> Lane
         rule = f"has digest {digest}, the run's is {setup['tokenizer']}"
         raise Mistake(f"text.tokenizer={run.text.tokenizer}: {rule}")
     told = lambda shard, said: answer({"told": [shard, said]})
-    return make_lanes(run, tokenizer, setup["lanes"], setup["split"], told).side()
+    return make_lanes(run, tokenizer, setup["lanes"], setup["split"], told).batcher()
 
 
-def _fill_slot(side: LaneBatcher, batch: Batch, places: list[int]) -> dict[str, Any]:
+def _fill_slot(batcher: LaneBatcher, batch: Batch, places: list[int]) -> dict[str, Any]:
     try:
-        side.fill(batch, places)
+        batcher.fill(batch, places)
     except (Mistake, Fault, StopIteration) as error:
         return _error_reply(error)
-    return {"lanes": side.get_state()["lanes"], "worked": time.process_time()}
+    return {"lanes": batcher.get_state()["lanes"], "worked": time.process_time()}
 
 
 def _error_reply(error: Exception) -> dict[str, Any]:

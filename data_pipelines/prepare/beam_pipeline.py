@@ -24,7 +24,7 @@ QUIET = ("apache_beam", "distributed")  # loggers that tell every step
 def run_pipeline(
     tasks: list[Task],
     job: Job,
-    tick: Callable[[int], None],
+    progress: Callable[[int], None],
     *,
     runner: str,
     workers: int,
@@ -34,7 +34,7 @@ def run_pipeline(
     beam = import_beam()
     cores = workers or os.cpu_count() or 1
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watch_progress(tasks, job, tick))
+        stack.enter_context(watch_progress(tasks, job, progress))
         if runner.lower() in ("direct", "directrunner"):
             # Beam's own DirectRunner first tries to fetch a program from the network (Prism); this
             # is what it then runs. Each task is a process, so threads are enough to wait for them.

@@ -31,9 +31,9 @@ def stage(element: str) -> Iterator[tuple[int, bytes]]:
 
 def bundles(task: Task, job: Job) -> Iterator[tuple[int, bytes]]:
     """The digests of a task's records, by bucket; none where nothing is to be stored of them."""
-    if job.making.store == "nothing" or shard_task.is_stopped(job):
+    if job.record_config.store == "nothing" or shard_task.is_stopped(job):
         return
-    sounds = job.making.limits.duplicates == "refuse"
+    sounds = job.record_config.limits.duplicates == "refuse"
     rank = job.splits.index(task.split)
     yield from deduplicate.bundles(shard_task.read_rows(task, job), rank, task.number, sounds)
 
@@ -64,16 +64,17 @@ def _report_errors(job: Job, name: str) -> Iterator[None]:
         files.write_bytes(work / shard_task.STOP, b"a task has failed")
 
 
-def run_inline(tasks: list[Task], job: Job, tick: Callable[[int], None]) -> None:
+def run_inline(tasks: list[Task], job: Job, progress: Callable[[int], None]) -> None:
     """The steps of the pipeline, one after the other; nothing outlives a decoder that crashes."""
     before = 0
     buckets: dict[int, list[bytes]] = defaultdict(list)
     lost: dict[ShardKey, list[bytes]] = defaultdict(list)
     for task in tasks:
         seen = itertools.count(before)
-        shard_task.stage_task(task, job, skip={}, tick=lambda line, seen=seen: tick(next(seen)))
+        count_line = lambda line, seen=seen: progress(next(seen))
+        shard_task.stage_task(task, job, skip={}, progress=count_line)
         before += task.lines
-        tick(before)
+        progress(before)
         for bucket, part in bundles(task, job):
             buckets[bucket].append(part)
     for parts in buckets.values():

@@ -118,7 +118,8 @@ def _main() -> int:
     task, job = decode_task(words)
     with open(mark, "r+b") as file, mmap.mmap(file.fileno(), _LINE.size) as line:
         try:
-            stage_task(task, job, skip=dict(skip), tick=lambda n: _LINE.pack_into(line, 0, n + 1))
+            mark_line = lambda n: _LINE.pack_into(line, 0, n + 1)
+            stage_task(task, job, skip=dict(skip), progress=mark_line)
         except (Mistake, Fault) as error:
             kind = Mistake if isinstance(error, Mistake) else Fault
             print("\n" + ERROR_PREFIX + json.dumps([kind.__name__, str(error)]), flush=True)

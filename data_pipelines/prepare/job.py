@@ -32,7 +32,7 @@ def run_job(
     out: epath.Path,
     tasks: list[Task],
     bad: float,
-    tick: ProgressCallback,
+    progress: ProgressCallback,
 ) -> None:
     """All tasks done, and found good enough; else what is left out is listed and it raises."""
     work = epath.Path(job.work)
@@ -44,7 +44,7 @@ def run_job(
             path.unlink()
     total = sum(task.lines for task in tasks)
     try:
-        launch(tasks, job, lambda done: tick(done, total))
+        launch(tasks, job, lambda done: progress(done, total))
     finally:
         _raise_task_error(work)
     undone = [task.name for task in tasks if shard_task.read_sidecar(task, job) is None]
@@ -55,7 +55,7 @@ def run_job(
     counts = Counter(reject["reason"] for reject in read_rejects(tasks, job))
     for reason in deduplicate.REASONS:
         del counts[reason]
-    if counts.total() > job.allowed:
+    if counts.total() > job.max_rejects:
         write_rejects(out, tasks, job)
         named = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         least = " or more" if (work / shard_task.STOP).exists() else ""
@@ -80,8 +80,8 @@ def _raise_task_error(work: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def watch_progress(tasks: list[Task], job: Job, tick: Callable[[int], None]) -> Iterator[None]:
-    """Looks at what is done from a thread of its own, tells `tick`, and stops a job gone bad."""
+def watch_progress(tasks: list[Task], job: Job, progress: Callable[[int], None]) -> Iterator[None]:
+    """Polls what is done in a thread, calls `progress`, and stops a job with too many rejects."""
     ended = threading.Event()
     lines = {task.name: task.lines for task in tasks}
 
@@ -101,8 +101,8 @@ def watch_progress(tasks: list[Task], job: Job, tick: Callable[[int], None]) -> 
                     with contextlib.suppress(OSError, struct.error):
                         begun += crash_isolation.read_mark(pathlib.Path(os.fspath(path)))
             took = time.monotonic() - began
-            tick(sum(lines[name] for name in refused) + begun)
-            if sum(refused.values()) > max(job.allowed, shard_task.MIN_REJECTS):
+            progress(sum(lines[name] for name in refused) + begun)
+            if sum(refused.values()) > max(job.max_rejects, shard_task.MIN_REJECTS):
                 files.write_bytes(epath.Path(job.work) / shard_task.STOP, b"too many are unusable")
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -112,4 +112,4 @@ def watch_progress(tasks: list[Task], job: Job, tick: Callable[[int], None]) -> 
     finally:
         ended.set()
         watcher.join()
-    tick(sum(lines.values()))
+    progress(sum(lines.values()))

@@ -49,8 +49,8 @@ def prepare(
     runner: str = INLINE,
     workers: int = 0,
     beam: str = "",
-    tick: ProgressCallback = lambda done, total: None,
-    say: Callable[[str], None] = lambda line: None,
+    progress: ProgressCallback = lambda done, total: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> shard_index.ShardIndex:
     """Writes every split of `source` into `out`; the index it returns is written last.
 
@@ -58,43 +58,44 @@ def prepare(
     mel where `mel` is given, else FLAC; `mel` is also what is measured where it is not stored.
     per_shard: utterances a shard. bad: share of unusable utterances that stops the work; repeated
     ones do not count. runner: Beam's, by its name, or "inline"; workers: processes of direct and
-    dask, 0 for one a core; beam: further options of the runner, as "project=x region=y". tick is
-    told how many utterances are done, of how many. What is left out stands in rejects.jsonl, also
-    where the work stops. Raises Mistake for that, for manifest errors, and for an `out` that is
-    already whole.
+    dask, 0 for one a core; beam: further options of the runner, as "project=x region=y". progress
+    is called with how many utterances are done, and of how many; log with lines for people. What
+    is left out is listed in rejects.jsonl, also where the work stops. Raises Mistake for that, for
+    manifest errors, and for an `out` that is already complete.
     """
     folder = epath.Path(out)
     _check_arguments(folder, per_shard, bad)
     if runner != INLINE:
         import_beam()  # or it says now that it is not there
     digest = load_tokenizer(tokenizer).digest() if tokenizer else ""
-    making = RecordConfig(store or ("mel" if mel else "flac"), mel or Mel(), limits)
+    record_config = RecordConfig(store or ("mel" if mel else "flac"), mel or Mel(), limits)
     told = dict(options or {})
-    asked = [os.fspath(source), kind, told, dataclasses.asdict(making), digest, per_shard]
+    asked = [os.fspath(source), kind, told, dataclasses.asdict(record_config), digest, per_shard]
     if kind == "jsonl":
         lines = epath.Path(source)
         plan_tasks(lines, per_shard)  # what is wrong with it shows before anything is made
     work = _work_folder(folder, json.dumps(asked, sort_keys=True))
     if kind != "jsonl":
-        lines = _import_corpus(source, kind, work, told, say)
+        lines = _import_corpus(source, kind, work, told, log)
     tasks = plan_tasks(lines, per_shard)
-    allowed = math.floor(bad * sum(task.lines for task in tasks) + 1e-9)
+    max_rejects = math.floor(bad * sum(task.lines for task in tasks) + 1e-9)
     splits = tuple(deduplicate.sort_splits({task.split for task in tasks}))
-    job = Job(os.fspath(work), making, splits, tokenizer, digest, allowed)
-    run = functools.partial(run_job, out=folder, tasks=tasks, bad=bad, tick=tick)
+    job = Job(os.fspath(work), record_config, splits, tokenizer, digest, max_rejects)
+    run = functools.partial(run_job, out=folder, tasks=tasks, bad=bad, progress=progress)
     piped = functools.partial(
         run_pipeline, runner=runner, workers=workers, words=runner_flags(beam)
     )
     launch: TaskRunner = beam_steps.run_inline if runner == INLINE else piped
-    if making.store == "mel" and making.mel.normalize == "global" and not making.mel.mean:
-        say("mel.normalize=global has no constants yet: a first pass takes them from all sound")
-        first = RecordConfig("nothing", dataclasses.replace(making.mel, normalize="none"), limits)
-        measured = dataclasses.replace(job, work=os.fspath(work / "measured"), making=first)
+    mel = record_config.mel
+    if record_config.store == "mel" and mel.normalize == "global" and not mel.mean:
+        log("mel.normalize=global has no constants yet: a first pass takes them from all sound")
+        first = RecordConfig("nothing", dataclasses.replace(mel, normalize="none"), limits)
+        measured = dataclasses.replace(job, work=os.fspath(work / "measured"), record_config=first)
         run(measured, launch)
         found = staged_mel_statistics(tasks, measured)
-        stored = dataclasses.replace(making.mel, mean=found.mean, invstd=found.invstd)
-        job = dataclasses.replace(job, making=dataclasses.replace(making, mel=stored))
-        say("second pass: storing mel, normalised")
+        stored = dataclasses.replace(mel, mean=found.mean, invstd=found.invstd)
+        job = dataclasses.replace(job, record_config=dataclasses.replace(record_config, mel=stored))
+        log("second pass: storing mel, normalised")
     run(job, launch)
     index = publish_shards(folder, tasks, job)
     work.rmtree()
@@ -131,14 +132,14 @@ def _import_corpus(
     kind: str,
     work: epath.Path,
     options: Mapping[str, Any],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> epath.Path:
     """The folder of manifests of a foreign corpus, written now or by a run that was cut off."""
     lines, done = work / "lines", work / "imported.json"
     if not done.exists():
         if lines.exists():
             lines.rmtree()
-        say(f"reading the {kind} corpus {os.fspath(source)}")
+        log(f"reading the {kind} corpus {os.fspath(source)}")
         try:
             counts = write_manifests.import_corpus(os.fspath(source), kind, lines, **options)
         except Mistake:  # nothing is begun

@@ -37,12 +37,12 @@ def publish_shards(out: epath.Path, tasks: Sequence[Task], job: Job) -> shard_in
         count = sum(shard["count"] for shard in described if shard)
         parts = _link_shards(mine, job, out, tally, found, refused)
         shard_writer.write_columns(out, split, parts, count)
-        splits[split], facts[split] = tuple(found), tally.facts(dict(sorted(refused.items())))
+        splits[split], facts[split] = tuple(found), tally.summary(dict(sorted(refused.items())))
         tallies.append(tally)
     write_rejects(out, tasks, job)
-    making, store = job.making, job.making.store
+    record_config, store = job.record_config, job.record_config.store
     index = shard_index.ShardIndex(
-        mel=making.mel if store == "mel" else None,
+        mel=record_config.mel if store == "mel" else None,
         splits=dict(sorted(splits.items())),
         facts=facts,
         sound=store if store == "opus" or store == "original" else "flac",
@@ -65,7 +65,8 @@ def staged_mel_statistics(tasks: Sequence[Task], job: Job) -> shard_index.MelSta
     for task in train or tasks:
         moments = _sidecar(task, job)["moments"]
         total += Moments(moments["count"], tuple(moments["mean"]), tuple(moments["squares"]))
-    return shard_index.MelStatistics(job.making.mel.kind, job.making.mel.m, *total.constants())
+    mel = job.record_config.mel
+    return shard_index.MelStatistics(mel.kind, mel.m, *total.constants())
 
 
 def read_rejects(tasks: Sequence[Task], job: Job) -> Iterator[dict[str, str]]:

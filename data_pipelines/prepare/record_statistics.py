@@ -90,7 +90,7 @@ class SplitTotals:
             source = names["source"][number]
             self.levels[source] = self.levels.get(source, 0) + counts
 
-    def facts(self, rejects: Mapping[str, int]) -> shard_index.SplitSummary:
+    def summary(self, rejects: Mapping[str, int]) -> shard_index.SplitSummary:
         """What the index says of the split."""
         shares = {
             field: {

@@ -31,10 +31,10 @@ from data_pipelines.prepare.record_statistics import RecordRows
 from data_pipelines.prepare.tasks import Job, Task, shard_stem
 from data_pipelines.prepare.validate import (
     PreparedRecord,
-    RejectedUtterance,
     make_records,
     reject_crashed,
 )
+from data_pipelines.reject import Reject
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax import files
 from melllm_jax.errors import Fault
@@ -84,12 +84,13 @@ def stage_task(
     job: Job,
     *,
     skip: Mapping[int, str],
-    tick: Callable[[int], None] = lambda line: None,
+    progress: Callable[[int], None] = lambda line: None,
 ) -> None:
     """Does the task, unless it is done or the job is to stop.
 
-    skip: lines that brought a process down, counted from the task's first, and how. tick is told
-    the number of each line before it is read. Raises Mistake for a line that is none, and Fault.
+    skip: lines that brought a process down, counted from the task's first, and how. progress is
+    called with the index of each line before it is read. Raises Mistake for a malformed line, and
+    Fault.
     """
     work = epath.Path(job.work)
     content = _content(task)
@@ -98,16 +99,16 @@ def stage_task(
         return
     with _folder(work) as folder:
         writer = shard_writer.ShardWriter(epath.Path(folder), task.split, per_shard=sys.maxsize)
-        rows_, rejects, moments = RecordRows(), list[RejectedUtterance](), Moments()
-        for number, one in _outcomes(task, job, content, skip, tick):
-            if isinstance(one, RejectedUtterance):
+        rows_, rejects, moments = RecordRows(), list[Reject[str]](), Moments()
+        for number, one in _outcomes(task, job, content, skip, progress):
+            if isinstance(one, Reject):
                 rejects.append(one)
             else:
                 rows_.add(one, task.line + number)
                 moments += one.moments
                 if one.record:
                     writer.add(one.record, one.utterance.duration)
-            if len(rejects) > max(job.allowed, MIN_REJECTS):
+            if len(rejects) > max(job.max_rejects, MIN_REJECTS):
                 key = ""  # what is there is not the whole of it
                 files.write_bytes(work / STOP, b"too many utterances are unusable")
                 break
@@ -147,7 +148,7 @@ def write_without_repeats(split: str, number: int, job: Job, losses: np.ndarray)
             first = f"{job.splits[loss['rank']]}{MANIFEST_SUFFIX}:{loss['line'] + 1}"
             detail = f"{utterance.id}: has the same {same} as {first}"
             reason = deduplicate.REASONS[loss["kind"]]
-            rejects.append(RejectedUtterance(utterance.source, utterance.id, reason, detail))
+            rejects.append(Reject(utterance.source, utterance.id, reason, detail))
         shard = next(iter(writer.close()), None)
         if shard:
             files.move_into_place(folder / shard.name, work / (name + DEDUPLICATED))
@@ -164,16 +165,18 @@ def _outcomes(
     job: Job,
     content: bytes,
     skip: Mapping[int, str],
-    tick: Callable[[int], None],
-) -> Iterator[tuple[int, PreparedRecord | RejectedUtterance]]:
+    progress: Callable[[int], None],
+) -> Iterator[tuple[int, PreparedRecord | Reject[str]]]:
     """What becomes of each line, with its number in the task."""
     tokenizer = load_tokenizer(job.tokenizer) if job.tokenizer else None
     for number, utterance in _utterances(task, content):
-        tick(number)
+        progress(number)
         if number in skip:
             yield number, reject_crashed(utterance, skip[number])
         else:
-            yield from ((number, one) for one in make_records(utterance, job.making, tokenizer))
+            yield from (
+                (number, one) for one in make_records(utterance, job.record_config, tokenizer)
+            )
 
 
 def _utterances(task: Task, content: bytes) -> Iterator[tuple[int, Utterance]]:
@@ -202,7 +205,12 @@ def _content(task: Task) -> bytes:
 
 def _key(task: Task, job: Job, content: bytes, skip: Mapping[int, str]) -> str:
     """Hash of all that decides what the task leaves."""
-    said = [dataclasses.asdict(task), dataclasses.asdict(job.making), job.digest, sorted(skip)]
+    said = [
+        dataclasses.asdict(task),
+        dataclasses.asdict(job.record_config),
+        job.digest,
+        sorted(skip),
+    ]
     parts = json.dumps([LAYOUT_VERSION, *said]).encode()
     return hashlib.sha256(hashlib.sha256(parts).digest() + content).hexdigest()
 
@@ -239,5 +247,5 @@ def _shard_dict(shard: shard_index.Shard | None) -> dict[str, Any] | None:
     return None if shard is None else dataclasses.asdict(shard)
 
 
-def _reject_dicts(rejects: list[RejectedUtterance]) -> list[dict[str, str]]:
+def _reject_dicts(rejects: list[Reject[str]]) -> list[dict[str, str]]:
     return [dataclasses.asdict(one) for one in rejects]

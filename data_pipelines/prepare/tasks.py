@@ -43,11 +43,11 @@ class Job:
     """What all tasks share."""
 
     work: str  # folder of what is staged
-    making: RecordConfig
+    record_config: RecordConfig
     splits: tuple[str, ...]  # in the order in which their records come first
     tokenizer: str = ""  # path, or "bytes"; empty stores no tokens
     digest: str = ""  # of the tokenizer
-    allowed: int = 0  # unusable utterances after which a task stops the job
+    max_rejects: int = 0  # unusable utterances after which a task stops the job
 
 
 def shard_stem(split: str, number: int) -> str:
@@ -63,11 +63,13 @@ def encode_task(task: Task, job: Job) -> str:
 def decode_task(line: str) -> tuple[Task, Job]:
     """What `encode_task` wrote."""
     task, job = json.loads(line)
-    making = job.pop("making")
+    record_config = job.pop("record_config")
     whole = RecordConfig(
-        making["store"], shard_index.mel_from_json(making["mel"]), Limits(**making["limits"])
+        record_config["store"],
+        shard_index.mel_from_json(record_config["mel"]),
+        Limits(**record_config["limits"]),
     )
-    return Task(**task), Job(**job | {"making": whole, "splits": tuple(job["splits"])})
+    return Task(**task), Job(**job | {"record_config": whole, "splits": tuple(job["splits"])})
 
 
 CHUNK = 1 << 24  # bytes searched at a time for line ends

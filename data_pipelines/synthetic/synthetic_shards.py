@@ -23,9 +23,9 @@ from data_pipelines.prepare.record_statistics import (
 from data_pipelines.prepare.validate import (
     PreparedRecord,
     RecordConfig,
-    RejectedUtterance,
     make_records,
 )
+from data_pipelines.reject import Reject
 from data_pipelines.synthetic import espeak
 from data_pipelines.synthetic.grammar import Split
 from melllm_jax.config.features import Mel
@@ -47,12 +47,12 @@ def write_shards(
     seed: int = 0,
     snrs: Snrs | None = None,
     processes: int | None = None,
-    tick: Callable[[], None] = lambda: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> shard_index.ShardIndex:
     """Speak the corpus with `processes` (by default one a core) and write its mel in shards.
 
     counts: utterances of each split; snrs: as of `make_utterance`. The shards are the same for any
-    number of processes. tick is called after every utterance. The index is written last. Raises
+    number of processes. progress is called after every utterance. The index is written last. Raises
     Mistake where the extra `demo` is not installed.
     """
     out = epath.Path(folder)
@@ -73,11 +73,11 @@ def write_shards(
                 rows.add(made, line)
                 if split == "train":
                     moments += made.moments
-                tick()
+                progress()
             written[split] = writer.close()
             tally = SplitTotals()
             tally.add(rows.array(), rows.names())
-            facts[split] = tally.facts({})
+            facts[split] = tally.summary({})
             tallies.append(tally)
             shard_writer.write_columns(out, split, [columns(rows.array())], count)
     statistics = (
@@ -119,6 +119,6 @@ def _make_record(
     split: Split, seed: int, mel: Mel, snrs: Snrs | None, index: int
 ) -> PreparedRecord:
     (found,) = make_records(make_utterance(split, index, seed, snrs), RecordConfig("mel", mel))
-    if isinstance(found, RejectedUtterance):
+    if isinstance(found, Reject):
         raise Fault(f"{found.id}: espeak-ng said nothing usable: {found.detail}")
     return found

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from data_pipelines.text.tokenizer import BadText, Tokenizer
+from data_pipelines.reject import Unusable
+from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.features import Text
 from melllm_jax.errors import Mistake
 
@@ -46,6 +47,6 @@ def asr_prompt(tokenizer: Tokenizer, cfg: Text) -> Prompt:
         return Prompt((), (start,), end, audio_id)
     try:
         words = tokenizer.encode(cfg.instruction)
-    except BadText as error:
+    except Unusable as error:
         raise Mistake(f"text.instruction={cfg.instruction!r}: {error}") from error
     return Prompt((tokenizer.special("<|user|>"),), (*words, end, start), end, audio_id)

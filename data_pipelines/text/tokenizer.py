@@ -11,21 +11,12 @@ from typing import NoReturn, Protocol, runtime_checkable
 
 from etils import epath
 
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 # Names as Phi-3 and Phi-4 have them; the last holds the place of a patch of sound.
 SPECIALS = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|audio|>")
-
-
-class BadText(Mistake):
-    """Text that cannot be encoded; `reason` is a few fixed words to count such texts by."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return ": ".join(self.args)
+EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS = "empty transcript", "unknown characters"  # of Unusable
 
 
 @runtime_checkable
@@ -41,7 +32,7 @@ class Tokenizer(Protocol):
         """Name → id of the tokens that stand for no text."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, nothing put before or after. Raises BadText.
+        """Ids of `text`, nothing put before or after. Raises Unusable.
 
         The reason is "empty transcript" where no more than blanks are left of it, or "unknown
         characters" where the table lacks one; the message names the first.
@@ -65,9 +56,9 @@ class Tokenizer(Protocol):
 
 
 def check_text(text: str) -> str:
-    """`text` itself. Raises BadText where it is empty or no valid Unicode."""
+    """`text` itself. Raises Unusable where it is empty or no valid Unicode."""
     if not text.strip():
-        raise BadText("empty transcript", repr(text))
+        raise unusable_text(EMPTY_TRANSCRIPT, repr(text))
     for character in text:
         if "\ud800" <= character <= "\udfff":  # half of a pair: no text, and UTF-8 has none
             refuse_character(character)
@@ -75,15 +66,20 @@ def check_text(text: str) -> str:
 
 
 def require_ids(ids: list[int]) -> list[int]:
-    """`ids` themselves. Raises BadText where there are none."""
+    """`ids` themselves. Raises Unusable where there are none."""
     if not ids:
-        raise BadText("empty transcript", "the tokenizer normalizes all of it away")
+        raise unusable_text(EMPTY_TRANSCRIPT, "the tokenizer normalizes all of it away")
     return ids
 
 
 def refuse_character(character: str) -> NoReturn:
-    """Raises BadText that names a character which the tokenizer does not know."""
-    raise BadText("unknown characters", f"{character!r} (U+{ord(character):04X})")
+    """Raises Unusable that names a character which the tokenizer does not know."""
+    raise unusable_text(UNKNOWN_CHARACTERS, f"{character!r} (U+{ord(character):04X})")
+
+
+def unusable_text(reason: str, detail: str) -> Unusable:
+    """The exception for a text that cannot be encoded: its message begins with the reason."""
+    return Unusable(reason, f"{reason}: {detail}")
 
 
 def ids_to_json(ids: Mapping[str, int]) -> bytes:

@@ -208,7 +208,7 @@ def _pipeline_figures(
             pass
         count = positions = 0
         audio = 0.0
-        began, worked = time.perf_counter(), time.process_time() + batches.worked
+        began, worked = time.perf_counter(), time.process_time() + batches.worker_cpu_seconds
         for batch in batches:
             count += 1
             positions += int((batch.segments > 0).sum())
@@ -216,7 +216,7 @@ def _pipeline_figures(
             if time.perf_counter() - began >= seconds:
                 break
         passed = time.perf_counter() - began
-        worked = time.process_time() + batches.worked - worked
+        worked = time.process_time() + batches.worker_cpu_seconds - worked
     if not count:
         raise Mistake(
             f"data.sources: give {WARMUP_BATCHES} batches or fewer, then end: too few to measure"

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import jax
 
 from data_pipelines.corpora.corpus import indices_longest_first, open_corpus
-from data_pipelines.examples.asr_example import EvalExample, Reject
+from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.loader import pipeline
+from data_pipelines.reject import Reject
 from launch.runs import model_loader, transcriber
 from launch.terminal.flags import parse
 from melllm_jax.errors import Fault
@@ -61,7 +62,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     )
     order = indices_longest_first(corpus)
     trials: list[EvalExample] = []
-    rejects: list[Reject] = []
+    rejects: list[Reject[int]] = []
     for found in pipeline.eval_examples(corpus, run, tokenizer, order=order):
         (trials if isinstance(found, EvalExample) else rejects).append(found)  # type: ignore[arg-type]
     heard = list(transcribe(trials, rows))

@@ -14,23 +14,14 @@ from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.corpora import shard_index
+from data_pipelines.importers.write_manifests import IMPORTERS
 from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.prepare.validate import Limits
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import LINE_INTERVAL
 from melllm_jax.config.features import Mel
 
-Kind = Literal[
-    "jsonl",
-    "librispeech",
-    "kaldi",
-    "nemo",
-    "commonvoice",
-    "parquet",
-    "webdataset",
-    "lhotse",
-    "tfds",
-]
+Kind = Literal["jsonl", *IMPORTERS]
 Store = Literal["flac", "opus", "original", "mel"]
 
 
@@ -75,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
             runner=arguments.runner,
             workers=arguments.workers,
             beam=arguments.beam,
-            tick=tick,
-            say=say,
+            progress=tick,
+            log=say,
         )
     figures = _figures(arguments.out, index)
     figures["seconds"] = round(time.perf_counter() - began, 2)

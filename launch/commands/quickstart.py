@@ -87,7 +87,7 @@ def _speak(data: str, mel: Mel, seed: int) -> None:
         def tick() -> None:
             bar.update()
 
-        synthetic_shards.write_shards(data, COUNTS, mel, seed=seed, tick=tick)
+        synthetic_shards.write_shards(data, COUNTS, mel, seed=seed, progress=tick)
 
 
 def _transcribe_one(folder: pathlib.Path, run: Run, run_folder: str, seed: int) -> str:

@@ -53,7 +53,7 @@ def transcribe(arguments: TranscribeArguments) -> list[transcriber.Transcript]:
     examples = ExampleMaker(run, tokenizer)
     trials: list[EvalExample] = []
     for file, seconds in zip(arguments.files, lengths, strict=True):
-        trial = examples.trial(Utterance(file, "", seconds, "", epath.Path(file)))
+        trial = examples.eval_example(Utterance(file, "", seconds, "", epath.Path(file)))
         if not isinstance(trial, EvalExample):
             raise Mistake(f"{file}: {trial.detail}")
         needed = len(trial.columns["tokens"])

@@ -7,12 +7,13 @@ import dataclasses
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import BadAudio, to_flac
+from data_pipelines.audio.file_io import to_flac
 from data_pipelines.audio.log_mel import band_statistics
 from data_pipelines.audio.loudness import decibels
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave
 from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.examples.asr_example import Unfit, wave_to_mel
+from data_pipelines.examples.asr_example import wave_to_mel
+from data_pipelines.reject import Unusable
 from launch.charts.distribution import Distribution, distribution
 from launch.charts.spectrogram_png import mel_png
 from melllm_jax.config.features import Mel
@@ -122,7 +123,7 @@ def _decode(corpus: Corpus, place: int, cfg: Mel) -> DecodedSound:
             assert found.wave is not None
             frames = wave_to_mel(found.wave, cfg, utterance.id)
             found = dataclasses.replace(found, frames=frames)
-    except (BadAudio, Unfit) as error:
+    except Unusable as error:
         return dataclasses.replace(found, reason=error.reason, detail=str(error))
     except Fault as error:
         return dataclasses.replace(found, reason="cannot be read", detail=str(error))

@@ -76,7 +76,7 @@ def fit(
         device_memory.check_state_fits(update, mesh)
         update.fresh_names()
     log = lambda text: bar.log(text) if bar is not None else None
-    stream = iter(pipeline.train_batches(run, tokenizer, lanes=lanes, say=log))
+    stream = iter(pipeline.train_batches(run, tokenizer, lanes=lanes, log=log))
     with contextlib.closing(stream):
         claim_run_folder(run, workdir, tokenizer)
         bar = bar or (ProgressBar(run.optim.steps) if jax.process_index() == 0 else None)

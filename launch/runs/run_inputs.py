@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.audio.file_io import BadAudio
 from data_pipelines.audio.log_mel import band_statistics
 from data_pipelines.corpora.corpus import open_corpus, split_digest
-from data_pipelines.examples.asr_example import Unfit, load_mel
+from data_pipelines.examples.asr_example import load_mel
+from data_pipelines.reject import Unusable
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.overrides import override
@@ -68,7 +68,7 @@ def mel_statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple
         for source in run.data.sources:
             corpus = open_corpus(source.path, "train")
             for index in range(0, len(corpus), -(-len(corpus) // most)):
-                with contextlib.suppress(BadAudio, Unfit):  # counted when they come up in training
+                with contextlib.suppress(Unusable):  # counted when they come up in training
                     yield load_mel(corpus[index], plain, longest=run.data.longest)
 
     return band_statistics(mels())

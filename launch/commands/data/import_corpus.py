@@ -19,9 +19,7 @@ class ImportCorpusArguments:
     """Write a SPLIT.jsonl manifest a split. The sound is not copied: the manifests point at it."""
 
     source: Positional[str]  # folder or file of the corpus; NAME or NAME/1.0.0 for tfds
-    kind: Literal[
-        "librispeech", "kaldi", "nemo", "commonvoice", "parquet", "webdataset", "lhotse", "tfds"
-    ]  # what SOURCE is
+    kind: Literal[*write_manifests.IMPORTERS]  # what SOURCE is
     out: str  # folder of the manifests; must not hold any yet
     splits: tuple[str, ...] = ()  # those to import; all if none (Common Voice: train, dev, test)
     audio: str = ""  # column or feature of the sound (parquet, tfds); parquet finds it if empty
@@ -42,13 +40,15 @@ def main(argv: Sequence[str]) -> int:
     seconds, unknown = 0.0, 0
     with tqdm(unit="utterance", disable=None) as bar:
 
-        def tick(row: ManifestRow) -> None:
+        def count_row(row: ManifestRow) -> None:
             nonlocal seconds, unknown
             seconds += row["duration"]
             unknown += not row["duration"]
             bar.update()
 
-        written = write_manifests.import_corpus(source, kind, epath.Path(out), tick=tick, **options)
+        written = write_manifests.import_corpus(
+            source, kind, epath.Path(out), on_row=count_row, **options
+        )
     if as_json:
         told = {"out": out, "splits": written, "hours": seconds / 3600, "unknown": unknown}
         print(json.dumps(told))

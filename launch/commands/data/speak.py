@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             catalog.preset("quickstart").mel,
             seed=arguments.seed,
             snrs=arguments.noise,
-            tick=tick,
+            progress=tick,
         )
     hours = sum(shard.seconds for listed in index.splits.values() for shard in listed) / 3600
     print(f"{sum(counts.values()):,} utterances, {hours:.1f} h: {arguments.out}")

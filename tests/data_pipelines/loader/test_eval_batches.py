@@ -72,7 +72,7 @@ def test_loss_is_that_of_each_utterance_by_itself_whatever_the_rows(folder):
             update = Update(NextToken(every.run))
             state = update.init_state()
         # t = 128 has room for one more utterance than t = 96.
-        every.corpus, every.most = open_corpus(str(folder), "test"), 5
+        every.corpus, every.limit = open_corpus(str(folder), "test"), 5
         found.append(measure_loss(update, state, every, mesh))
     targets = sum(len(spelled(number)) + 1 for number in (0, 1, 2, 4))
     assert [one.targets for one in found] == [targets] * 3

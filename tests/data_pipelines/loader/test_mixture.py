@@ -239,7 +239,7 @@ def test_damaged_shards_stop_the_run_with_their_name(damaged):
 def test_damaged_shards_are_skipped_named_once_and_counted(damaged):
     told = []
     run = run_over(damaged, corrupt="skip", epochs=3, **SMALL | {"t": 32, "b": 1, "lanes": 1})
-    iterator = iter(train_batches(run, BYTES, say=told.append))
+    iterator = iter(train_batches(run, BYTES, log=told.append))
     found = rest(iterator)
     lost = set(range(20, 25))
     counts = of(A, found)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.corpora.corpus import indices_longest_first, open_corpus, split_digest
-from data_pipelines.examples.asr_example import ExampleMaker, Reject
+from data_pipelines.examples.asr_example import ExampleMaker
 from data_pipelines.loader.pipeline import eval_examples, train_batches
 from data_pipelines.loader.reject_counts import stream_counts
 from data_pipelines.prepare.prepare_corpus import prepare
+from data_pipelines.reject import Reject
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Augment

@@ -41,10 +41,10 @@ def begun():
     """A function that starts a stream, closed when the test ends."""
     streams = []
 
-    def start(*folders, mine=None, say=lambda _: None, **data):
+    def start(*folders, mine=None, log=lambda _: None, **data):
         small = {"lanes": 4, "b": 8, "bins": 3, "bad": 0.5, "threads": 0}
         run = run_over(*folders, **small | data)
-        streams.append(iter(train_batches(run, BYTES, lanes=mine, say=say)))
+        streams.append(iter(train_batches(run, BYTES, lanes=mine, log=log)))
         return streams[-1]
 
     yield start
@@ -187,7 +187,7 @@ def test_damaged_shard_that_is_skipped_is_told_once(forty, tmp_path, begun):
     shard = sorted(tmp_path.glob("out/*.array_record"))[2]
     shard.write_bytes(shard.read_bytes()[:-20])
     said = []
-    stream = begun(tmp_path / "out", workers=2, corrupt="skip", say=said.append)
+    stream = begun(tmp_path / "out", workers=2, corrupt="skip", log=said.append)
     for _ in range(8):
         next(stream)
     assert stream_counts(stream)["bad"]["damaged shard"] > 8
