@@ -65,14 +65,14 @@ def fit(
     if run.model.front == "none":
         raise Mistake('model.front="none": training reads speech: choose linear or conv')
     lanes = sharding.host_lanes(run, sharding.device_owners(mesh), jax.process_index())
-    if run.keep.score and jax.process_count() > 1:
+    if run.scoring.every and jax.process_count() > 1:
         raise Mistake(
-            f"keep.score={run.keep.score}: decoding runs in one process, not in "
+            f"scoring.every={run.scoring.every}: decoding runs in one process, not in "
             f"{jax.process_count()}: give 0, and use `melllm evaluate`"
         )
     if run.optim.train == "lora" and not run.init.path:
         raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
-    scoring = dev_score(run, tokenizer) if run.keep.score else None
+    scoring = dev_score(run, tokenizer) if run.scoring.every else None
     begin: Callable[[Update], State] = Update.init_state
     with jax.set_mesh(mesh):
         update = Update(run)

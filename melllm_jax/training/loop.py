@@ -51,8 +51,8 @@ def train(
     `batches` yields NumPy batches of this host's rows and saves its own place (a Grain iterator).
     Where several processes train together, process 0 alone writes metrics; `rejected` is its own.
     `sizes` gives the examples of each source, for the epoch; `score` turns the model into metrics
-    each `keep.score` updates; `rejected` counts bad examples by reason; `profile` is what to trace;
-    `stop` tells afterwards whether a signal ended it.
+    each `scoring.every` updates; `rejected` counts bad examples by reason; `profile` is what to
+    trace; `stop` tells afterwards whether a signal ended it.
     Once `batches` are at their place, `carried` gives the number there of each source, -1 for a new
     one, and `changed` metrics of what is different from then on, for the first update's line.
     Returns the last state; after SIGTERM that is the state saved then, and where the data ends on
@@ -62,7 +62,7 @@ def train(
     """
     with (
         jax.set_mesh(mesh),
-        Checkpoints(str(workdir / "checkpoints"), run.keep, progress.log) as checkpoints,
+        Checkpoints(str(workdir / "checkpoints"), run.checkpoints, progress.log) as checkpoints,
         stop or StopRequest() as stop,
     ):
         spent = Goodput(workdir)
@@ -98,12 +98,12 @@ def train(
                 if not metrics.pop("finite"):
                     raise _halt(workdir, step, batch, state, metrics["loss"])
                 found = {**more(), **(news if step == first + 1 else {})}
-                if found or step % run.keep.log == 0 or step == run.optim.steps:
+                if found or step % run.metrics.every == 0 or step == run.optim.steps:
                     record.write(step, {**metrics, **found})
                 progress.step(step, metrics)
 
             def scored() -> Mapping[str, Any]:
-                if score is None or not run.keep.score or step % run.keep.score:
+                if score is None or not run.scoring.every or step % run.scoring.every:
                     return {}
                 with spent.charge_to("score"), jax.transfer_guard("allow"):
                     model = update.skeleton.model(state.trained | state.frozen, update.dtype)
@@ -139,8 +139,8 @@ def train(
                 settle()
                 late = step, numbers, batch, dict(rejected())
                 last = stop.requested_at(step) or step == run.optim.steps
-                saves = last or step % run.keep.every == 0
-                if saves or (run.keep.score and step % run.keep.score == 0):
+                saves = last or step % run.checkpoints.every == 0
+                if saves or (run.scoring.every and step % run.scoring.every == 0):
                     # Saving needs this update's numbers, and a bad one must not be kept.
                     settle(scored)
                 if saves:

@@ -94,7 +94,7 @@ def load_state(update: Update, folder: str, mesh: jax.sharding.Mesh) -> State:
     fresh = fresh_weights(update, folder)
     shapes = update.shapes(mesh)
     wanted = {name: x for name, x in (shapes.trained | shapes.frozen).items() if name not in fresh}
-    with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", update.run.keep) as checkpoints:
+    with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", update.run.checkpoints) as checkpoints:
         weights: Weights = checkpoints.restore_weights(wanted)[1]
     return update.state_from(weights | init_weights(update.build, update.run.seed, fresh))
 
