@@ -26,7 +26,7 @@ def work_ours() -> None:
         update = Update(NextToken(ours()))
         state = update.init_state()
         model = update.skeleton.model(state.trained | state.frozen)
-        decoder = Decoder(model, end=VOCABULARY, how=DecodingOptions(guard=False))
+        decoder = Decoder(model, end=VOCABULARY, options=DecodingOptions(guard=False))
         prompt, limits = text_batch(ROWS, PROMPT), np.full(ROWS, NEW)
 
         def action() -> None:

@@ -101,8 +101,10 @@ def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
             f'model.attention="splash": works in tiles of 128 positions: '
             f"data.t={data.t} / mesh.seq={size['seq']} must be a multiple"
         )
-    if run.keep.score and size["seq"] > 1:
-        raise Mistake(f"keep.score={run.keep.score}: decoding needs mesh.seq=1, not {size['seq']}")
+    if run.scoring.every and size["seq"] > 1:
+        raise Mistake(
+            f"scoring.every={run.scoring.every}: decoding needs mesh.seq=1, not {size['seq']}"
+        )
     if rows % (size["replica"] * size["fsdp"]):
         raise Mistake(
             f"mesh replica={size['replica']} × fsdp={size['fsdp']}: "

@@ -65,7 +65,7 @@ def train_batches(
     iterator's state is small and JSON; set in a new iterator over the same data and lanes, it goes
     on as if nothing had happened, and what Orbax saves of it is read by any hosts. Raises Mistake
     for data that is missing or is not what the run says, and later, from the iterator, once the
-    share of unusable examples exceeds data.bad.
+    share of unusable examples exceeds data.max_reject_share.
     """
     given = range(run.data.lane_count) if lanes is None else lanes
     return make_lanes(run, tokenizer, given, split, LogOnce(log))

@@ -98,17 +98,18 @@ def lane_counts(state: dict[str, Any]) -> LaneCounts:
 
 
 def check_reject_share(cfg: Data, counts: Sequence[LaneCounts]) -> None:
-    """Raises Mistake where the share of bad examples in all of `counts` exceeds data.bad."""
+    """Raises Mistake where bad examples in all of `counts` exceed data.max_reject_share."""
     seen = sum(count.seen for count in counts)
     total = sum(sum(count.bad.values()) for count in counts)
-    if seen < MIN_EXAMPLES or total <= cfg.bad * seen:
+    if seen < MIN_EXAMPLES or total <= cfg.max_reject_share * seen:
         return
     bad = {reason: sum(count.bad[reason] for count in counts) for reason in all_reject_reasons(cfg)}
     names = dict.fromkeys(name for count in counts for name in count.first if name)
     kinds = ", ".join(f"{number} {reason}" for reason, number in bad.items() if number)
     share = f"{total} of {seen} examples ({total / seen:.1%})"
     first = ", ".join(list(names)[:MAX_NAMED])
-    raise Mistake(f"data.bad={cfg.bad}: {share} are unusable: {kinds}. First: {first}")
+    limit = f"data.max_reject_share={cfg.max_reject_share}"
+    raise Mistake(f"{limit}: {share} are unusable: {kinds}. First: {first}")
 
 
 class RejectFilter(grain.IterDataset):
@@ -159,7 +160,7 @@ class _RejectFilterIterator(grain.DatasetIterator):
                 self._log_once(example.id, text)
             self._count.add(example)
             rejects.append((example.source, example.reason))
-            bad, may = sum(self._count.bad.values()), self._cfg.bad
+            bad, may = sum(self._count.bad.values()), self._cfg.max_reject_share
             if bad - may * self._count.seen >= MIN_EXAMPLES * (1 - may):
                 check_reject_share(self._cfg, [self._count])
 

@@ -71,8 +71,8 @@ def measure(run: Run, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
     """The figures of a run's state, saved to and restored from `folder`."""
     mesh = sharding.make_mesh(run.mesh)
     sharding.check_mesh(run, mesh)
-    keep = dataclasses.replace(run.keep, last=1, milestone=0)
-    with jax.set_mesh(mesh), Checkpoints(str(folder), keep) as checkpoints:
+    intervals = dataclasses.replace(run.checkpoints, last=1, milestone=0)
+    with jax.set_mesh(mesh), Checkpoints(str(folder), intervals) as checkpoints:
         update = Update(objective_of(run))
         device_memory.check_state_fits(update, mesh)
         state = jax.block_until_ready(update.init_state())

@@ -64,7 +64,7 @@ def measure(arguments: DecodeBenchArguments) -> dict[str, Any]:
         update = Update(objective_of(run))
         model = update.skeleton.model(init_model(update.objective.build, run.seed)[1], update.dtype)
         decoder = Decoder(
-            model, end=run.model.v, how=DecodingOptions(guard=False)
+            model, end=run.model.v, options=DecodingOptions(guard=False)
         )  # no row ends early
         actions = {}
         for rows in arguments.batch:

@@ -70,7 +70,7 @@ def fit(
     lanes = sharding.host_lanes(run, sharding.device_owners(mesh), jax.process_index())
     if run.optim.train == "lora" and inputs.warm is None:
         raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
-    score = dev_score(run, tokenizer) if run.keep.score else None
+    score = dev_score(run, tokenizer) if run.scoring.every else None
     with jax.set_mesh(mesh):
         update = Update(objective(run), inputs.warm)
         device_memory.check_state_fits(update, mesh)
@@ -106,10 +106,12 @@ def claim_run_folder(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
 
 def _check_scoring(run: Run) -> None:
     """Raises Mistake where WER cannot be taken while the run trains."""
-    if run.keep.score and run.model.front == "none":
-        raise Mistake(f'keep.score={run.keep.score}: model.front="none" hears nothing: give 0')
-    if run.keep.score and jax.process_count() > 1:
+    if run.scoring.every and run.model.front == "none":
         raise Mistake(
-            f"keep.score={run.keep.score}: decoding runs in one process, not in "
+            f'scoring.every={run.scoring.every}: model.front="none" hears nothing: give 0'
+        )
+    if run.scoring.every and jax.process_count() > 1:
+        raise Mistake(
+            f"scoring.every={run.scoring.every}: decoding runs in one process, not in "
             f"{jax.process_count()}: give 0, and use `melllm evaluate`"
         )

@@ -21,7 +21,7 @@ from melllm_jax.batch import Batch
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.model import ModelSpec
-from melllm_jax.config.run import Intervals, Mesh, Run
+from melllm_jax.config.run import CheckpointIntervals, Mesh, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.models.parameters import abstract_model
@@ -92,7 +92,7 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
         kind = jnp.float32 if isinstance(skeleton.kinds[name], NonTrainable) else jnp.dtype(dtype)
         sharding = jax.NamedSharding(mesh, x.sharding.spec)
         wanted[name] = jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
-    with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", Intervals()) as checkpoints:
+    with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", CheckpointIntervals()) as checkpoints:
         weights = checkpoints.restore_weights(wanted)[1]
     return CheckpointModel(folder, spec, skeleton.model(weights))
 
@@ -120,7 +120,7 @@ def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer
     update = Update(objective_of(run))
     shapes = update.shapes(mesh)
     path = f"{workdir}/checkpoints"
-    with Checkpoints(path, run.keep) as checkpoints:
+    with Checkpoints(path, run.checkpoints) as checkpoints:
         step, weights = checkpoints.restore_weights(shapes.trained | shapes.frozen)
     model = update.skeleton.model(weights, update.dtype)
     return run, tokenizer, Transcriber(model, tokenizer, run, how), step

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from etils import epath
 
 from melllm_jax import files
+from melllm_jax.config.overrides import with_new_names
 from melllm_jax.errors import Fault, Mistake
 
 State = Literal["pending", "running", "preempted", "failed", "done"]
@@ -90,7 +91,8 @@ class Ledger:
             raise Mistake(f"workdir={folder}: holds no {SWEEP}: `melllm sweep run` makes one")
         if tree.get("version") != VERSION:
             raise Mistake(f"{self.folder / SWEEP}: version={tree.get('version')}: must be 1")
-        self.sweep = Sweep(**{**tree, "cells": tuple(tree["cells"])})
+        common = with_new_names(tree["common"])
+        self.sweep = Sweep(**{**tree, "cells": tuple(tree["cells"]), "common": common})
 
     def cells(self) -> list[Cell]:
         """All cells, in the order of the spec. Raises Fault for one that is missing or damaged."""
@@ -103,7 +105,7 @@ class Ledger:
         tree = _read(self._cell(name))
         if tree is None:
             raise Fault(f"{self._cell(name)}: is missing: the same `melllm sweep run` remakes it")
-        return Cell(**tree)
+        return Cell(**{**tree, "overrides": with_new_names(tree["overrides"])})
 
     def claim(
         self, name: str, owner: Mapping[str, Any], alive: Callable[[Mapping[str, Any]], bool]
@@ -190,6 +192,8 @@ def create(folder: str, sweep: Sweep, cells: Iterable[Cell]) -> Ledger:
         ledger = Ledger(folder)
         for field in ("digest", "common", "eval"):
             there, asked = found[field], json.loads(json.dumps(getattr(sweep, field)))
+            if field == "common":
+                there, asked = with_new_names(there), with_new_names(asked)
             if there != asked:
                 raise Mistake(
                     f"workdir={folder}: holds the sweep {found['name']} with another "

@@ -20,7 +20,7 @@ import pathlib
 import traceback
 from typing import Any
 
-from melllm_jax.config.overrides import override
+from melllm_jax.config.overrides import override, with_new_names, with_old_names
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
@@ -94,7 +94,8 @@ def run(cell: Mapping[str, Any], common: Mapping[str, Any]) -> Run:
     """
     if "preset" not in cell:
         raise Mistake("names no preset")
-    changes = {**common, **{field: value for field, value in cell.items() if field != "preset"}}
+    own = {field: value for field, value in cell.items() if field != "preset"}
+    changes = {**with_new_names(common), **with_new_names(own)}
     return override(catalog.preset(cell["preset"]), changes)
 
 
@@ -139,7 +140,8 @@ def _sweep_cell(cell: Mapping[str, Any], common: Mapping[str, Any]) -> SweepCell
         own = json.loads(json.dumps(dict(cell), sort_keys=True, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise Mistake(f"{_describe(cell)}: cannot be written as JSON: {error}") from error
-    return SweepCell(_digest(own), own, run(own, common))
+    # The id of a cell stays what it was when some fields had other names.
+    return SweepCell(_digest(with_old_names(own)), with_new_names(own), run(own, common))
 
 
 def _digest(value: Any) -> str:

@@ -3,7 +3,7 @@
 The flags of a run are the dotted fields of `Run`, so that `--model.d 512`, an override
 {"model.d": 512} and run.json are one language. A few fields differ on the command line, and FLAGS
 says how: the corpora are given by --data, two fields have a shorter second name, and what a run
-fills in by itself is no flag.
+fills in by itself is no flag. A flag of a field's old name still works, and is not in the help.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,8 @@ from tyro.constructors import (
 
 from melllm_jax.config.data import Data, Sounds, Source
 from melllm_jax.config.features import Mel, Text
-from melllm_jax.config.run import Init, Intervals, Mesh, Optim, Run
+from melllm_jax.config.overrides import RENAMED
+from melllm_jax.config.run import CheckpointIntervals, Init, Mesh, Optim, Run
 from melllm_jax.errors import Mistake
 
 Kind = TypeVar("Kind")
@@ -97,7 +98,7 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
         "slices": Annotated[int, arg(aliases=("--slices",))],
     },
     Optim: {"steps": Annotated[int, arg(aliases=("--steps",))]},
-    Intervals: {"every": Annotated[int, arg(aliases=("--save-every",))]},
+    CheckpointIntervals: {"every": Annotated[int, arg(aliases=("--save-every",))]},
 }
 REGISTRY = ConstructorRegistry()
 FLAGS_APPLIED = (
@@ -181,7 +182,8 @@ def run_arguments(
     """`argv` as PRESET and flags: an instance of `kind` whose `run` is the preset, overridden.
 
     `preset` finds the run of a name and raises Mistake for an unknown one; `presets` are the names
-    that help lists. Raises Mistake, in one line, for anything that cannot be read.
+    that help lists. A flag of a field's old name (see RENAMED) is read as the new one. Raises
+    Mistake, in one line, for anything that cannot be read.
     """
     if not argv or argv[0] in ("-h", "--help"):
         names = ", ".join(presets)
@@ -201,7 +203,15 @@ def run_arguments(
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     default = kind(run=preset(argv[0]), **dict.fromkeys(required, tyro.MISSING_NONPROP))
-    return parse(kind, argv[1:], prog=f"{prog} {argv[0]}", default=default)
+    words = [_with_new_flag(word) for word in argv[1:]]
+    return parse(kind, words, prog=f"{prog} {argv[0]}", default=default)
+
+
+def _with_new_flag(word: str) -> str:
+    """A word of a command line; a flag named after a field's old name has its new one."""
+    flag, equals, value = word.partition("=")
+    new = RENAMED.get(flag.removeprefix("--")) if flag.startswith("--") else None
+    return word if new is None else f"--{new}{equals}{value}"
 
 
 def _sections(box: str) -> list[str]:

@@ -24,7 +24,7 @@ from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from melllm_jax.checkpoints.integrity import COMMITTED, SEAL, UNCOMMITTED, find_damage, write_seal
-from melllm_jax.config.run import Intervals
+from melllm_jax.config.run import CheckpointIntervals
 from melllm_jax.errors import Fault, Mistake
 
 policies = ocp.training.preservation_policies
@@ -33,15 +33,20 @@ policies = ocp.training.preservation_policies
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
 
-    def __init__(self, directory: str, keep: Intervals, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        directory: str,
+        intervals: CheckpointIntervals,
+        log: Callable[[str], None] = print,
+    ):
         _quiet_orbax()
-        stay: list[Any] = [policies.LatestN(keep.last)]
-        if keep.milestone:
-            stay.append(policies.EveryNSteps(keep.milestone))
+        stay: list[Any] = [policies.LatestN(intervals.last)]
+        if intervals.milestone:
+            stay.append(policies.EveryNSteps(intervals.milestone))
         self._stay = policies.AnyPreservationPolicy(stay)
         self._directory = pathlib.Path(directory).absolute()  # Orbax refuses a relative one
         self._orbax: ocp.training.Checkpointer | None = None  # made by the first save
-        self._say = say
+        self._log = log
         self._sealing: threading.Thread | None = None
         self._trouble: Exception | None = None
 
@@ -136,7 +141,7 @@ class Checkpoints:
                     if isinstance(error, Mistake) or (folder / SEAL).exists():
                         raise
                     damage = f"it has no {SEAL} and does not load: {type(error).__name__}"
-            self._say(f"checkpoint {step} is damaged ({damage}): passing it over")
+            self._log(f"checkpoint {step} is damaged ({damage}): passing it over")
         if steps:
             raise Fault(f"{self._directory}: none of the checkpoints {steps} is whole")
         return None
@@ -150,7 +155,7 @@ class Checkpoints:
                 if damage is None:
                     step = found
                     break
-                self._say(f"checkpoint {found} is damaged ({damage}): passing it over")
+                self._log(f"checkpoint {found} is damaged ({damage}): passing it over")
             else:
                 raise Fault(f"{self._directory}: none of the checkpoints {self.steps} is whole")
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
@@ -163,7 +168,7 @@ class Checkpoints:
         if folder.exists():
             shutil.rmtree(folder)
         (self._directory / str(step)).rename(folder)
-        self._say(f"checkpoint {step} is now {folder}")
+        self._log(f"checkpoint {step} is now {folder}")
 
     def _opened(self) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(

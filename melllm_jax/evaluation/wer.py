@@ -44,8 +44,8 @@ def score_transcripts(
     not installed.
     """
     try:
-        import jiwer  # noqa: PLC0415
-        from whisper_normalizer.english import EnglishTextNormalizer  # noqa: PLC0415
+        import jiwer
+        from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError as error:
         raise Mistake(f"word error rates need the extra eval ({error}): {INSTALL}") from error
     if len(references) != len(hypotheses):

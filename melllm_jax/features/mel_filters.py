@@ -7,7 +7,7 @@ y = max(log, peak - span) * gain + offset. Nothing here imports JAX.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from jaxtyping import Float32
 import numpy as np
@@ -36,8 +36,11 @@ class MelFilters:
     gain: float
     offset: float
 
-    def frames(self, samples):  # type: ignore[no-untyped-def]  # an int, or an array of any kind
-        """Frames of a sound of so many samples, which must be `shortest` or more."""
+    def frames(self, samples: Any) -> Any:
+        """Frames of a sound of so many samples: an int, or an array of any kind.
+
+        There must be `shortest` samples or more.
+        """
         return (samples + 2 * self.edge - WIDTH) // HOP + 1 - self.drop
 
     def kernel(self) -> Float32[np.ndarray, "width 2 bins"]:
@@ -119,7 +122,10 @@ def _bins(points: int) -> np.ndarray:
     return np.arange(points // 2 + 1) * (SAMPLE_RATE / points)
 
 
-def _kaldi(hertz):  # type: ignore[no-untyped-def]  # a number or an array
+Hertz = TypeVar("Hertz", float, np.ndarray)
+
+
+def _kaldi(hertz: Hertz) -> Hertz:
     """O'Shaughnessy's mel scale, with the constants of Kaldi."""
     return 1127.0 * np.log1p(hertz / 700.0)
 

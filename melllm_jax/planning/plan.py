@@ -86,6 +86,16 @@ class Plan:
         return self.useful / self.peak / self.step
 
 
+@dataclasses.dataclass(frozen=True)
+class _CompiledStep:
+    """A run's step, as far as the compiler came with it."""
+
+    traced: traced_flops.TracedFlops
+    compiled: jax.stages.Compiled | None  # None where it needs more memory than there is
+    text: str  # its HLO; the compiler's complaint where there is none
+    seconds: float  # of lowering and compiling
+
+
 def compile_plan(run: Run, pod: topology.Pod) -> Plan:
     """Compile the step of `run` for `pod`, on its mesh.
 
@@ -94,61 +104,75 @@ def compile_plan(run: Run, pod: topology.Pod) -> Plan:
     """
     mesh_sizes(run, pod)
     mesh = make_mesh(run.mesh, topology.pod_devices(pod))
+    step = _compile_step(run, mesh, pod)
+    estimate = estimate_plan(run, pod, dict(mesh.shape))
+    flop, kernel_share = step.traced, _computed_tile_share(run, mesh)
+    plan = dataclasses.replace(
+        estimate,
+        source="compiled",
+        executed=flop.dot + flop.conv + flop.kernel * kernel_share,
+        compile_seconds=step.seconds,
+        unknown=flop.unknown,
+    )
+    matmul = plan.executed / plan.peak
+    if step.compiled is None:
+        needed = _first_size(step.text, estimate.memory.needed)
+        memory = Memory(estimate.memory.capacity, needed, estimate.memory.arguments, None, None)
+        limits = {**estimate.limits, "matmul": matmul}
+        return dataclasses.replace(plan, memory=memory, fits=False, limits=limits)
+    memory = _compiled_memory(step.compiled, estimate.memory.capacity)
+    cost = compiled_cost.program_cost(step.text, dict(mesh.shape))
+    hbm = cost.traffic / pod.chip.bandwidth * pod.chip.devices
+    clock = pod.chip.clock
+    return dataclasses.replace(
+        plan,
+        memory=memory,
+        fits=memory.needed <= memory.capacity,
+        collectives=cost.collectives,
+        limits={
+            "matmul": matmul,
+            "hbm": hbm,
+            **_collective_seconds(cost.collectives, mesh, pod),
+        },
+        xla=cost.cycles / clock if cost.cycles is not None and clock else None,
+        unknown=(*plan.unknown, *cost.unknown),
+    )
+
+
+def _compile_step(run: Run, mesh: jax.sharding.Mesh, pod: topology.Pod) -> _CompiledStep:
+    """The run's step traced and compiled for the mesh of `pod`. Raises Fault."""
     with jax.set_mesh(mesh):
         update = Update(objective_of(run))
         state = update.shapes(mesh)
         traced = jax.jit(update, donate_argnums=0).trace(state, batch_shapes(run, mesh))
-        executed = traced_flops.count_flops(traced.jaxpr)
+        flop = traced_flops.count_flops(traced.jaxpr)
         began = time.perf_counter()
+        compiled: jax.stages.Compiled | None
         try:
-            lowered, beside = traced.lower(), xla_options.absent_chip_options(mesh)
+            lowered, absent_chip = traced.lower(), xla_options.absent_chip_options(mesh)
             compiled, text = xla_options.compile_with_fallback(
-                lambda options: compiled_cost.compile_with_hlo(lowered, {**options, **beside}), mesh
+                lambda options: compiled_cost.compile_with_hlo(lowered, {**options, **absent_chip}),
+                mesh,
             )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise Fault(
                     f"{pod} cannot be compiled for: {str(error).splitlines()[0]}"
                 ) from error
-            compiled, short = None, str(error)
-        seconds = time.perf_counter() - began
-    rough = estimate_plan(run, pod, dict(mesh.shape))
-    known = dataclasses.replace(
-        rough,
-        source="compiled",
-        executed=executed.dot + executed.conv + executed.kernel * _computed_tile_share(run, mesh),
-        compile_seconds=seconds,
-        unknown=executed.unknown,
-    )
-    matmul = known.executed / known.peak
-    if compiled is None:
-        needed = _first_size(short, rough.memory.needed)
-        memory = Memory(rough.memory.capacity, needed, rough.memory.arguments, None, None)
-        return dataclasses.replace(
-            known, memory=memory, fits=False, limits={**rough.limits, "matmul": matmul}
-        )
-    allotted = compiled.memory_analysis()
-    assert allotted is not None, "XLA tells the memory of all that it compiles for chips"
-    arguments = float(allotted.argument_size_in_bytes)
-    code = float(allotted.generated_code_size_in_bytes)
-    results = allotted.output_size_in_bytes - allotted.alias_size_in_bytes
-    activations = float(allotted.temp_size_in_bytes + results)
-    memory = Memory(
-        rough.memory.capacity, arguments + activations + code, arguments, activations, code
-    )
-    read = compiled_cost.program_cost(text, dict(mesh.shape))
-    share = pod.chip.devices
-    sent = _collective_seconds(read.collectives, mesh, pod)
-    clock = pod.chip.clock
-    return dataclasses.replace(
-        known,
-        memory=memory,
-        fits=memory.needed <= memory.capacity,
-        collectives=read.collectives,
-        limits={"matmul": matmul, "hbm": read.traffic / pod.chip.bandwidth * share, **sent},
-        xla=read.cycles / clock if read.cycles is not None and clock else None,
-        unknown=(*known.unknown, *read.unknown),
-    )
+            compiled, text = None, str(error)
+        return _CompiledStep(flop, compiled, text, time.perf_counter() - began)
+
+
+def _compiled_memory(compiled: jax.stages.Compiled, capacity: int) -> Memory:
+    """Bytes of a device that a compiled step needs, as the compiler tells them."""
+    analysis = compiled.memory_analysis()
+    assert analysis is not None, "XLA tells the memory of all that it compiles for chips"
+    arguments = float(analysis.argument_size_in_bytes)
+    code = float(analysis.generated_code_size_in_bytes)
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    activations = float(analysis.temp_size_in_bytes + results)
+    needed = arguments + activations + code
+    return Memory(capacity, needed, arguments, activations, code)
 
 
 def estimate_plan(run: Run, pod: topology.Pod, sizes: Mapping[str, int]) -> Plan:

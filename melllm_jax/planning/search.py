@@ -49,7 +49,7 @@ def candidate_meshes(chips: int, slices: int, run: Run) -> list[dict[str, int]]:
                 continue
             if data.t // seq % 128 and math.prod((seq, tp)) > 1:
                 continue
-            if run.keep.score and seq > 1:  # decoding takes time whole
+            if run.scoring.every and seq > 1:  # decoding takes time whole
                 continue
             found.append({"replica": slices, "fsdp": fsdp, "seq": seq, "tp": tp})
     return found

@@ -14,7 +14,7 @@ from melllm_jax import flops
 from melllm_jax.config.data import Augment, Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Model
-from melllm_jax.config.run import Intervals, Optim, Run
+from melllm_jax.config.run import CheckpointIntervals, Optim, Run
 
 RUNGS: Mapping[str, float] = types.MappingProxyType(  # weights in the layers, about
     {
@@ -81,7 +81,7 @@ def rung(name: str) -> Run:
             warmup=warmup_updates(steps),
             compute="float32" if small else "bfloat16",
         ),
-        keep=Intervals(every=200 if small else 500),
+        checkpoints=CheckpointIntervals(every=200 if small else 500),
     )
 
 

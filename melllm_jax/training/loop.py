@@ -33,7 +33,7 @@ class Telemetry:
     """Who watches a training, and what it asks for."""
 
     progress: Progress = SILENT
-    # Turns the model into metrics each keep.score updates; None never does.
+    # Turns the model into metrics each scoring.every updates; None never does.
     score: Callable[[Any], Mapping[str, Any]] | None = None
     profile: UpdateRange | None = None  # updates to trace
 
@@ -65,7 +65,10 @@ def train(
     past.
     """
     folder, log = str(workdir / "checkpoints"), telemetry.progress.log
-    with Checkpoints(folder, update.run.keep, log) as checkpoints, stop or StopRequest() as stop:
+    with (
+        Checkpoints(folder, update.run.checkpoints, log) as checkpoints,
+        stop or StopRequest() as stop,
+    ):
         return Loop(update, stream, workdir, telemetry, stop, checkpoints).run()
 
 
@@ -84,17 +87,13 @@ class Loop:
         self._goodput = Goodput(workdir)
         self._update, self._stream, self._workdir = update, stream, workdir
         self._telemetry, self._stop, self._checkpoints = telemetry, stop, checkpoints
-        self._mesh, self._optim, self._keep = (
-            jax.sharding.get_mesh(),
-            update.run.optim,
-            update.run.keep,
-        )
+        self._run, self._mesh = update.run, jax.sharding.get_mesh()
         self._state, seen = self._resume()
         carried = stream.carried
         seen = np.array([seen[i] if i >= 0 else 0 for i in carried], np.int64) if carried else seen
         self._first = self._saved = int(self._state.step)
         if telemetry.profile is not None:
-            telemetry.profile.check(self._first, self._optim.steps)
+            telemetry.profile.check(self._first, self._run.optim.steps)
         self._goodput.resume(self._first)
         self._meter = ThroughputMeter(update.run, self._mesh, stream.sizes, seen, self._goodput)
         self._compiled: Any = None
@@ -111,7 +110,7 @@ class Loop:
             jax.transfer_guard("disallow"),
         ):
             self._news = news
-            steps = range(self._first + 1, self._optim.steps + 1)
+            steps = range(self._first + 1, self._run.optim.steps + 1)
             for step in profiler.updates(steps, self._settle):
                 # Data first: its wait is measured, and its position is saved with this update.
                 with self._goodput.charge_wait(self._is_busy):
@@ -120,9 +119,9 @@ class Loop:
                     self._end_of_data(step - 1)
                     break
                 self._dispatch(step, batch)
-                last = self._stop.requested_at(step) or step == self._optim.steps
-                saves = last or step % self._keep.every == 0
-                if saves or (self._keep.score and step % self._keep.score == 0):
+                last = self._stop.requested_at(step) or step == self._run.optim.steps
+                saves = last or step % self._run.checkpoints.every == 0
+                if saves or (self._run.scoring.every and step % self._run.scoring.every == 0):
                     # Saving needs this update's numbers, and a bad one must not be kept.
                     self._settle(score=True)
                 if saves:
@@ -135,7 +134,7 @@ class Loop:
     def _resume(self) -> tuple[State, np.ndarray]:
         """The state to go on from, and the examples seen of each source; moves the stream on."""
         update = self._update
-        shapes, sources = update.shapes(self._mesh), max(len(update.run.data.sources), 1)
+        shapes, sources = update.shapes(self._mesh), max(len(self._run.data.sources), 1)
         seen = np.zeros(sources, np.int64)
         rest = {"opt": shapes.opt, "step": shapes.step, "seen": seen}
         found = self._checkpoints.restore(shapes.trained | shapes.frozen, rest, self._stream)
@@ -168,7 +167,7 @@ class Loop:
 
         Of several processes, those that have one go back to where they were: that is saved.
         """
-        if not self._update.run.data.epochs or jax.process_count() == 1:
+        if not self._run.data.epochs or jax.process_count() == 1:
             return next(self._stream, None)
         position = self._stream.get_state()
         batch = next(self._stream, None)
@@ -209,13 +208,13 @@ class Loop:
         found = dict(self._score(step)) if score else {}
         if step == self._first + 1:
             found |= self._news
-        if found or step % self._keep.log == 0 or step == self._optim.steps:
+        if found or step % self._run.metrics.every == 0 or step == self._run.optim.steps:
             self._metrics.write(step, {**metrics, **found})
         self._telemetry.progress.step(step, metrics)
 
     def _score(self, step: int) -> Mapping[str, Any]:
         score = self._telemetry.score
-        if score is None or not self._keep.score or step % self._keep.score:
+        if score is None or not self._run.scoring.every or step % self._run.scoring.every:
             return {}
         with self._goodput.charge_to("score"), jax.transfer_guard("allow"):
             weights = self._state.trained | self._state.frozen
@@ -242,7 +241,7 @@ class Loop:
         self._settle()
         if self._saved < last:
             self._save(last)
-        times = f"data.epochs={self._update.run.data.epochs} times"
+        times = f"data.epochs={self._run.data.epochs} times"
         self._telemetry.progress.log(f"the data ends after update {last}: all was drawn {times}")
 
     def _finish(self) -> None:

@@ -82,7 +82,9 @@ def test_run_that_moves_between_devices_is_one_that_stayed(data, tmp_path, moves
             with jax.set_mesh(other), contextlib.closing(batches_of(run)) as batches:
                 shapes = Update(NextToken(run)).shapes(other)
                 rest = {"opt": shapes.opt, "step": shapes.step, "seen": kept["seen"]}
-                with Checkpoints(str(tmp_path / "moved/checkpoints"), run.keep) as checkpoints:
+                with Checkpoints(
+                    str(tmp_path / "moved/checkpoints"), run.checkpoints
+                ) as checkpoints:
                     step, parts = checkpoints.restore(shapes.trained | shapes.frozen, rest, batches)
             assert step == int(state.step)
             same(parts["weights"], state.trained | state.frozen)
@@ -155,7 +157,7 @@ def straight(data, environment, tmp_path_factory):
 
 
 def words(data, workdir, *more):
-    flags = ["--data.bad", 0.5, "--optim.compute", "float32", *more]
+    flags = ["--data.max_reject_share", 0.5, "--optim.compute", "float32", *more]
     return arguments(data, workdir, *flags, steps=STEPS, every=4)
 
 

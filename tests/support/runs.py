@@ -75,20 +75,20 @@ def own_mesh():
         yield
 
 
-def tiny(folder, steps=6, every=2, **keep):
+def tiny(folder, steps=6, every=2, score=0, log=1):
     """A run over the corpus in `folder`, for one device."""
-    changes = {f"keep.{name}": value for name, value in keep.items()}
     return override(
         run_over(folder, t=64, b=2, wire="float32"),
-        changes
-        | {
+        {
             "optim.steps": steps,
             "optim.warmup": 1,
             "optim.compute": "float32",
-            "keep.every": every,
+            "checkpoints.every": every,
+            "scoring.every": score,
+            "metrics.every": log,
             "model.remat": "none",
             "model.scan": False,
-            "data.bad": 0.9,
+            "data.max_reject_share": 0.9,
         },
     )
 

@@ -269,7 +269,9 @@ def test_bad_noise_is_a_reject_that_names_it(speech, tmp_path, corpus, reason):
 
 def test_run_over_bad_noises_is_stopped_and_says_why(speech, tmp_path):
     bad = write_corpus(tmp_path, 2, changes=dict.fromkeys((0, 1), {"audio_filepath": "gone.flac"}))
-    run = run_over(speech, augment=Augment(noise=1.0, noises=Sounds(str(bad))), bad=0.1)
+    run = run_over(
+        speech, augment=Augment(noise=1.0, noises=Sounds(str(bad))), max_reject_share=0.1
+    )
     with pytest.raises(Mistake, match="bad noise"):
         next(iter(train_batches(run, BYTES)))
 

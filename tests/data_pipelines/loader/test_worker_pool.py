@@ -163,11 +163,11 @@ def test_too_many_unusable_examples_stop_after_the_same_batch_with_the_same_word
     folder = write_corpus(tmp_path, 10, seconds=0.05, changes={3: GONE, 4: {"text": ""}})
     found = []
     for count in (0, 2):
-        stream, batches = begun(folder, workers=count, bad=0.19, b=4, bins=1), 0
-        with pytest.raises(Mistake, match=r"data.bad=0.19: .* are unusable: ") as caught:
+        stream, batches = begun(folder, workers=count, max_reject_share=0.19, b=4, bins=1), 0
+        with pytest.raises(Mistake, match=r"data.max_reject_share=0.19: .* are unusab") as caught:
             for batches in itertools.count():  # noqa: B007
                 next(stream)
-        with pytest.raises(Mistake, match=r"data.bad=0.19: "):
+        with pytest.raises(Mistake, match=r"data.max_reject_share=0.19: "):
             next(stream)
         found.append((batches, str(caught.value)))
     assert found[0] == found[1]
@@ -178,7 +178,9 @@ def test_too_many_unusable_examples_stop_after_the_same_batch_with_the_same_word
 
 def test_nothing_but_unusable_examples_stop_without_a_batch(tmp_path, begun):
     folder = write_corpus(tmp_path, 2, seconds=0.05, changes={0: GONE, 1: GONE})
-    with pytest.raises(Mistake, match=r"data.bad=0.5: 100 of 100 examples \(100.0%\) are unusable"):
+    with pytest.raises(
+        Mistake, match=r"max_reject_share=0.5: 100 of 100 examples \(100.0%\) are unusable"
+    ):
         next(begun(folder, workers=1))
 
 
@@ -238,7 +240,7 @@ def test_closing_or_letting_go_leaves_no_process_and_no_memory(forty, begun):
     del kept
     gc.collect()
     assert opened() == before
-    dropped = iter(train_batches(run_over(forty, workers=1, bad=0.5), BYTES))
+    dropped = iter(train_batches(run_over(forty, workers=1, max_reject_share=0.5), BYTES))
     next(dropped)
     (pid,) = processes()
     del dropped
@@ -252,7 +254,7 @@ def test_processes_end_with_the_one_that_started_them(forty):
 from tests.support.corpora import run_over
 from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer
-run = run_over({str(forty)!r}, workers=1, bad=0.5, ahead=0)
+run = run_over({str(forty)!r}, workers=1, max_reject_share=0.5, ahead=0)
 stream = iter(pipeline.train_batches(run, load_tokenizer("bytes")))
 next(stream)
 print(*[worker._process.pid for worker in stream._parent._workers], flush=True)

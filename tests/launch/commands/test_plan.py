@@ -15,7 +15,7 @@ from tests.support import plans
 TINY = [
     *("--topology", "v5e:2x2", "--optim.compute", "bfloat16", "--data.t", "128", "--data.b", "8"),
     *("--model.d", "256", "--model.n", "4", "--model.k", "2", "--model.h", "128"),
-    *("--model.f", "512", "--model.l", "1", "--model.v", "1024", "--keep.score", "0"),
+    *("--model.f", "512", "--model.l", "1", "--model.v", "1024", "--scoring.every", "0"),
 ]
 
 pytestmark = pytest.mark.libtpu

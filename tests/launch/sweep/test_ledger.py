@@ -225,3 +225,18 @@ def test_owner_elsewhere_is_alive_as_long_as_it_was_heard(monkeypatch):
     # The same task of the same job: this process is a later start of it.
     assert not claim_owner.is_alive(owner | {"job": "slurm:7_2", "beat": time.time()})
     assert claim_owner.is_alive(owner | {"job": "slurm:7_3", "beat": time.time()})
+
+
+def test_ledger_written_under_old_names_of_fields_is_the_same_sweep(tmp_path):
+    made(tmp_path, common={"data.bad": 0.5})
+    file = tmp_path / "sweep.json"
+    file.write_text(file.read_text().replace("max_reject_share", "bad"))
+    assert "data.bad" in file.read_text()
+    cell = tmp_path / "cells/aa.json"
+    tree = json.loads(cell.read_text())
+    cell.write_text(json.dumps(tree | {"overrides": {"preset": "digits", "keep.every": 5}}))
+    again = made(tmp_path, common={"data.max_reject_share": 0.5})
+    assert again.sweep.common == {"data.max_reject_share": 0.5}
+    assert again.read("aa").overrides == {"preset": "digits", "checkpoints.every": 5}
+    with pytest.raises(Mistake, match=r"data.max_reject_share=0.4 \(it has 0.5\)"):
+        made(tmp_path, common={"data.max_reject_share": 0.4})

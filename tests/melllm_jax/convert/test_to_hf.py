@@ -255,7 +255,7 @@ def saved(folder, cfg, values):
     """A run's folder with these weights, as training writes them."""
     run_folder.claim(str(folder), cfg)
     step = {"step": jnp.int32(1)}
-    with Checkpoints(str(folder / run_folder.CHECKPOINTS), cfg.keep) as checkpoints:
+    with Checkpoints(str(folder / run_folder.CHECKPOINTS), cfg.checkpoints) as checkpoints:
         checkpoints.save(1, values, step, step)
 
 

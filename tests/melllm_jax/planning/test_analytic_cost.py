@@ -8,7 +8,6 @@ import pytest
 
 from melllm_jax import flops, sharding
 from melllm_jax.config.overrides import override
-from melllm_jax.config.run import Intervals
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.planning import analytic_cost, search
 from melllm_jax.training import device_memory
@@ -140,7 +139,7 @@ def test_meshes_are_all_that_split_the_run_and_no_others(changes):
 def test_meshes_of_a_run_that_decodes_as_it_trains_leave_time_whole():
     run = plans.run(data_t=256)
     assert any(mesh["seq"] > 1 for mesh in search.candidate_meshes(4, 1, run))
-    scores = dataclasses.replace(run, keep=Intervals(score=100))
+    scores = dataclasses.replace(run, scoring=ScoreInterval(every=100))
     assert {mesh["seq"] for mesh in search.candidate_meshes(4, 1, scores)} == {1}
 
 

@@ -138,7 +138,7 @@ def test_train_resumed_elsewhere_only_in_where_it_runs_goes_on_alike(straight, t
     run = dataclasses.replace(
         straight.run,
         data=dataclasses.replace(straight.run.data, threads=3, ahead=0),
-        keep=dataclasses.replace(straight.run.keep, every=5, last=1),
+        checkpoints=dataclasses.replace(straight.run.checkpoints, every=5, last=1),
     )
     trained(run, tmp_path)
     assert losses(tmp_path) == losses(straight.workdir)
@@ -203,9 +203,9 @@ def test_train_scores_the_model_of_that_update_in_its_line(straight, tmp_path):
     assert not same(found[0], found[1])
 
 
-def broken(straight, **keep):
+def broken(straight, every):
     """The run with a learning rate that sends its weights to 1e30."""
-    run = tiny(straight.run.data.sources[0].path, **keep)
+    run = tiny(straight.run.data.sources[0].path, every=every)
     return dataclasses.replace(run, optim=dataclasses.replace(run.optim, lr=1e30, warmup=0))
 
 
