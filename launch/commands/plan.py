@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from launch.terminal.flags import RunArguments, run_arguments
+from launch.terminal.number_format import format_gib
 from launch.terminal.progress_bar import ProgressBar
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault, Mistake
@@ -144,14 +145,10 @@ def _describe(one: Plan) -> str:
     return f"{mesh or 'one chip'}, remat {one.remat}, micro {one.micro}"
 
 
-def _gib(size: float | None) -> str:
-    return "–" if size is None else f"{size / 2**30:.2f}"
-
-
 def _ranking(found: Sequence[Plan]) -> Iterator[str]:
     yield f"{found[0].preset} on {found[0].pod}, estimates ({found[0].source}), best first:"
     for one in found:
-        size = f"{_gib(one.memory.needed)} of {_gib(one.memory.capacity)} GiB"
+        size = f"{format_gib(one.memory.needed)} of {format_gib(one.memory.capacity)} GiB"
         fits = "fits" if one.fits else "does not fit"
         yield (
             f"  {one.step:7.3f} s  MFU ≤ {one.mfu:5.1%}  {size:>21} {fits:12}  {one.limit:6}  "
@@ -173,8 +170,8 @@ def _lines(one: Plan, told: dict[str, Any]) -> Iterator[str]:
     )
     fits = "fits" if one.fits else "DOES NOT FIT"
     yield (
-        f"HBM a device {_gib(memory.needed)} of {_gib(memory.capacity)} GiB: {fits} "
-        "(arguments {}, activations {}, code {})".format(*map(_gib, parts))
+        f"HBM a device {format_gib(memory.needed)} of {format_gib(memory.capacity)} GiB: {fits} "
+        "(arguments {}, activations {}, code {})".format(*map(format_gib, parts))
     )
     for each in one.collectives:
         axes = "×".join(each.axes) or "other"

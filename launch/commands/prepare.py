@@ -17,6 +17,7 @@ from data_pipelines.corpora import shard_index
 from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.prepare.validate import Limits
 from launch.terminal.flags import parse
+from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import LINE_INTERVAL
 from melllm_jax.config.features import Mel
 
@@ -130,7 +131,7 @@ def _format_figures(figures: Mapping[str, Any]) -> str:
     """The figures for people: a line a split, then what was left out and why."""
     lines = [
         f"{split}: {found['utterances']} utterances, {found['hours']:.2f} h, "
-        f"{found['shards']} shards of {found['bytes'] / 1e6:.1f} MB in all"
+        f"{found['shards']} shards of {format_bytes(found['bytes'])} in all"
         for split, found in figures["splits"].items()
     ]
     if figures["rejects"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.bench.matmul_rate import measure_matmul_rate
 from launch.sweep.spec import SweepCell, SweepSpec, differing_fields
-from launch.terminal.number_format import format_optional_count, shorten_end
+from launch.terminal.number_format import format_count, shorten
 from melllm_jax import flops
 from melllm_jax.errors import Mistake
 from melllm_jax.planning import plan
@@ -70,7 +70,7 @@ def table(sweep: SweepSpec, figures: Sequence[Mapping[str, Any]]) -> str:
     numbers = ("weights", "updates", "tokens", "FLOPs", "hours ≥", "cost ≥")
     rows = [("", "cell", *fields, *numbers)]
     for number, (cell, one) in enumerate(zip(sweep.cells, figures, strict=True)):
-        values = (shorten_end(cell.overrides.get(field, "")) for field in fields)
+        values = (shorten(cell.overrides.get(field, "")) for field in fields)
         rows.append((str(number), cell.id, *values, *_numbers(one, cell.run.optim.steps)))
     updates = sum(cell.run.optim.steps for cell in sweep.cells)
     rows.append(("", "all", *[""] * len(fields), *_numbers(_total(figures), updates)))
@@ -89,9 +89,9 @@ def _total(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _numbers(one: Mapping[str, Any], updates: int) -> Iterator[str]:
-    yield format_optional_count(one["params"])
+    yield "" if one["params"] is None else format_count(one["params"])
     yield f"{updates:,}"
-    yield format_optional_count(one["tokens"])
+    yield "" if one["tokens"] is None else format_count(one["tokens"])
     yield f"{one['flops']:.2e}"
     yield "–" if one["hours"] is None else f"{one['hours']:,.3g}"
     yield "–" if one["cost"] is None else f"{one['cost']:,.2f}"

@@ -9,7 +9,7 @@ from typing import Any
 from launch.sweep import claim_owner
 from launch.sweep.ledger import Cell
 from launch.sweep.spec import differing_fields
-from launch.terminal.number_format import format_seconds, shorten_middle
+from launch.terminal.number_format import format_seconds, shorten
 
 SHOWN = 40  # cells of a live table; the rest is counted
 
@@ -96,7 +96,7 @@ def lines(cells: Sequence[Cell], most: int = 0) -> list[str]:
                 format_seconds(left[cell.id]) if cell.id in left else "",
                 f"{result['loss']:.3f}" if result else "",
                 f"{result['wer']:.1%}" if result.get("wer") is not None else "",
-                *(shorten_middle(cell.overrides.get(name, "")) for name in varied),
+                *(shorten(cell.overrides.get(name, "")) for name in varied),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

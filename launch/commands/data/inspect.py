@@ -18,6 +18,7 @@ from launch.corpus_report.page import MANIFESTS, Inspection, page
 from launch.corpus_report.rejects import count_rejects
 from launch.corpus_report.split_statistics import SplitInspection, inspect_split
 from launch.terminal.flags import parse
+from launch.terminal.number_format import format_bytes
 from melllm_jax.errors import Fault, Mistake
 
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     for kind in found.rejects:
         print(f"rejected from {kind.split}: {kind.count:,} {kind.reason} {kind.source}".rstrip())
     if arguments.out:
-        print(f"page: {arguments.out} ({len(written) / 1e6:.1f} MB)")
+        print(f"page: {arguments.out} ({format_bytes(len(written))})")
     return 0
 
 

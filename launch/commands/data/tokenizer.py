@@ -17,6 +17,7 @@ from data_pipelines.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data_pipelines.text.tokenizer import SPECIALS
 from data_pipelines.text.tokenizer_training import SentencePieceKind, train_sentencepiece
 from launch.terminal.flags import parse
+from launch.terminal.number_format import format_bytes
 from melllm_jax.errors import Fault, Mistake
 
 MAX_UNKNOWN_PIECES = 8  # unknown pieces that are told
@@ -137,7 +138,7 @@ def tokenizer_coverage(tokenizer: SentencePieceTokenizer, texts: Sequence[str]) 
 
 def format_figures(found: dict[str, Any]) -> str:
     """The figures for people."""
-    size = f"{found['size']:,} tokens, {found['bytes'] / 1e3:.0f} kB"
+    size = f"{found['size']:,} tokens, {format_bytes(found['bytes'])}"
     lines = [f"{found['out']}: {found['kind']}, {size}, digest {found['digest']}"]
     for split, one in found["splits"].items():
         ratio = one["characters_per_token"]
