@@ -62,7 +62,6 @@ setup(
         "soxr>=0.5",
         "tensorboard>=2.19",
         "tokenizers>=0.21",
-        "tqdm>=4.66",
         "tyro>=1.0.17,<2",
     ],
     extras_require={
