@@ -40,7 +40,7 @@ def compare(
 ) -> ParityReport:
     """Ask both the same. Raises Mistake where torch and transformers are missing."""
     try:
-        pass  # noqa: PLC0415 torch is an extra
+        from launch.evaluation import transformers_reference  # noqa: PLC0415 torch is an extra
     except ImportError as error:
         raise Mistake(
             f"check: {error.name} is missing: the original runs in torch; "
@@ -53,7 +53,7 @@ def compare(
         raise Mistake(f"audio={files[0]}: the model reads text alone (model.front=none)")
     # Theirs first, and gone before ours comes: each takes four bytes a weight.
     try:
-        model = reference.reference(source, spec, lora=origin["lora"] != "drop")
+        model = transformers_reference.load_reference(source, spec, lora=origin["lora"] != "drop")
     except (OSError, RuntimeError, ValueError) as error:  # what transformers raises of a folder
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Mistake(f"HF_DIR={source}: transformers cannot load it: {said}") from error
@@ -63,7 +63,7 @@ def compare(
         tokens = _token_row(
             ours, [len(normalized_log_mel(w, spec.mel)) for w in waves], words, placeholder
         )
-        theirs = reference.ask(model, tokens, waves, placeholder)
+        theirs = transformers_reference.run_reference(model, tokens, waves, placeholder)
         del model
         batch = ours.batch(tokens[None], files, placeholder)
         layers, logits = jax.device_get(jax.jit(_layers_and_logits)(ours.model, batch))
