@@ -12,6 +12,7 @@ import jax
 from launch.bench import timing
 from launch.bench.train_step import machine
 from launch.terminal.flags import RunArguments, run_arguments
+from launch.terminal.number_format import format_bytes
 from melllm_jax import sharding
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.run import Run
@@ -108,7 +109,7 @@ def format_figures(figures: dict[str, Any]) -> str:
     """The figures for people."""
     return "\n".join(
         [
-            f"{figures['preset']}: a state of {figures['bytes'] / 1e6:.1f} MB, on "
+            f"{figures['preset']}: a state of {format_bytes(figures['bytes'])}, on "
             f"{figures['devices']} × {figures['chip']}; medians of {figures['rounds']}",
             f"save        the run stops for {figures['stall_seconds'] * 1e3:.1f} ms, "
             f"{figures['stall_share']:.1%} of the {figures['blocking_seconds']:.2f} s until it "

@@ -9,8 +9,6 @@ import os
 import time
 from typing import Any
 
-from tqdm import tqdm
-
 from data_pipelines.corpora.corpus import open_corpus
 from data_pipelines.corpora.sample import sample_indices
 from data_pipelines.loader import pipeline
@@ -20,6 +18,7 @@ from launch.bench.chips_fed import feed_rate
 from launch.bench.timing import medians, time_in_turns
 from launch.runs.run_inputs import complete_run
 from launch.terminal.flags import RunArguments, run_arguments
+from launch.terminal.progress_bar import count_progress
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
@@ -83,10 +82,13 @@ def measure(arguments: DataBenchArguments) -> dict[str, Any]:
     # A process of one core's work reads faster by itself than by threads.
     more = {count: 0 for count in counts if count <= run.data.lane_count}
     threads = dict(sorted((more | {run.data.workers: run.data.threads}).items()))
-    by_workers = {
-        count: _pipeline_figures(run, tokenizer, count, threads[count], arguments.seconds)
-        for count in tqdm(threads, unit="number of processes", disable=None)
-    }
+    by_workers = {}
+    with count_progress(len(threads), "numbers of processes") as advance:
+        for count in threads:
+            by_workers[count] = _pipeline_figures(
+                run, tokenizer, count, threads[count], arguments.seconds
+            )
+            advance()
     whole = by_workers[run.data.workers]
     figures = {
         "what": "data",

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from launch.evaluation import checkpoint_parity
 from launch.runtime import malloc
 from launch.terminal.flags import parse
+from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import byte_progress
 from melllm_jax.convert import from_hf, to_hf
 from melllm_jax.errors import Mistake
@@ -102,7 +103,7 @@ def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     left = {why: len(names) for why, names in what.left_out.items()}
     lines = [
-        f"{len(what.tensors)} tensors, {what.bytes / 1e9:.2f} GB, in {seconds:.1f} s: "
+        f"{len(what.tensors)} tensors, {format_bytes(what.bytes)}, in {seconds:.1f} s: "
         f"{arguments.target}",
         *(f"left out, {why}: {count} tensors" for why, count in left.items()),
     ]
@@ -126,7 +127,6 @@ def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
         to_hf.export_checkpoint(what, arguments.target, moved)
     seconds = time.perf_counter() - began
     count = len(what.main) + len(what.apart)
-    size = f"{what.bytes / 1e9:.2f} GB"
     return {
         "checkpoint": str(arguments.target),
         "tensors": len(what.main),
@@ -134,7 +134,8 @@ def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
         "merged": len(what.added),
         "bytes": what.bytes,
         "seconds": seconds,
-        "text": f"{count} tensors, {size}, in {seconds:.1f} s: {arguments.target}",
+        "text": f"{count} tensors, {format_bytes(what.bytes)}, in {seconds:.1f} s: "
+        f"{arguments.target}",
     }
 
 

@@ -9,8 +9,6 @@ import shutil
 import sys
 import time
 
-from tqdm import tqdm
-
 from data_pipelines.corpora.corpus import open_corpus
 from data_pipelines.examples.asr_example import load_mel
 from data_pipelines.synthetic import synthetic_shards
@@ -20,6 +18,7 @@ from launch.charts import figures
 from launch.commands import evaluate, transcribe
 from launch.runs.fit import fit
 from launch.terminal.flags import parse
+from launch.terminal.progress_bar import count_progress
 from melllm_jax.config.features import Mel
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
@@ -82,12 +81,8 @@ def main(argv: Sequence[str]) -> int:
 def _speak(data: str, mel: Mel, seed: int) -> None:
     if (pathlib.Path(data) / "index.json").exists():
         return
-    with tqdm(total=sum(COUNTS.values()), unit="utterance", disable=None) as bar:
-
-        def tick() -> None:
-            bar.update()
-
-        synthetic_shards.write_shards(data, COUNTS, mel, seed=seed, progress=tick)
+    with count_progress(sum(COUNTS.values()), "utterances") as advance:
+        synthetic_shards.write_shards(data, COUNTS, mel, seed=seed, progress=advance)
 
 
 def _transcribe_one(folder: pathlib.Path, run: Run, run_folder: str, seed: int) -> str:

@@ -27,7 +27,6 @@ from melllm_jax.config.model import ModelSpec
 from melllm_jax.convert import hf_config_writer
 
 LOAD_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
-SPEECH = "model.embed_tokens_extend.audio_embed."
 MATRICES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 # What Microsoft's files have that the model without Conformer lacks.
 LEFT_OUT = ("vision", "image_embed", "encoder.encoders.", "relative_attention_bias_layer", ".lora_")

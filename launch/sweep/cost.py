@@ -7,9 +7,12 @@ and FLOPs are upper bounds of what final.json tells. Hours are estimates, and lo
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
 from launch.bench.matmul_rate import measure_matmul_rate
 from launch.sweep.spec import SweepCell, SweepSpec, differing_fields
-from launch.terminal.number_format import format_optional_count, shorten_end
+from launch.terminal import text_table
+from launch.terminal.number_format import format_count, shorten
 from melllm_jax import flops
 from melllm_jax.errors import Mistake
 from melllm_jax.planning import plan
@@ -63,41 +66,35 @@ def _plan_cell(cell: SweepCell, topology: str, price: float, rate: Rate) -> dict
     }
 
 
-def table(sweep: SweepSpec, figures: Sequence[Mapping[str, Any]]) -> str:
-    """The dry run: a line a cell with the fields that differ between cells, and the totals."""
+def table(sweep: SweepSpec, figures: Sequence[Mapping[str, Any]]) -> Table:
+    """The dry run: a row a cell with the fields that differ between cells, and the totals."""
     fields = differing_fields([cell.overrides for cell in sweep.cells])
     fields = [field for field in fields if field != "optim.steps"]
     numbers = ("weights", "updates", "tokens", "FLOPs", "hours ≥", "cost ≥")
-    rows = [("", "cell", *fields, *numbers)]
-    for number, (cell, one) in enumerate(zip(sweep.cells, figures, strict=True)):
-        values = (shorten_end(cell.overrides.get(field, "")) for field in fields)
-        rows.append((str(number), cell.id, *values, *_numbers(one, cell.run.optim.steps)))
+    rows = []
+    for index, (cell, one) in enumerate(zip(sweep.cells, figures, strict=True)):
+        values = (shorten(cell.overrides.get(field, "")) for field in fields)
+        rows.append((str(index), cell.id, *values, *_numbers(one, cell.run.optim.steps)))
     updates = sum(cell.run.optim.steps for cell in sweep.cells)
     rows.append(("", "all", *[""] * len(fields), *_numbers(_total(figures), updates)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = 2 + len(fields)  # what follows is numbers
-    return "\n".join(_aligned(row, widths, left) for row in rows)
+    first = 2 + len(fields)  # the column of the first number
+    heads = ("", "cell", *fields, *numbers)
+    return text_table.table(heads, rows, right=range(first, len(heads)), elastic=range(2, first))
 
 
 def _total(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums; None where a cell has no figure. Weights are no sum."""
-    told: dict[str, Any] = {"params": None}
+    total: dict[str, Any] = {"params": None}
     for name in ("tokens", "flops", "hours", "cost"):
         values = [one[name] for one in figures]
-        told[name] = None if None in values else sum(values)
-    return told
+        total[name] = None if None in values else sum(values)
+    return total
 
 
 def _numbers(one: Mapping[str, Any], updates: int) -> Iterator[str]:
-    yield format_optional_count(one["params"])
+    yield "" if one["params"] is None else format_count(one["params"])
     yield f"{updates:,}"
-    yield format_optional_count(one["tokens"])
+    yield "" if one["tokens"] is None else format_count(one["tokens"])
     yield f"{one['flops']:.2e}"
     yield "–" if one["hours"] is None else f"{one['hours']:,.3g}"
     yield "–" if one["cost"] is None else f"{one['cost']:,.2f}"
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int], left: int) -> str:
-    cells = zip(row, widths, strict=True)
-    sides = (f"{x:<{w}}" if i < left else f"{x:>{w}}" for i, (x, w) in enumerate(cells))
-    return "  ".join(sides).rstrip()

@@ -6,12 +6,14 @@ import math
 import time
 from typing import Any
 
+from rich.console import Group, RenderableType
+from rich.text import Text
+
 from launch.sweep import claim_owner
 from launch.sweep.ledger import Cell
 from launch.sweep.spec import differing_fields
-from launch.terminal.number_format import format_seconds, shorten_middle
-
-SHOWN = 40  # cells of a live table; the rest is counted
+from launch.terminal import text_table
+from launch.terminal.number_format import format_seconds, shorten
 
 
 def state(cell: Cell) -> str:
@@ -76,40 +78,64 @@ def figures(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def lines(cells: Sequence[Cell], most: int = 0) -> list[str]:
-    """The table as text, for people; of up to `most` cells, those not yet done first (0: all)."""
-    left = remaining_seconds(cells)
-    counts = Counter(map(state, cells))
+def lines(cells: Sequence[Cell]) -> list[str]:
+    """The table as plain lines."""
+    return text_table.lines(table(cells))
+
+
+def table(cells: Sequence[Cell], most: int = 0) -> RenderableType:
+    """A row a cell with what differs between cells, then what failed ones say, then the counts.
+
+    Of more cells than fit `most` lines, those not yet done come first, and the rest is counted;
+    0 shows all, in order.
+    """
     shown = list(cells)
-    if most and len(cells) > most:
-        order = ("running", "lost", "failed", "preempted", "pending", "done")
-        shown = sorted(cells, key=lambda cell: (order.index(state(cell)), cell.number))[:most]
+    if most and _line_count(shown) > most:
+        shown.sort(key=lambda cell: (_URGENCY.index(state(cell)), cell.number))
+        while _line_count(shown) > most:
+            shown.pop()
+    left = remaining_seconds(cells)
     varied = differing_fields([cell.overrides for cell in cells])
-    rows = [("cell", "state", "updates", "left", "loss", "WER", *varied)]
-    for cell in shown:
-        result = cell.result or {}
-        rows.append(
-            (
-                cell.id,
-                state(cell) + (f" ({cell.attempt})" if cell.attempt > 1 else ""),
-                f"{cell.step:,}/{cell.steps:,}",
-                format_seconds(left[cell.id]) if cell.id in left else "",
-                f"{result['loss']:.3f}" if result else "",
-                f"{result['wer']:.1%}" if result.get("wer") is not None else "",
-                *(shorten_middle(cell.overrides.get(name, "")) for name in varied),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    table += [f"{'':10}  {cell.error}" for cell in shown if cell.error]
+    heads = (*_HEADS, *varied)
+    rows = [_row(cell, left, varied) for cell in shown]
+    below = [Text(f"{'':10}  {cell.error}") for cell in shown if cell.error]
     if len(shown) < len(cells):
-        table.append(f"… and {len(cells) - len(shown)} more")
-    said = ", ".join(f"{count} {name}" for name, count in counts.items())
-    ends = eta(cells, left)
-    if left and ends is not None:
-        when = time.strftime("%d %b %H:%M", time.localtime(time.time() + ends))
-        said += f"; {format_seconds(ends)} left, until {when}"
-    return [*table, said]
+        below.append(Text(f"… and {len(cells) - len(shown)} more"))
+    below.append(Text(_summary(cells, left)))
+    for text in below:
+        text.no_wrap, text.overflow = bool(most), "ellipsis"
+    return Group(text_table.table(heads, rows, elastic=range(len(_HEADS), len(heads))), *below)
+
+
+_HEADS = ("cell", "state", "updates", "left", "loss", "WER")
+_URGENCY = ("running", "lost", "failed", "preempted", "pending", "done")
+
+
+def _line_count(cells: Sequence[Cell]) -> int:
+    return len(cells) + sum(bool(cell.error) for cell in cells)
+
+
+def _row(cell: Cell, left: Mapping[str, float | None], varied: Sequence[str]) -> tuple[str, ...]:
+    result = cell.result or {}
+    return (
+        cell.id,
+        state(cell) + (f" ({cell.attempt})" if cell.attempt > 1 else ""),
+        f"{cell.step:,}/{cell.steps:,}",
+        format_seconds(left[cell.id]) if cell.id in left else "",
+        f"{result['loss']:.3f}" if result else "",
+        f"{result['wer']:.1%}" if result.get("wer") is not None else "",
+        *(shorten(cell.overrides.get(name, "")) for name in varied),
+    )
+
+
+def _summary(cells: Sequence[Cell], left: Mapping[str, float | None]) -> str:
+    """How many cells are in which state, and when all will be done."""
+    text = ", ".join(f"{count} {name}" for name, count in Counter(map(state, cells)).items())
+    seconds = eta(cells, left)
+    if left and seconds is not None:
+        when = time.strftime("%d %b %H:%M", time.localtime(time.time() + seconds))
+        text += f"; {format_seconds(seconds)} left, until {when}"
+    return text
 
 
 def _pace(cell: Cell) -> float | None:

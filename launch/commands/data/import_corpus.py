@@ -6,12 +6,12 @@ import json
 from typing import Literal
 
 from etils import epath
-from tqdm import tqdm
 from tyro.conf import Positional
 
 from data_pipelines.importers import write_manifests
 from data_pipelines.importers.manifest_row import ManifestRow
 from launch.terminal.flags import parse
+from launch.terminal.progress_bar import count_progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ def main(argv: Sequence[str]) -> int:
     options = dataclasses.asdict(arguments)
     source, kind, out, as_json = (options.pop(k) for k in ("source", "kind", "out", "json"))
     seconds, unknown = 0.0, 0
-    with tqdm(unit="utterance", disable=None) as bar:
+    with count_progress(None, "utterances") as advance:
 
         def count_row(row: ManifestRow) -> None:
             nonlocal seconds, unknown
             seconds += row["duration"]
             unknown += not row["duration"]
-            bar.update()
+            advance()
 
         written = write_manifests.import_corpus(
             source, kind, epath.Path(out), on_row=count_row, **options

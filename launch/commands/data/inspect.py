@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from etils import epath
 import numpy as np
-from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from data_pipelines.corpora import shard_index
@@ -18,6 +17,8 @@ from launch.corpus_report.page import MANIFESTS, Inspection, page
 from launch.corpus_report.rejects import count_rejects
 from launch.corpus_report.split_statistics import SplitInspection, inspect_split
 from launch.terminal.flags import parse
+from launch.terminal.number_format import format_bytes
+from launch.terminal.progress_bar import count_progress
 from melllm_jax.errors import Fault, Mistake
 
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     for kind in found.rejects:
         print(f"rejected from {kind.split}: {kind.count:,} {kind.reason} {kind.source}".rstrip())
     if arguments.out:
-        print(f"page: {arguments.out} ({len(written) / 1e6:.1f} MB)")
+        print(f"page: {arguments.out} ({format_bytes(len(written))})")
     return 0
 
 
@@ -86,11 +87,11 @@ def inspect(arguments: InspectArguments) -> Inspection:
     }
     found, sounds = {}, {}
     total = sum(len(drawn[split]) + len(wanted[split]) for split in corpora)
-    with tqdm(total=total, unit="utterance", disable=None) as bar:
+    with count_progress(total, "utterances") as advance:
         for (split, corpus), share in zip(corpora.items(), shares, strict=True):
             stated = index.facts.get(split) if index else None
-            found[split] = inspect_split(corpus, split, stated, drawn[split], bar.update)
-            sounds[split] = inspect_audio(corpus, split, wanted[split], share, bar.update)
+            found[split] = inspect_split(corpus, split, stated, drawn[split], advance)
+            sounds[split] = inspect_audio(corpus, split, wanted[split], share, advance)
     return Inspection(
         folder=arguments.data,
         stores=MANIFESTS if index is None else "mel" if index.mel else index.sound,

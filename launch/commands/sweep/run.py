@@ -13,6 +13,7 @@ from launch.commands.sweep.submit import BACKENDS, BackendName, BackendOptions, 
 from launch.sweep import cost, ledger, spec
 from launch.sweep.backends import gke
 from launch.sweep.ledger import Cell, Eval, Sweep
+from launch.terminal import text_table
 from launch.terminal.flags import SOURCE_FLAG, parse
 from launch.terminal.subcommands import split_operand
 from melllm_jax.config.data import Source
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     rate = measure_matmul_rate if words.backend == "local" else cost.unknown_rate
     plans = cost.plan_cells(asked, words.topology, words.price, rate)
     if words.dry_run:
-        print(cost.table(asked, plans))
+        text_table.show(cost.table(asked, plans))
         if words.backend == "gke":
             names = [cell.id for cell in asked.cells]
             print(f"---\n{gke.text(words.workdir, names, words.options.gke)}", end="")

@@ -16,7 +16,7 @@ from launch.sweep.backends.local import Local, start
 from launch.sweep.backends.slurm_script import Slurm
 from launch.sweep.ledger import Ledger
 from launch.sweep_report import page
-from launch.terminal import number_format
+from launch.terminal import number_format, text_table
 
 BackendName = Literal["local", "slurm", "gke"]
 BACKENDS: Mapping[str, types.ModuleType] = types.MappingProxyType(
@@ -52,7 +52,7 @@ def submit(made: Ledger, backend: str, options: Any) -> int:
         return 0
     start(folder, missing, options, told=ChangeReporter())
     cells = made.cells()
-    print("\n".join(status.lines(cells)))
+    text_table.show(status.table(cells))
     print(f"report: {page.write_report(folder)}")
     return 0 if all(cell.state == "done" for cell in cells) else 1
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -213,6 +214,19 @@ def test_owner_is_alive_while_its_process_is_and_not_as_a_later_one_of_its_numbe
     process.communicate()
     assert not claim_owner.is_alive(owner)
     assert claim_owner.is_alive(claim_owner.current_owner())
+
+
+def test_owner_recorded_by_an_older_ledger_is_known_again():
+    stat = pathlib.Path("/proc/self/stat")
+    if not stat.exists():
+        pytest.skip("records of systems with /proc")
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+    boot = "0a1b2c3d-0000-4000-8000-0123456789ab"
+    owner = claim_owner.current_owner()
+    assert claim_owner.is_alive(owner | {"born": f"{boot}:{ticks}"})
+    assert not claim_owner.is_alive(owner | {"born": f"{boot}:{ticks - 1}"})
+    assert claim_owner.is_alive(owner | {"born": "alive"})
+    assert not claim_owner.is_alive(owner | {"born": None})
 
 
 def test_owner_elsewhere_is_alive_as_long_as_it_was_heard(monkeypatch):
