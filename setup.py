@@ -38,6 +38,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["melllm_jax*", "data_pipelines*", "launch*"]),
+    package_data={"launch": ["*/*.html", "*/*.css"]},  # templates of pages
     install_requires=[
         # Python 3.11 stops at jax 0.10.2 and flax 0.12.8; 3.12 takes jax 0.12 and flax 0.12.12.
         "jax>=0.10.2,<0.13",
@@ -50,6 +51,7 @@ setup(
         "etils[epath]>=1.12",
         "fsspec>=2025.2",  # from then on its stores can create what must not exist yet
         "jaxtyping>=0.3.2,<0.4",
+        "jinja2>=3.1",
         "ml_dtypes>=0.5",
         "numpy>=2.0",
         "pyyaml>=6",  # manifests of melllm sweep --backend gke

@@ -5,17 +5,19 @@ into the dark.
 """
 
 from collections.abc import Sequence
-import html
 import math
 
+from markupsafe import Markup
+
 from launch.charts.distribution import Distribution
+from launch.charts.html import escape_text
 from launch.terminal.number_format import format_tick, format_tick_count
 
 WIDE, TALL = 460, 170  # units of the drawing; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34  # margins, for the figures at the axes
 
 
-def histogram(numbers: Distribution, unit: str, what: str = "utterances") -> str:
+def histogram(numbers: Distribution, unit: str, what: str = "utterances") -> Markup:
     """Bars over an axis in `unit`; a last bar, apart, holds what lies beyond the axis."""
     counts = [*numbers.counts, *([numbers.beyond] if numbers.beyond else [])]
     top = _ceiling(max(counts))
@@ -36,7 +38,7 @@ def histogram(numbers: Distribution, unit: str, what: str = "utterances") -> str
         parts.append(
             f'<rect class="{"beyond" if last else "bar"}" x="{x:.1f}" '
             f'y="{TALL - BOTTOM - height:.1f}" width="{max(step - 1, 0.5):.1f}" '
-            f'height="{height:.1f}"><title>{span} {html.escape(unit)}: {count:,}</title></rect>'
+            f'height="{height:.1f}"><title>{span} {escape_text(unit)}: {count:,}</title></rect>'
         )
     for value in _ticks(numbers.start, end):
         x = LEFT + step * (value - numbers.start) / numbers.width
@@ -50,7 +52,7 @@ def histogram(numbers: Distribution, unit: str, what: str = "utterances") -> str
     return _drawing(parts, f"histogram of {what}, {unit}")
 
 
-def bands(mean: Sequence[float], deviation: Sequence[float], unit: str) -> str:
+def bands(mean: Sequence[float], deviation: Sequence[float], unit: str) -> Markup:
     """Mean of each mel band, and one standard deviation to either side."""
     lows = [x - y for x, y in zip(mean, deviation, strict=True)]
     highs = [x + y for x, y in zip(mean, deviation, strict=True)]
@@ -73,9 +75,9 @@ def bands(mean: Sequence[float], deviation: Sequence[float], unit: str) -> str:
     return _drawing(parts, "mean and standard deviation of each mel band")
 
 
-def _drawing(parts: Sequence[str], label: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{html.escape(label)}">'
+def _drawing(parts: Sequence[str], label: str) -> Markup:
+    return Markup(
+        f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape_text(label)}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -97,7 +99,7 @@ def _level(y: float, label: str) -> str:
 
 def _axis(unit: str) -> str:
     middle = (LEFT + WIDE - RIGHT) / 2
-    return f'<text x="{middle}" y="{TALL - 3}" text-anchor="middle">{html.escape(unit)}</text>'
+    return f'<text x="{middle}" y="{TALL - 3}" text-anchor="middle">{escape_text(unit)}</text>'
 
 
 def _ticks(low: float, high: float, most: int = 8, finest: float = 0.0) -> list[float]:

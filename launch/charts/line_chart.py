@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import math
 
+from markupsafe import Markup
+
 from launch.charts.html import escape_text
 
 WIDE, TALL = 460, 290  # units of the drawing; the page scales it
@@ -70,12 +72,12 @@ def series_colour(place: int, of: int) -> str:
     return f"oklch(var(--lit) .14 {hue:.0f})"
 
 
-def chart(groups: Sequence[Series], x: Axis, y: Axis, about: str) -> str:
+def chart(groups: Sequence[Series], x: Axis, y: Axis, about: str) -> Markup:
     """The drawing, and below it its key. `about` says in words what it shows."""
     return drawing(groups, x, y, about) + legend(groups)
 
 
-def drawing(groups: Sequence[Series], x: Axis, y: Axis, about: str) -> str:
+def drawing(groups: Sequence[Series], x: Axis, y: Axis, about: str) -> Markup:
     """The drawing alone."""
     points = [point for group in groups for mark in group.marks for point in mark.points]
     across, marked = _scale([one[0] for one in points], x, LEFT, WIDE - RIGHT)
@@ -88,13 +90,13 @@ def drawing(groups: Sequence[Series], x: Axis, y: Axis, about: str) -> str:
         _text((LEFT + WIDE - RIGHT) / 2, TALL - 6, x.title),
         _text(14, middle, y.title, f' transform="rotate(-90 14 {middle:.0f})"'),
     ]
-    return (
+    return Markup(
         f'<svg class="plot" viewBox="0 0 {WIDE} {TALL}" role="img" '
         f'aria-label="{escape_text(about)}">{"".join(parts)}</svg>'
     )
 
 
-def legend(groups: Sequence[Series]) -> str:
+def legend(groups: Sequence[Series]) -> Markup:
     """The names of groups, each behind its colour; of very many, some of them."""
     named = [group for group in groups if group.name]
     if len(named) > LEGEND_ENTRIES:
@@ -104,7 +106,7 @@ def legend(groups: Sequence[Series]) -> str:
         f'<span style="color:{group.colour}"><b>{escape_text(group.name)}</b></span>'
         for group in named
     )
-    return f'<div class="key">{names}</div>' if names else ""
+    return Markup(f'<div class="key">{names}</div>' if names else "")
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 
+from markupsafe import Markup
 import numpy as np
 
 from launch.charts import line_chart
@@ -34,7 +35,7 @@ class Chart:
     y: Axis
     about: str
 
-    def html(self) -> str:
+    def html(self) -> Markup:
         """For a page that has `axes.STYLE`."""
         return line_chart.chart(self.groups, self.x, self.y, self.about)
 
@@ -43,22 +44,22 @@ FLOPS = Axis("FLOPs of training", format_power)
 PARAMS = Axis("parameters N", format_count)
 
 
-def losses(fit: LawFit) -> str:
+def losses(fit: LawFit) -> Markup:
     """Loss over FLOPs: the runs by size, the law of each size, and the frontier."""
     return _losses(fit).html()
 
 
-def isoflop(fit: LawFit) -> str:
+def isoflop(fit: LawFit) -> Markup:
     """Loss over N: the runs of each budget, their parabola and its minimum. Empty without any."""
-    return _isoflop(fit).html() if fit.isoflop.groups else ""
+    return _isoflop(fit).html() if fit.isoflop.groups else Markup()
 
 
-def optimum(fit: LawFit) -> str:
+def optimum(fit: LawFit) -> Markup:
     """The best N and D over FLOPs with their 95 %, and what approaches 1 and 2 found."""
     return _optimal(fit).html()
 
 
-def residuals(fit: LawFit) -> str:
+def residuals(fit: LawFit) -> Markup:
     """How far each run lies from the law, in percent, over FLOPs."""
     return _residuals(fit).html()
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 import statistics
 
+from markupsafe import Markup
+
 from launch.charts.line_chart import XY, Axis, Mark, Series, chart, series_colour
 from launch.sweep.ledger import Cell
 from launch.sweep_report.cell_figures import CellGroups, amount, final_figure
@@ -18,7 +20,7 @@ CellFigure = Callable[[Cell], float | None]
 
 def curves_chart(
     cells: Sequence[Cell], found: Mapping[str, Curve], kinds: CellGroups, name: str
-) -> str:
+) -> Markup:
     """Training loss over tokens or FLOPs, a line a cell; "" where there is none."""
     x = {
         "tokens": Axis("positions trained on", format_count),
@@ -34,12 +36,12 @@ def curves_chart(
                 marks.append(Mark(points, cell_tooltip(cell), "curve thin"))
         if marks:
             groups.append(Series(title, series_colour(place, len(kinds.names)), tuple(marks)))
-    return chart(groups, x, LOSS, f"training loss over {name}") if groups else ""
+    return chart(groups, x, LOSS, f"training loss over {name}") if groups else Markup()
 
 
 def scatter(
     cells: Sequence[Cell], kinds: CellGroups, of_x: CellFigure, of_y: CellFigure, x: Axis, y: Axis
-) -> str:
+) -> Markup:
     """Dots of the cells that have both figures, joined within a group; "" where there is none."""
     groups = []
     for place, name in enumerate(kinds.names):
@@ -51,7 +53,7 @@ def scatter(
             path = means([(a, b) for a, b, _ in known])
             joined = [Mark(path, name, "curve thin")] if len(path) > 1 else []
             groups.append(Series(name, series_colour(place, len(kinds.names)), (*joined, *dots)))
-    return chart(groups, x, y, f"{y.title} against {x.title}") if groups else ""
+    return chart(groups, x, y, f"{y.title} against {x.title}") if groups else Markup()
 
 
 def means(points: Sequence[XY]) -> tuple[XY, ...]:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 import json
 
-from launch.charts.html import TableCell as Entry
-from launch.charts.html import table
+from markupsafe import Markup
+
+from launch.charts.html import TableCell, table
 from launch.sweep.ledger import Cell
 from launch.sweep.spec import differing_fields
 from launch.sweep.status import state
@@ -15,7 +16,7 @@ FIELDS = 8  # of those that differ, as columns
 LONGEST = 60  # characters of a field's value
 
 
-def cell_table(cells: Sequence[Cell]) -> str:
+def cell_table(cells: Sequence[Cell]) -> Markup:
     """A row each; columns that no cell fills are left out."""
     fields = differing_fields([cell.overrides for cell in cells])[:FIELDS]
     heads = (
@@ -36,7 +37,7 @@ def failures(cells: Sequence[Cell]) -> list[str]:
     return [f"cell {', '.join(who)}: {error or 'no word'}" for error, who in said.items()]
 
 
-def _row(cell: Cell, fields: Sequence[str]) -> tuple[Entry, ...]:
+def _row(cell: Cell, fields: Sequence[str]) -> tuple[TableCell, ...]:
     loss = final_figure(cell, "loss")
     return (
         cell.number,
@@ -58,7 +59,7 @@ def _figure_text(value: float | None, written: Callable[[float], str]) -> Number
     return None if value is None else NumberText(written(value))
 
 
-def _value(cell: Cell, field: str) -> Entry:
+def _value(cell: Cell, field: str) -> TableCell:
     """A field of a cell's own; a dash where it leaves that to its preset."""
     value = cell.overrides.get(field)
     if isinstance(value, bool) or not isinstance(value, int | float):
