@@ -1,4 +1,4 @@
-"""Parts of a sweep's page that are drawn: curves, word errors, token rates, time and cost."""
+"""Cards of a sweep's page with charts: loss curves, word errors, token rates, time and cost."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,10 +23,10 @@ from launch.terminal.number_format import NumberText, format_hours, format_numbe
 PLAIN = "{:,g}".format
 
 
-def curve_cards(cells: Sequence[Cell], found: Mapping[str, Curve]) -> list[Card]:
+def curve_cards(cells: Sequence[Cell], curves: Mapping[str, Curve]) -> list[Card]:
     """Training loss over positions and over FLOPs."""
     groups = group_cells(cells)
-    begun = f"{len(found)} of {len(cells)} cells have begun"
+    begun = f"{len(curves)} of {len(cells)} cells have begun"
     note = f"{begun}; colours by {groups.title}; each point is the mean of the updates around it"
     return [
         Card(title, drawn, note)
@@ -34,7 +34,7 @@ def curve_cards(cells: Sequence[Cell], found: Mapping[str, Curve]) -> list[Card]
             ("Training loss over data", "tokens"),
             ("Training loss over compute", "flops"),
         )
-        if (drawn := curves_chart(cells, found, groups, name))
+        if (drawn := curves_chart(cells, curves, groups, name))
     ]
 
 
@@ -65,8 +65,10 @@ def error_cards(cells: Sequence[Cell]) -> list[Card]:
 def rate_cards(cells: Sequence[Cell]) -> list[Card]:
     """Loss and word errors over the mel frames of a position, at equal size and equal sound."""
     groups = group_by_rate(cells)
-    found = sorted({r for cell in cells if cell.id in groups.of and (r := final_figure(cell, "r"))})
-    axis = Axis("r, mel frames a position (100/r positions a second)", PLAIN, at=(*found,))
+    rates = sorted(
+        {r for cell in cells if cell.id in groups.group_by_id and (r := final_figure(cell, "r"))}
+    )
+    axis = Axis("r, mel frames a position (100/r positions a second)", PLAIN, tick_values=(*rates,))
     note = "Cells of the same width, depth and hours of sound"
     return [
         Card(title, drawn, note)
@@ -83,9 +85,9 @@ def _final_figure(name: str) -> CellFigure:
 
 
 def cost_cards(cells: Sequence[Cell]) -> list[Card]:
-    """What cells of each size were planned to take and took, and loss against it."""
+    """Time and cost of cells by group, planned and so far, and loss against them."""
     groups = group_cells(cells)
-    rows = [_costs(name, groups.cells(cells, place)) for place, name in enumerate(groups.names)] + [
+    rows = [_costs(name, groups.cells(cells, index)) for index, name in enumerate(groups.names)] + [
         _costs(NumberText("all"), cells)
     ]
     heads = (groups.title, "done", "planned", "so far", "cost planned", "so far")
@@ -98,7 +100,7 @@ def cost_cards(cells: Sequence[Cell]) -> list[Card]:
 
 
 def _cost_axis(cells: Sequence[Cell]) -> tuple[str, CellFigure, Axis]:
-    """What a run took: its cost where there is a price, else its time in a unit that suits all."""
+    """Cost of a run where there is a price, else its time in a unit that suits all."""
     if any(cost(cell) for cell in cells):
         return "Loss by cost", cost, Axis("cost of training", format_number)
     if max((hours(cell) or 0.0 for cell in cells), default=0.0) > 2:

@@ -21,13 +21,13 @@ from melllm_jax.errors import Mistake
 
 RESAMPLES = 100  # of the runs, for intervals
 ROWS = 16  # of the runs held out that are listed: the largest
-AHEAD = (2, 10)  # times the compute of the largest run
+PROPOSED = (2, 10)  # times the compute of the largest run
 SPLIT = "Best parameters grow as FLOPs^a, positions as FLOPs^b"
 FORM = "loss = E + A / parameters^alpha + B / positions^beta"
 
 
 def law_cards(folder: str, cells: Sequence[Cell]) -> tuple[list[Card], list[Card]]:
-    """The law's cards, and those of the runs that it proposes; without a law, the reason."""
+    """Cards of the law, and of the runs that it proposes; without a law, a card with the reason."""
     try:
         found = points.load_points(folder)
         fit = law_fit.fit_law(found, bootstrap=RESAMPLES)
@@ -50,7 +50,7 @@ def law_cards(folder: str, cells: Sequence[Cell]) -> tuple[list[Card], list[Card
         Card("Check on the largest runs", *_held_out(fit.held_out, cells), wide=True),
     ]
     most = max(point.flops for point in found)
-    return cards, [_next(fit, times, most, cells) for times in AHEAD]
+    return cards, [_next(fit, times, most, cells) for times in PROPOSED]
 
 
 def _constants(fit: law_fit.LawFit) -> Markup:
@@ -65,7 +65,7 @@ def _constants(fit: law_fit.LawFit) -> Markup:
 
 
 def _approaches(fit: law_fit.LawFit) -> Markup:
-    """Exponents of the best size and data by each approach; why one says nothing."""
+    """Exponents of the best size and data by each approach, and why one gives none."""
     named: tuple[tuple[str, str, Mapping[str, Quantity]], ...] = (
         ("1, envelope", fit.envelope.refused, fit.envelope.optimal),
         ("2, parabolas", fit.isoflop.refused, fit.isoflop.optimal),
@@ -86,7 +86,7 @@ def _approaches(fit: law_fit.LawFit) -> Markup:
 
 
 def _held_out(found: law_fit.HeldOutCheck, cells: Sequence[Cell]) -> tuple[Markup, str]:
-    """What the law of the smaller runs says of the largest, and a note."""
+    """The largest runs beside their prediction by the law of the smaller ones, and a note."""
     if found.refused:
         return faint(found.refused), ""
     numbers = {cell.id: cell.number for cell in cells}
@@ -150,5 +150,5 @@ def _pace(cells: Sequence[Cell]) -> float | None:
     return max(known)[1] if known else None
 
 
-def _interval_text(found: Quantity, written: Callable[[float], str]) -> str:
-    return " to ".join(map(written, found.p95))
+def _interval_text(fitted: Quantity, format_value: Callable[[float], str]) -> str:
+    return " to ".join(map(format_value, fitted.p95))

@@ -1,6 +1,7 @@
-"""`melllm sweep report`: all of a sweep on one page of HTML, opened from disk, without a script.
+"""`melllm sweep report`: writes all of a sweep to one page of HTML, without a script.
 
-Whatever state the sweep is in: what is not there yet is left out, and what cannot be said says why.
+The sweep may be in any state: what is not there yet is left out, and where a figure cannot be had,
+the page says why.
 """
 
 from collections import Counter
@@ -29,7 +30,7 @@ STATES = ("done", "running", "lost", "pending", "preempted", "failed")
 
 
 def write_report(folder: str) -> epath.Path:
-    """The path of the page, written into a sweep's folder.
+    """Writes the page into a sweep's folder and returns its path.
 
     Raises Mistake where `folder` holds no sweep, Fault where a file of it is damaged.
     """
@@ -40,7 +41,7 @@ def write_report(folder: str) -> epath.Path:
 
 
 def page(ledger: Ledger) -> bytes:
-    """The page."""
+    """The page in UTF-8."""
     sweep, cells = ledger.sweep, ledger.cells()
     folder = os.fspath(ledger.folder)
     law, after = law_cards(folder, cells)
@@ -94,7 +95,7 @@ def _overview(sweep: Sweep, cells: Sequence[Cell]) -> list[tuple[str, str]]:
 
 
 def _resume_cards(folder: str, cells: Sequence[Cell]) -> list[Card]:
-    """How to go on with what is not done."""
+    """The command that goes on with the cells that are not done; no card where all are."""
     missing = sum(cell.state != "done" for cell in cells)
     if not missing:
         return []
