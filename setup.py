@@ -37,6 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["melllm_jax*", "data_pipelines*", "launch*"]),
+    package_data={"launch": ["*/*.html", "*/*.css"]},  # templates of pages
     install_requires=[
         # Python 3.11 stops at jax 0.10.2 and flax 0.12.8; 3.12 takes jax 0.12 and flax 0.12.12.
         "jax>=0.10.2,<0.13",
