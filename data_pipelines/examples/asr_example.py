@@ -53,7 +53,7 @@ def reject_reasons(cfg: Data) -> tuple[str, ...]:
         BAD_NOISE,
         BAD_ROOM,
     )
-    return (*audio, EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, _too_wide_reason(cfg))
+    return (*audio, EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, too_wide_reason(cfg))
 
 
 class ExampleMaker:
@@ -92,7 +92,7 @@ class ExampleMaker:
             columns = asr_columns(mel, ids, self._prompt, r=r, dtype=dtype)
             t = len(columns["tokens"])
             if t > data.t:
-                raise Unusable(_too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
+                raise Unusable(too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
         except Unusable as error:
             return Reject(source, utterance.id, error.reason, str(error))
         columns["sources"] = np.full(t, source, np.int32)
@@ -149,5 +149,6 @@ def _too_long_reason(longest: float) -> str:
     return f"longer than {longest:g} s"
 
 
-def _too_wide_reason(cfg: Data) -> str:
+def too_wide_reason(cfg: Data) -> str:
+    """The reason that an example is counted under which is longer than a row."""
     return f"longer than the row of t={cfg.t}"

@@ -39,7 +39,7 @@ def allocate_batch(run: Run, rows: int, memory: UInt8[np.ndarray, "bytes"] | Non
 def _array_layout(run: Run, rows: int) -> Iterator[tuple[tuple[int, ...], np.dtype, int, int]]:
     """Shape, type, first byte and number of bytes of each array, in the order of Batch."""
     special = {
-        "patches": ((run.mel.r * run.mel.m,), TRANSFER_DTYPES[run.data.wire]),
+        "patches": ((run.patch_width,), TRANSFER_DTYPES[run.data.wire]),
         "loss_weight": ((), np.dtype(np.float32)),
     }
     start = 0

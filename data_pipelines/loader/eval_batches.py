@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.corpora.corpus import Corpus
-from data_pipelines.examples.asr_example import ExampleMaker
+from data_pipelines.examples.run_examples import make_examples
 from data_pipelines.loader.packing import ExampleColumns, pack_row
 from data_pipelines.loader.reject_counts import RejectsBefore
 from data_pipelines.reject import Reject
@@ -61,7 +61,7 @@ class EvalBatches:
 
     def _examples(self) -> Iterator[ExampleColumns]:
         plain = dataclasses.replace(self.run.data, augment=Augment())
-        made = ExampleMaker(dataclasses.replace(self.run, data=plain), self.tokenizer)
+        made = make_examples(dataclasses.replace(self.run, data=plain), self.tokenizer)
         count = len(self.corpus)
         self.utterances, self.rejected = 0, {}
         for index in range(min(count, self.limit) if self.limit else count):

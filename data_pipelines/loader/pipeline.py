@@ -26,6 +26,8 @@ from data_pipelines.corpora.shard_reader import DamagedShard
 from data_pipelines.corpora.subset import Subset
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import EvalExample, ExampleMaker
+from data_pipelines.examples.run_examples import make_examples
+from data_pipelines.examples.text_example import TextExampleMaker
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.loader.lanes import Lanes
 from data_pipelines.loader.mixture import Mixture
@@ -84,7 +86,7 @@ def make_lanes(
     mixed = Mixture(data, split, order, functools.partial(_check, run))
     ready = mixed.sources_with_ids_of(tokenizer.digest())
     train = functools.partial(
-        _train_example, ExampleMaker(run, tokenizer, Effects(data.augment), ready)
+        _train_example, make_examples(run, tokenizer, Effects(data.augment), ready)
     )
 
     def chain(
@@ -137,7 +139,9 @@ class ExampleMap:
 
 
 def _train_example(
-    examples: ExampleMaker, drawn: tuple[int, Utterance | DamagedShard], rng: np.random.Generator
+    examples: ExampleMaker | TextExampleMaker,
+    drawn: tuple[int, Utterance | DamagedShard],
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray] | Reject[int]:
     source, utterance = drawn
     if isinstance(utterance, DamagedShard):
@@ -147,6 +151,8 @@ def _train_example(
 
 def _check(run: Run, corpus: Corpus | Subset) -> None:
     """Raises Mistake where a corpus does not suit the run."""
+    if run.model.front == "none":  # its sound is not read
+        return
     _check_mel(corpus, run.mel)
     if corpus.mel is not None and (changes := run.data.augment.waveform_fields):
         names = ", ".join(changes)

@@ -49,6 +49,8 @@ def make_stages(run: Run, tokenizer: Tokenizer, corpus: Corpus, indices: Iterabl
     index. mel, tokenise, assemble: one example. pack: into rows, and rows into batches. Ready mel
     has no decode, change and mel. Raises Mistake where no utterance is usable.
     """
+    if run.model.front == "none":
+        raise Mistake('model.front="none": the stages are those of speech: choose linear or conv')
     effects, prompt = Effects(run.data.augment), asr_prompt(tokenizer, run.text)
     made = ExampleMaker(run, tokenizer, effects)
     trial = lambda index: made.train((0, corpus[index]), np.random.default_rng(index))

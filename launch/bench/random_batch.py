@@ -22,8 +22,9 @@ def train_batch(run: Run) -> Batch:
     rows = [_row(run, np.random.default_rng([0, i])) for i in range(run.data.b)]
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     shape = columns["tokens"].shape
+    patches = columns["patches"][..., : run.patch_width]
     return Batch(
-        **columns | {"patches": columns["patches"].astype(TRANSFER_DTYPES[run.data.wire])},
+        **columns | {"patches": patches.astype(TRANSFER_DTYPES[run.data.wire])},
         segments=np.ones(shape, np.int32),
         positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy(),
         sources=np.zeros(shape, np.int32),

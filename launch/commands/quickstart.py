@@ -15,8 +15,9 @@ from data_pipelines.synthetic import synthetic_shards
 from data_pipelines.synthetic.grammar import Split
 from data_pipelines.text.tokenizer_training import train_sentencepiece
 from launch.charts import figures
-from launch.commands import evaluate, transcribe
+from launch.evaluation.score_split import score_split
 from launch.runs.fit import fit
+from launch.runs.transcribe_files import transcribe_files
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import count_progress
 from melllm_jax.config.features import Mel
@@ -60,10 +61,9 @@ def main(argv: Sequence[str]) -> int:
         run = override(run, changes | {"seed": arguments.seed})
         fit(run, run_folder)
     with _timer("3/4 scoring sentences it never saw, in voices it never heard"):
-        scored = evaluate.EvaluateArguments(
-            run=run_folder, data=data, split="test", batch=50, normalizer="none", name="test"
-        )
-        summary = evaluate.evaluate(scored)
+        scored = score_split(run_folder, data, "test", batch=50, normalizer="none", name="test")
+        summary = scored.summary
+        print(f"hypotheses: {scored.hypotheses}", file=sys.stderr)
     with _timer("4/4 transcribing one file"):
         pictured = _transcribe_one(folder, run, run_folder, arguments.seed)
     _draw_curve(folder, run_folder)
@@ -91,8 +91,7 @@ def _transcribe_one(folder: pathlib.Path, run: Run, run_folder: str, seed: int) 
     path.parent.mkdir(exist_ok=True)
     assert isinstance(one.audio, bytes)
     path.write_bytes(one.audio)
-    arguments = transcribe.TranscribeArguments(files=(str(path),), run=run_folder)
-    found = transcribe.transcribe(arguments)[0].text
+    found = transcribe_files([str(path)], run_folder)[0].text
     raw = dataclasses.replace(run.mel, normalize="none")
     mel = load_mel(one, raw, longest=run.data.longest)
     figures.draw_spectrogram(mel, one.text, found, folder / "mel.png", HOP)

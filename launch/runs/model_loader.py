@@ -114,6 +114,8 @@ def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer
     without a run or a checkpoint.
     """
     run = run_folder.read_run(workdir)
+    if run.model.front == "none":
+        raise Mistake(f'run={workdir}: model.front="none": it reads text alone, and hears nothing')
     tokenizer = load_run_tokenizer(workdir, run)
     mesh = sharding.make_mesh(Mesh())
     jax.set_mesh(mesh)

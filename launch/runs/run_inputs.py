@@ -55,7 +55,8 @@ def complete_run(run: Run) -> RunInputs:
     warm = warm_start.resolve(run.init.path) if run.init.path else None
     if warm is not None:
         changes["init.digest"] = warm.digest
-    if run.mel.normalize == "global" and not run.mel.mean:
+    reads_sound = run.model.front != "none"
+    if reads_sound and run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))
     return RunInputs(override(run, changes), tokenizer, warm)
 

@@ -136,3 +136,8 @@ class Run:
         require("optim.freeze", layers, known, f"layers run from 0 to {self.model.l - 1}")
         whole = self.data.b % self.optim.micro == 0
         require("optim.micro", self.optim.micro, whole, f"does not divide data.b={self.data.b}")
+
+    @property
+    def patch_width(self) -> int:
+        """Width of a position's patch in a batch: 0 where the model reads no sound."""
+        return 0 if self.model.front == "none" else self.mel.p

@@ -245,7 +245,7 @@ def batch_shapes(run: Run, mesh: jax.sharding.Mesh) -> Batch:
         return jax.ShapeDtypeStruct((b, t, *more), dtype, sharding=sharding)
 
     whole = {name: column(jnp.int32) for name in Batch._fields}
-    whole["patches"] = column(jnp.dtype(run.data.wire), run.mel.p)
+    whole["patches"] = column(jnp.dtype(run.data.wire), run.patch_width)
     whole["loss_weight"] = column(jnp.float32)
     return Batch(**whole)
 
