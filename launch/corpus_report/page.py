@@ -1,4 +1,4 @@
-"""The page of `melllm data inspect`: one file of HTML, opened from disk, without a script."""
+"""The page of `melllm data inspect`: one file of HTML without a script."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ MANIFESTS = "manifests"
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """All that was found in a folder."""
+    """All that was found in the folder of a corpus."""
 
     folder: str
     stores: str  # MANIFESTS, or as an index has it: flac, opus, original, mel
@@ -33,7 +33,10 @@ class Inspection:
 
 
 def page(found: Inspection, most: int) -> bytes:
-    """The page. Sound and pictures past `most` bytes in all are left out, and it says so."""
+    """The page in UTF-8.
+
+    Sound and pictures past `most` bytes in all are left out, and the page says so.
+    """
     examples, note = _examples(found, most)
     return render(
         "corpus_report/page.html",
@@ -72,7 +75,7 @@ def _overview(found: Inspection) -> Card:
 
 
 def _index_cards(found: Inspection) -> list[Card]:
-    """What preparing measured over all of the corpus."""
+    """Cards of what preparing measured over all of the corpus, where an index has it."""
     cards = []
     if stated := found.statistics:
         deviation = [1 / invstd for invstd in stated.invstd]

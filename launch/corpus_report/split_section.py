@@ -1,4 +1,4 @@
-"""The part of the page that is about one split: figures, charts and tables."""
+"""The section of one split on the page: figures, warnings, and cards of charts and tables."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -15,7 +15,7 @@ from launch.terminal.number_format import format_hours, format_number
 
 LETTERS = 120  # characters shown; beyond, as many of the most frequent as of the rarest
 DIFFERENT = 12  # languages or sources shown
-ODD = 4  # odd characters of a kind that are told by name
+ODD = 4  # odd characters of a kind that are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +28,18 @@ class SplitSection:
 
 
 def section(facts: SplitInspection, heard: AudioInspection) -> SplitSection:
-    """All that is known of a split."""
+    """The section of a split of which `facts` and `heard` are known."""
     read = sample_note(facts.read, facts.utterances)
-    whole = read if not facts.exact else sample_note(facts.utterances, facts.utterances)
+    counted = read if not facts.exact else sample_note(facts.utterances, facts.utterances)
     listened = sample_note(heard.of, facts.utterances)
     cards = [
-        Card("Length", _bars(facts.seconds, "seconds"), f"{_figures(facts.seconds, ' s')}{whole}"),
+        Card(
+            "Length", _bars(facts.seconds, "seconds"), f"{_figures(facts.seconds, ' s')}{counted}"
+        ),
         Card(
             "Characters a second",
             _bars(facts.rate, "characters a second"),
-            f"{_figures(facts.rate, '')}{whole}",
+            f"{_figures(facts.rate, '')}{counted}",
         ),
         Card(
             "Loudness",
@@ -62,7 +64,7 @@ def section(facts: SplitInspection, heard: AudioInspection) -> SplitSection:
 
 
 def sample_note(count: int, utterances: int) -> str:
-    """How many utterances a figure is of."""
+    """Says of how many utterances a figure is."""
     if count == utterances:
         return f"all {format_number(count)} utterances"
     return f"a sample of {format_number(count)} of {format_number(utterances)} utterances"
@@ -81,7 +83,7 @@ def _tiles(facts: SplitInspection) -> list[tuple[str, str]]:
 
 
 def _warnings(facts: SplitInspection, heard: AudioInspection) -> list[str]:
-    """What a reader should not miss."""
+    """Lines on what a reader should not miss."""
     lines = []
     if facts.unreadable:
         count, first = len(facts.unreadable), facts.unreadable[0]
@@ -152,41 +154,41 @@ def _outliers(facts: SplitInspection) -> Markup:
         return (kind, one.id[:48], one.rate, one.seconds, one.text)
 
     rows = [row("fast", one) for one in facts.fastest] + [row("slow", x) for x in facts.slowest]
-    told = (
+    note = (
         f"{FAR:g} quartile ranges beyond a quartile, or further: {format_number(facts.outliers)}."
     )
     heads = ("", "id", "characters/s", "seconds", "text")
-    return faint(told) + table(heads, rows)
+    return faint(note) + table(heads, rows)
 
 
 def _odd(letters: Sequence[Letter]) -> str:
-    """The odd ones by name, the most frequent of each kind."""
+    """Names the odd characters, the most frequent of each kind."""
     kinds: dict[str, list[str]] = {}
     for letter in letters:
         if letter.odd:
             kinds.setdefault(letter.odd, []).append(code_point(letter.character))
-    told = [
+    lines = [
         f"{why}: {', '.join(names[:ODD])}{_more(len(names), ODD)}" for why, names in kinds.items()
     ]
-    return "; ".join(told) if told else "none looks odd"
+    return "; ".join(lines) if lines else "none looks odd"
 
 
 def _letters(letters: Sequence[Letter]) -> Markup:
-    """The most frequent first; odd ones marked, and never left out for lack of room."""
-    some = letters
+    """A grid of characters, the most frequent first; odd ones are marked and never left out."""
+    shown = letters
     if len(letters) > LETTERS:
         half = LETTERS // 2
-        some = [*letters[:half], *(x for x in letters[half:-half] if x.odd), *letters[-half:]]
-    left_out = len(letters) - len(some)
+        shown = [*letters[:half], *(x for x in letters[half:-half] if x.odd), *letters[-half:]]
+    left_out = len(letters) - len(shown)
     return render(
         "corpus_report/letters.html",
-        letters=[_letter(letter) for letter in some],
+        letters=[_letter(letter) for letter in shown],
         left_out=format_number(left_out) if left_out else "",
     )
 
 
 def _letter(letter: Letter) -> dict[str, str]:
-    """What letters.html shows of a character: its picture, where it has one."""
+    """The values that letters.html shows of a character."""
     name = code_point(letter.character)
     hidden = letter.odd in HIDDEN
     return {
