@@ -13,6 +13,7 @@ from data_pipelines.audio.loudness import decibels
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import wave_to_mel
+from data_pipelines.reject import Unusable
 from launch.charts.distribution import Distribution, distribution
 from launch.charts.spectrogram_png import mel_png
 from melllm_jax.config.features import Mel
