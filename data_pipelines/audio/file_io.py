@@ -1,7 +1,7 @@
-"""Sound files to 16 kHz mono float32 and back: the only importer of soundfile and soxr.
+"""Decodes sound files to 16 kHz mono float32 and encodes them; alone imports soundfile and soxr.
 
-What cannot be read in full is refused with a reason, never shortened: `Unusable.reason` is what
-the pipeline counts.
+A file that cannot be read in full is refused with a reason, never shortened: `Unusable.reason` is
+what the pipeline counts.
 """
 
 import functools
@@ -28,19 +28,14 @@ TRUNCATION_LOG = re.compile(  # libsndfile's log on a WAV, and on an Ogg file in
     r"data : (\d+) \(should be (\d+)\)|File ended unexpectedly|lacks an end-of-stream|Junk after"
 )
 
-MAX_AMPLITUDE = (
-    100.0  # 40 dB over full scale: floats beyond are damaged, or on the scale of integers
-)
+# 40 dB over full scale: floats beyond it are damaged, or on the scale of integers.
+MAX_AMPLITUDE = 100.0
 OPUS_LEVEL = 0.9  # libsndfile's scale from most bits (0) to fewest (1)
 BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-BLOCK_SAMPLES = (
-    1 << 22
-)  # samples of all channels decoded at a time: a damaged header may promise terabytes
-
-LOSSY_FORMATS = (
-    "MP3",
-    "OGG",
-)  # of which libsndfile 1.2 may miss a place, by 128 samples in Vorbis's end
+# Samples of all channels decoded at a time: a damaged header may promise terabytes.
+BLOCK_SAMPLES = 1 << 22
+# In these libsndfile 1.2 may seek to a wrong sample, by 128 at the end of Vorbis.
+LOSSY_FORMATS = ("MP3", "OGG")
 
 AudioReason = Literal["missing", "undecodable", "empty", "not finite", "rate"]
 
@@ -52,10 +47,10 @@ def decode_audio(
 ) -> Float32[np.ndarray, "w"]:
     """Samples in [-1, 1] at 16 kHz of a wav, flac, mp3 or ogg (Vorbis, Opus) file or its bytes.
 
-    part: start and length in seconds of a stretch, which alone is decoded; what reaches past the
-    end is left out. Channels are averaged; rates from 8 to 48 kHz are resampled. Errors name the
-    file, or bytes by `name`. Raises Unusable: "missing"; "undecodable", also where a file was cut
-    off (which an MP3 without a length header does not show); "rate"; "empty"; "not finite".
+    part: start and length in seconds of the range to decode, cut at the end of the sound. Channels
+    are averaged; rates from 8 to 48 kHz are resampled. Errors name the file, or bytes by `name`.
+    Raises Unusable: "missing"; "undecodable", also where a file was cut off (which an MP3 without a
+    length header does not show); "rate"; "empty"; "not finite".
     """
     name = name or _source_name(source)
     try:
@@ -89,7 +84,7 @@ def resample(wave: Float32[np.ndarray, "w"], rate: int) -> Float32[np.ndarray, "
 
 
 def read_duration(source: bytes | str | os.PathLike[str], name: str | None = None) -> float:
-    """Seconds of sound by the header; nothing is decoded. Raises Unusable as `decode_audio`."""
+    """Seconds of sound, from the header alone. Raises Unusable as `decode_audio`."""
     name = name or _source_name(source)
     try:
         with _open_stream(source, name) as stream, soundfile.SoundFile(stream) as file:
@@ -112,11 +107,11 @@ def to_flac(wave: Float32[np.ndarray, "w"], rate: int = SAMPLE_RATE) -> bytes:
 
 
 def to_opus(wave: Float32[np.ndarray, "w"]) -> bytes:
-    """Ogg Opus of 16 kHz sound at about 31 kbit/s, the same bytes each time, for w samples again.
+    """Ogg Opus of 16 kHz sound at about 31 kbit/s, always the same bytes; decodes to w samples.
 
-    Samples outside [-1, 1] are clipped. libsndfile gives each stream a serial number by chance:
-    here it is 0, and each page has its checksum anew (RFC 3533: polynomial 0x04c11db7 from 0, the
-    field itself counted as 0).
+    Samples outside [-1, 1] are clipped. libsndfile gives each stream a random serial number: here
+    it is 0, and the checksum of each page is computed again (RFC 3533: polynomial 0x04c11db7 from
+    0, the field itself counted as 0).
     """
     stream = io.BytesIO()
     level = OPUS_LEVEL
@@ -137,7 +132,7 @@ def to_opus(wave: Float32[np.ndarray, "w"]) -> bytes:
 
 
 def _ogg_checksum(page: bytes | bytearray) -> int:
-    """Ogg's CRC: zlib's, but of bits in the other order, from 0 and not inverted at the end."""
+    """Ogg's CRC: zlib's with bits in the other order, starting at 0 and not inverted at the end."""
     mirrored = zlib.crc32(page.translate(BIT_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return int(f"{mirrored:032b}"[::-1], 2)
 
@@ -147,7 +142,7 @@ def _source_name(source: bytes | str | os.PathLike[str]) -> str:
 
 
 def _open_stream(source: bytes | str | os.PathLike[str], name: str) -> io.BufferedIOBase:
-    """The bytes of `source`, at least one, to read from."""
+    """A stream over the bytes of `source`. Raises Unusable where it is missing or empty."""
     if not isinstance(source, bytes) and not pathlib.Path(source).is_file():
         raise Unusable("missing", f"{name}: no such file")
     stream: io.BufferedIOBase
@@ -190,19 +185,21 @@ def _read_range(
 def _frame_range(
     file: soundfile.SoundFile, held: int, start: float, length: float, name: str
 ) -> slice:
-    """The frames of a stretch, of those that the file holds."""
+    """The frames of a range in seconds, cut at the `held` frames of the file."""
     first = round(start * file.samplerate)
     if first >= held:
         raise Unusable("empty", f"{name}: ends before offset={start} s")
     return slice(first, min(first + round(length * file.samplerate), held))
 
 
-def _read_samples(file: soundfile.SoundFile, most: int = sys.maxsize) -> Float32[np.ndarray, "w c"]:
-    """The samples of all channels up to `most`, however many the header promises."""
-    frames = min(max(BLOCK_SAMPLES // file.channels, 1), most)
+def _read_samples(
+    file: soundfile.SoundFile, limit: int = sys.maxsize
+) -> Float32[np.ndarray, "w c"]:
+    """The samples of all channels up to `limit` frames, however many the header promises."""
+    frames = min(max(BLOCK_SAMPLES // file.channels, 1), limit)
     blocks = [file.read(frames, dtype="float32", always_2d=True)]
-    while len(blocks[-1]) == frames and (most := most - frames):
-        frames = min(frames, most)
+    while len(blocks[-1]) == frames and (limit := limit - frames):
+        frames = min(frames, limit)
         blocks.append(file.read(frames, dtype="float32", always_2d=True))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
@@ -212,19 +209,20 @@ def _check_complete(
 ) -> None:
     """Raises Unusable where less was decoded than the file holds.
 
-    An MP3 without a length header has its length guessed from its first bit rate. A guess too
-    high is no fault of the sound; one too low leaves sound unread, and shows as bytes left over,
-    of which a tenth and 512 may be tags. With a header, an MP3 frame is granted: some count it in.
+    The length of an MP3 without a length header is guessed from its first bit rate. Too high a
+    guess is no fault of the sound; one too low leaves sound unread, which shows as bytes left over,
+    of which a tenth and 512 may be tags. With a header, one MP3 frame may be missing: some encoders
+    count the header's own.
     """
-    granted = 0
+    tolerance = 0
     if file.format == "MP3":
         read = stream.tell()
         left = stream.seek(0, io.SEEK_END) - read
         if left > read // 10 + 512:
             advice = "write it anew with a length (Xing) header"
             raise Unusable("undecodable", f"{name}: {left} bytes lie past its length: {advice}")
-        granted = 1152 if _states_length(stream) else file.frames
-    if decoded < file.frames - granted:
+        tolerance = 1152 if _states_length(stream) else file.frames
+    if decoded < file.frames - tolerance:
         raise Unusable("undecodable", f"{name}: was cut off: {decoded} of {file.frames} samples")
 
 

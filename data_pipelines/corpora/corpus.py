@@ -1,6 +1,6 @@
-"""Utterances on disk as random-access sources: folders of manifests, or of prepared shards.
+"""Opens corpora on disk, folders of manifests or of prepared shards, for random access.
 
-Opening a source checks its form; what a record says of its sound is checked where it is used.
+Opening a corpus checks its form; what a record says of its sound is checked where it is used.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ Corpus = Manifest | ShardReader
 def open_corpus(path: epath.PathLike, split: str, *, skip: bool = False) -> Corpus:
     """The utterances of one split of a folder of manifests or of shards.
 
-    Raises Mistake for what a user can set right, Fault for a shard that is missing or damaged;
-    with `skip` not before a record of it is read.
+    Raises Mistake for what a user can correct, Fault for a shard that is missing or damaged; with
+    `skip` only once a record of it is read.
     """
     folder = _folder_with_split(path, split)
     if _is_prepared(folder):
@@ -33,9 +33,9 @@ def open_corpus(path: epath.PathLike, split: str, *, skip: bool = False) -> Corp
 
 
 def split_digest(path: epath.PathLike, split: str) -> str:
-    """Hash of a manifest's bytes, or of what the index says of a split: 16 hexadecimal digits.
+    """Hash of a manifest's bytes, or of a split's entry in the index: 16 hexadecimal digits.
 
-    The index holds a hash of every shard; a manifest says nothing of what is in its audio files.
+    The index has a hash of every shard; a manifest has none of its audio files.
     """
     folder = _folder_with_split(path, split)
     if _is_prepared(folder):
@@ -46,7 +46,7 @@ def split_digest(path: epath.PathLike, split: str) -> str:
 
 
 def list_splits(path: epath.PathLike) -> list[str]:
-    """Names of the splits of a folder. Raises Mistake where it is none of shards or manifests."""
+    """The splits of a folder. Raises Mistake where it holds neither shards nor manifests."""
     folder = epath.Path(path)
     if not folder.is_dir():
         raise Mistake(f"data={folder}: is no folder")
@@ -66,7 +66,7 @@ def list_splits(path: epath.PathLike) -> list[str]:
 
 
 def load_utterance_wave(utterance: Utterance) -> Float32[np.ndarray, "w"]:
-    """Samples at 16 kHz of an utterance that has no ready mel, from its offset on where it has one.
+    """Samples at 16 kHz of an utterance without ready mel, from its offset on if it has one.
 
     Raises Unusable with a reason, and Fault where the disk, not the file, is at fault.
     """
@@ -82,7 +82,7 @@ def load_utterance_wave(utterance: Utterance) -> Float32[np.ndarray, "w"]:
 
 
 def indices_longest_first(corpus: Corpus) -> list[int]:
-    """Indices of `corpus`, longest utterance first, equal ones in order of file."""
+    """Indices of `corpus`, longest utterance first, equally long ones in the file's order."""
     return sorted(range(len(corpus)), key=lambda index: -corpus[index].duration)
 
 

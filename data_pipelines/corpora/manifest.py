@@ -1,7 +1,7 @@
-"""The one manifest: SPLIT.jsonl, a line an utterance, read at random and written whole.
+"""The manifest format: SPLIT.jsonl, a line for each utterance, read at random.
 
 A line is an object with `id`, `text`, `audio_filepath` (relative to the manifest, absolute, or
-tfds:NAME:SPLIT) and `duration` in seconds, 0 where nobody knows. It may have `speaker`, `language`
+tfds:NAME:SPLIT) and `duration` in seconds, 0 where it is unknown. It may have `speaker`, `language`
 and `source`; `offset`, the second at which it starts in its sound; `start` and `size`, the bytes of
 the file that are the sound; `row` of a parquet file or TFDS split, with the `column` of the sound
 and, where that does not say it, the `rate` in Hz. Other fields are left alone.
@@ -24,9 +24,8 @@ from melllm_jax.errors import Fault, Mistake
 
 MANIFEST_SUFFIX = ".jsonl"
 TFDS_PREFIX = "tfds:"  # in place of a path: a split of a TFDS dataset
-VALIDATED_LINES = (
-    100_000  # lines parsed at opening, 0.5 s; later ones are parsed when they are read
-)
+# Lines parsed at opening, in 0.5 s; later ones are parsed when they are read.
+VALIDATED_LINES = 100_000
 _CHUNK = 1 << 24  # bytes searched at a time for line ends
 _NUMBER = (int, float)
 _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
@@ -42,7 +41,7 @@ _COUNTS = ("start", "size", "row", "rate")
 class Manifest:
     """The lines of a SPLIT.jsonl: 16 bytes of memory a line, parsed at each access.
 
-    Raises Mistake for a line that is none, naming file and line.
+    Raises Mistake for a malformed line, naming file and line.
     """
 
     mel = tokenizer = None  # a manifest points at audio, and has no ids
@@ -79,9 +78,9 @@ def parse_line(line: bytes, folder: epath.Path, where: str) -> Utterance:
 
 
 def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes SPLIT.jsonl, a line a row, and says how many; fields that are None are left out.
+    """Writes SPLIT.jsonl, a line for each row, and returns their number; leaves out None fields.
 
-    The file appears once it is whole: not at all where `rows` raises midway, or has no row.
+    The file appears once it is complete: not at all where `rows` raises midway, or has no row.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final, count = folder / f"{split}{MANIFEST_SUFFIX}", 0
@@ -104,7 +103,7 @@ def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, A
 
 
 def map_file(path: epath.Path) -> mmap.mmap | bytes:
-    """The bytes of a file: mapped where it is on this machine, else read."""
+    """The bytes of a file, mapped if it is on this machine, else read."""
     if "://" in os.fspath(path) or not path.stat().length:
         return path.read_bytes()
     with open(path, "rb") as file:
@@ -112,7 +111,7 @@ def map_file(path: epath.Path) -> mmap.mmap | bytes:
 
 
 def _parse_row(line: bytes) -> dict[str, Any]:
-    """The fields of a line, each of its kind."""
+    """The fields of a line, with their types checked."""
     try:
         row = json.loads(line)
     except ValueError as error:

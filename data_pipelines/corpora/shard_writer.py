@@ -29,7 +29,7 @@ class ShardWriter:
         self._count, self._seconds = 0, 0.0
 
     def add(self, record: bytes, seconds: float) -> None:
-        """One more record, of so many seconds of sound."""
+        """Appends a record of `seconds` of sound."""
         try:
             if self._writer is None:
                 self._name = shard_name(self._split, len(self._shards))
@@ -64,7 +64,7 @@ class ShardWriter:
 
 
 def write_columns(folder: epath.Path, split: str, parts: Iterable[np.ndarray], count: int) -> None:
-    """SPLIT.columns.npy of so many rows, given shard by shard."""
+    """Writes SPLIT.columns.npy of `count` rows, which `parts` gives shard by shard."""
     final = folder / f"{split}{COLUMNS_SUFFIX}"
     described = np.lib.format.dtype_to_descr(COLUMNS_DTYPE)
     header = {"descr": described, "fortran_order": False, "shape": (count,)}

@@ -1,8 +1,8 @@
-"""One utterance to the columns of one example, or to the reason why it is unusable.
+"""Turns one utterance into the columns of one example, or into a reject with a reason.
 
 Pure functions of their arguments: the same utterance, noises and random state give the same
-example, on any thread. Nothing here raises for a bad utterance; whoever counts decides how many
-are too many.
+example, on any thread. ExampleMaker does not raise for a bad utterance; the loader counts rejects
+and decides how many are too many.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -36,7 +36,7 @@ TOO_SHORT = "too short"  # for a frame
 
 @dataclasses.dataclass(frozen=True)
 class EvalExample:
-    """One utterance to transcribe: what decoding starts from, and what should come of it."""
+    """One utterance to transcribe: the prompt that decoding starts from, and the reference."""
 
     id: str
     reference: str
@@ -59,7 +59,7 @@ def reject_reasons(cfg: Data) -> tuple[str, ...]:
 class ExampleMaker:
     """Makes the examples of one run; `effects` are those of run.data.augment, for training.
 
-    `ready` are the numbers of the corpora whose ids are those of `tokenizer`.
+    `ready` are the indices of the corpora whose stored ids are those of `tokenizer`.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class ExampleMaker:
     def train(
         self, drawn: tuple[int, Utterance], rng: np.random.Generator
     ) -> dict[str, np.ndarray] | Reject[int]:
-        """Columns [t ...] of an utterance and the number of its corpus, augmented with `rng`.
+        """Columns [t ...] of (index of its corpus, utterance), augmented with `rng`.
 
-        Beside those of `interleave`, `sources`; patches are of the wire's dtype.
+        They are those of `interleave` and `sources`; patches have the transfer dtype.
         """
         source, utterance = drawn
         data, draws = self._run.data, RandomStreams(rng)
@@ -99,7 +99,7 @@ class ExampleMaker:
         return columns
 
     def eval_example(self, utterance: Utterance) -> EvalExample | Reject[int]:
-        """The prompt of an utterance of any length, its reference as it is written."""
+        """The prompt of an utterance of any length, and its reference unchanged."""
         try:
             mel = load_mel(utterance, self._run.mel, longest=math.inf)
         except Unusable as error:
@@ -114,7 +114,7 @@ Wave = Float32[np.ndarray, "_"]
 def load_mel(
     utterance: Utterance, cfg: Mel, *, longest: float, change: Callable[[Wave], Wave] = lambda w: w
 ) -> Float[np.ndarray, "frames m"]:
-    """The mel of an utterance, ready in it in bfloat16, or made now of its sound after `change`.
+    """The mel of an utterance: stored in it in bfloat16, or computed from its sound after `change`.
 
     Audio that lasts more than `longest` seconds by its manifest is not opened; how long it lasts
     after `change` does not matter here. Raises Unusable, also for its length.
@@ -132,7 +132,7 @@ def load_mel(
 def wave_to_mel(
     wave: Float32[np.ndarray, "w"], cfg: Mel, name: str
 ) -> Float32[np.ndarray, "frames m"]:
-    """`normalized_log_mel`, but Unusable where there is too little sound for a frame."""
+    """`normalized_log_mel`. Raises Unusable where there is too little sound for a frame."""
     try:
         frame_count(wave.size, cfg)
     except Mistake as error:

@@ -93,13 +93,15 @@ def _row(
     made = f"{path.stem}-{count}"
     language = values[columns.language] if columns.language else ""
     speaker = values[columns.speaker] if columns.speaker else None
-    told = parse_seconds(values[columns.duration], "duration", where) if columns.duration else None
+    duration = (
+        parse_seconds(values[columns.duration], "duration", where) if columns.duration else None
+    )
     return make_row(
         # A file's name before an id: FLEURS counts sentences by its id, not recordings.
         str(own) if options.id else str(named or (made if own is None else own)),
         text or "",
         AudioReference(os.fspath(path), row=count, column=columns.audio),
-        seconds=_seconds(content, where) if told is None else told,
+        seconds=_seconds(content, where) if duration is None else duration,
         speaker="" if speaker is None else str(speaker),
         language=language if isinstance(language, str) else "",
     )

@@ -33,7 +33,7 @@ _TEXTS = ("text", "sentence", "transcription", "transcript")
 
 @dataclasses.dataclass
 class _Sample:
-    """Members of one key, as they come."""
+    """The members of one key, in the order of the tar."""
 
     key: str
     location: AudioReference | None = None

@@ -1,4 +1,4 @@
-"""A split as packed batches, each utterance once and in order: what a loss is held out on."""
+"""A split as packed batches, each utterance once and in order, to compute a held-out loss on."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -20,8 +20,8 @@ from melllm_jax.config.run import Run
 class EvalBatches:
     """Batches [b t ...] of up to `limit` utterances of a corpus (0: all), not augmented.
 
-    Utterances that give no example are left out, and counted in `rejected` by reason; `utterances`
-    counts the others. The last batch is filled with empty rows.
+    Unusable utterances are left out, and counted in `rejected` by reason; `utterances` counts the
+    others. The last batch is filled up with empty rows.
     """
 
     corpus: Corpus
@@ -46,7 +46,7 @@ class EvalBatches:
             yield _stack_rows([*rows, *[empty] * (data.b - len(rows))])
 
     def _rows(self) -> Iterator[ExampleColumns]:
-        """Rows of examples in order, each row as many as it holds."""
+        """Packed rows: examples in order, as many in each row as fit."""
         row: list[ExampleColumns] = []
         room = self.run.data.t
         for example in self._examples():
@@ -61,11 +61,11 @@ class EvalBatches:
 
     def _examples(self) -> Iterator[ExampleColumns]:
         plain = dataclasses.replace(self.run.data, augment=Augment())
-        made = make_examples(dataclasses.replace(self.run, data=plain), self.tokenizer)
+        maker = make_examples(dataclasses.replace(self.run, data=plain), self.tokenizer)
         count = len(self.corpus)
         self.utterances, self.rejected = 0, {}
         for index in range(min(count, self.limit) if self.limit else count):
-            example = made.train((0, self.corpus[index]), np.random.default_rng(index))
+            example = maker.train((0, self.corpus[index]), np.random.default_rng(index))
             if isinstance(example, Reject):
                 self.rejected[example.reason] = self.rejected.get(example.reason, 0) + 1
                 continue

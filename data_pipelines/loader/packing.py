@@ -1,10 +1,10 @@
-"""Rows of examples: some are filled side by side, and the fullest is handed out when it must be.
+"""Packs examples into rows by best fit: several rows are open, and the fullest is yielded.
 
-Each example goes where it leaves the least room. Where it fits nowhere and as many rows are open as
-may be, the one with the least room left is full: the others stay open, unlike in Grain's packers,
-which close all of them at once. Of utterances of 12 s in rows of 1,024 positions that fills 98 %
-instead of 95 %. And a place in the stream is the turns of what lies in open rows: going on from it
-reads these alone again.
+Each example goes into the row where it leaves the least room. Where it fits into none and the
+largest number of rows is open, the row with the least room left is yielded: the others stay open,
+unlike in Grain's packers, which close all of them at once. For utterances of 12 s in rows of 1,024
+positions that fills 98 % instead of 95 %. The state is the draw indices of the examples in open
+rows: only these are read again after a resume.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,19 +34,19 @@ class OpenRow:
 
 
 class BestFitPacking(grain.IterDataset):
-    """The examples of each row of `t` positions, at most `bins` rows being open at a time.
+    """The examples of each row of `t` positions, with at most `bins` rows open at a time.
 
-    `reread` reads the example of a draw once more. `pack_row` makes arrays of a row.
+    `reread` starts to read the example of a draw once more. `pack_row` makes arrays of a row.
     """
 
     def __init__(
         self, parent: grain.IterDataset, reread: Callable[[int], PendingExample], t: int, bins: int
     ) -> None:
         super().__init__(parent)
-        self._how = reread, t, bins
+        self._arguments = reread, t, bins
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _BestFitPackingIterator(self._parent.__iter__(), *self._how)
+        return _BestFitPackingIterator(self._parent.__iter__(), *self._arguments)
 
 
 class _BestFitPackingIterator(grain.DatasetIterator):
@@ -84,7 +84,7 @@ class _BestFitPackingIterator(grain.DatasetIterator):
                 return full
 
     def _fullest(self) -> list[ExampleColumns]:
-        """What is in the fullest of the open rows, which is open no more."""
+        """The examples of the fullest open row, which is closed."""
         row = min(self._open, key=lambda row: row.room)
         self._open = [other for other in self._open if other is not row]
         return row.examples
@@ -103,7 +103,7 @@ class _BestFitPackingIterator(grain.DatasetIterator):
         self._restored = []
 
     def get_state(self) -> dict[str, Any]:
-        """The draw indices in the open rows, as text: Grain and Orbax want states of one form."""
+        """The open rows' draw indices, as text: Grain and Orbax want states of one structure."""
         rows = [
             [(e["draw_index"], e["rejects_before"].rejects) for e in row.examples]
             for row in self._open
@@ -139,18 +139,18 @@ def draw_range(state: dict[str, Any]) -> tuple[int, int]:
 
 
 def write_rows(batch: Batch, first: int, rows: Sequence[Sequence[ExampleColumns]]) -> None:
-    """Write rows of examples to those of a batch from number `first` on."""
-    for number, examples in enumerate(rows, first):
-        into = {name: array[number] for name, array in batch._asdict().items()}
+    """Writes rows of examples to the rows of a batch from index `first` on."""
+    for index, examples in enumerate(rows, first):
+        into = {name: array[index] for name, array in batch._asdict().items()}
         pack_row(examples, batch.tokens.shape[1], into)
 
 
 def pack_row(
     examples: Sequence[ExampleColumns], t: int, into: Mapping[str, np.ndarray] | None = None
 ) -> ExampleColumns:
-    """Examples as one row: [t ...] of each column, `segments` and `positions`; `rejects_before`.
+    """Packs examples into one row: each column [t ...], `segments`, `positions`, `rejects_before`.
 
-    It is zero behind them. The columns are written to `into`, arrays of that form, if it is given.
+    Behind the examples it is zero. Columns are written into the arrays of `into` if it is given.
     """
     lengths = [len(example["tokens"]) for example in examples]
     used = sum(lengths)

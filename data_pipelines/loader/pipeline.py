@@ -57,17 +57,19 @@ def train_batches(
     split: str = "train",
     log: Callable[[str], None] = lambda _: None,
 ) -> Lanes:
-    """A stream of the Batch of some lanes, in NumPy: [rows t ...], all of them if None.
+    """A stream of batches with the rows of some lanes, in NumPy: [rows t ...]; None: all lanes.
 
     It ends with the last full batch once every corpus is drawn data.epochs times, or never. `log`
-    is told, once each, of damaged shards that are skipped.
+    is called, once each, with damaged shards that are skipped.
 
-    Every host must draw it with the same run, and with the lanes of its rows (`layout.lanes`). Of
-    one corpus, all lanes together see every example once before any of them sees one again. The
-    iterator's state is small and JSON; set in a new iterator over the same data and lanes, it goes
-    on as if nothing had happened, and what Orbax saves of it is read by any hosts. Raises Mistake
-    for data that is missing or is not what the run says, and later, from the iterator, once the
-    share of unusable examples exceeds data.max_reject_share.
+    Every host must make it with the same run, and with the lanes of its own rows
+    (`sharding.host_lanes`). Of one corpus, all lanes together see every example once before any of
+    them sees one again. The iterator's state is small and JSON; set in a new iterator over the same
+    data and lanes, it continues as if nothing had happened, and what Orbax saves of it can be read
+    by any hosts.
+
+    Raises Mistake for data that is missing or is not what the run says, and later, from the
+    iterator, once the share of unusable examples exceeds data.max_reject_share.
     """
     given = range(run.data.lane_count) if lanes is None else lanes
     return make_lanes(run, tokenizer, given, split, LogOnce(log))
@@ -80,11 +82,11 @@ def make_lanes(
     split: str,
     log_once: Callable[[str, str], None],
 ) -> Lanes:
-    """`train_batches` of these lanes; `log_once` is told of damaged shards, and what is wrong."""
+    """`train_batches` of these lanes; `log_once` gets a damaged shard and what is wrong with it."""
     data = run.data
     window, augment, order = _seeds(run.seed, 3)
-    mixed = Mixture(data, split, order, functools.partial(_check, run))
-    ready = mixed.sources_with_ids_of(tokenizer.digest())
+    run_mixture = Mixture(data, split, order, functools.partial(_check, run))
+    ready = run_mixture.sources_with_ids_of(tokenizer.digest())
     train = functools.partial(
         _train_example, make_examples(run, tokenizer, Effects(data.augment), ready)
     )
@@ -92,36 +94,38 @@ def make_lanes(
     def chain(
         lane: int, mixture: Mixture, readers: ReaderPool, counts: list[LaneCounts]
     ) -> grain.IterDataset:
-        made = ExampleMap(mixture, train, augment)
-        read = PrefetchDataset(made, mixture, LaneSampler(lane, data.lane_count, window), readers)
-        usable = RejectFilter(read, data, counts, log_once)
-        rows = BestFitPacking(usable, read.reread, data.t, data.bins)
+        make_example = ExampleMap(mixture, train, augment)
+        sampler = LaneSampler(lane, data.lane_count, window)
+        examples = PrefetchDataset(make_example, mixture, sampler, readers)
+        usable = RejectFilter(examples, data, counts, log_once)
+        rows = BestFitPacking(usable, examples.reread, data.t, data.bins)
         batches = rows.batch(data.b // data.lane_count, drop_remainder=True, batch_fn=list)
         return RejectCounter(batches, data, mixture)
 
-    return Lanes(chain, run, lanes, mixed, WorkerSetup(split, tokenizer.digest(), log_once))
+    workers = WorkerSetup(split, tokenizer.digest(), log_once)
+    return Lanes(chain, run, lanes, run_mixture, workers)
 
 
 def eval_examples(
     corpus: Corpus, run: Run, tokenizer: Tokenizer, *, order: Sequence[int] | None = None
 ) -> Iterator[EvalExample | Reject[int]]:
-    """Every utterance of `corpus` once, in `order` or in that of the file, unusable ones as Reject.
+    """Every utterance of `corpus` once, in `order` or in the file's, unusable ones as Reject.
 
-    `sources.by_length(corpus)` is the order that wastes least in batches. Utterances longer than
-    data.longest, and references that no tokenizer knows, are tried like others.
+    `corpus.indices_longest_first(corpus)` is the order that pads batches least. Utterances longer
+    than data.longest, and references that the tokenizer cannot encode, are included.
     """
     _check_mel(corpus, run.mel)
     indices = range(len(corpus)) if order is None else order
-    trials = grain.MapDataset.source(indices).map(corpus.__getitem__)
-    yield from _prefetch(trials.map(ExampleMaker(run, tokenizer).eval_example), run.data)
+    utterances = grain.MapDataset.source(indices).map(corpus.__getitem__)
+    yield from _prefetch(utterances.map(ExampleMaker(run, tokenizer).eval_example), run.data)
 
 
 class ExampleMap:
-    """The example of each number, made with a generator of its own.
+    """Makes the example of a global index, with a random generator of its own.
 
-    It draws as Grain's `random_map` lets it: by Philox (Salmon et al. 2011), keyed by the seed,
-    from a counter that is the number. Grain's own takes 20 µs more an example, to set the state of
-    a generator and to estimate what was read.
+    It draws the same numbers as in Grain's `random_map`: by Philox (Salmon et al. 2011), keyed by
+    the seed, from a counter that is the index. Grain's own takes 20 µs more an example, to set the
+    state of a generator and to estimate what was read.
     """
 
     def __init__(
@@ -133,9 +137,9 @@ class ExampleMap:
         self._mixture, self._example = mixture, example
         self._key = np.random.Philox(seed).state["state"]["key"]
 
-    def __call__(self, number: int) -> Any:
-        rng = np.random.Philox(key=self._key, counter=[0, 0, 0, number])
-        return self._example(self._mixture[number], np.random.Generator(rng))
+    def __call__(self, index: int) -> Any:
+        rng = np.random.Philox(key=self._key, counter=[0, 0, 0, index])
+        return self._example(self._mixture[index], np.random.Generator(rng))
 
 
 def _train_example(
@@ -160,7 +164,7 @@ def _check(run: Run, corpus: Corpus | Subset) -> None:
 
 
 def _check_mel(corpus: Corpus | Subset, cfg: Mel) -> None:
-    """Raises Mistake where ready mel was made otherwise; r, how it is cut, is not in it."""
+    """Raises Mistake where ready mel was made with other settings; `r` plays no part in it."""
     if corpus.mel is None:
         return
     for field in dataclasses.fields(Mel):

@@ -1,9 +1,9 @@
-"""What is unusable is counted, in the iterator's state, and stops the run where it is too much.
+"""Counts unusable examples, in the iterator's state, and stops a run that has too many of them.
 
-Counted twice, for two questions. `RejectFilter` counts what a lane has read, which is ahead of its
-rows: after each batch `check_reject_share` stops a run whose share of bad examples is too large in
-all lanes of the host. `RejectCounter` counts what is in the batches of a lane, so that the figures
-of a run stopped and resumed are those of one that was not.
+They are counted twice, for two questions. `RejectFilter` counts what a lane has read, which is
+ahead of its rows: after each batch `check_reject_share` stops a run whose share of bad examples
+over all lanes of the host is too large. `RejectCounter` counts what is in the batches of a lane, so
+that the figures of a run that was stopped and resumed equal those of one that was not.
 """
 
 from collections import Counter
@@ -20,14 +20,14 @@ from data_pipelines.reject import Reject
 from melllm_jax.config.data import Data
 from melllm_jax.errors import Mistake
 
-DAMAGED = "damaged shard"  # the reason of what cannot be read of one
+DAMAGED = "damaged shard"  # the reason of records of a shard that cannot be read
 MIN_EXAMPLES = 100  # examples seen before a share of bad ones means anything
 MAX_NAMED = 5  # bad examples that the message names
 
 
 @dataclasses.dataclass(frozen=True)
 class RejectsBefore:
-    """The bad examples between a good one and the one before it: (source, reason) of each."""
+    """The (source, reason) of each bad example between a good one and the good one before it."""
 
     rejects: tuple[tuple[int, str], ...]
 
@@ -38,11 +38,11 @@ class LaneCounts:
 
     bad: dict[str, int]
     seen: int = 0
-    # Of a fixed length: Orbax and Grain want states of one form.
+    # Of a fixed length: Orbax and Grain want states of one structure.
     first: list[str] = dataclasses.field(default_factory=lambda: [""] * MAX_NAMED)
 
     def add(self, reject: Reject[int]) -> None:
-        """Count an unusable example that has been seen."""
+        """Counts an unusable example, which `seen` includes already."""
         name = f"{reject.id} ({reject.reason})"
         if "" in self.first and name not in self.first:
             self.first[self.first.index("")] = name
@@ -50,7 +50,7 @@ class LaneCounts:
 
 
 class LogOnce:
-    """Says what is wrong with a shard, once each: `log` is given a line for people."""
+    """Logs what is wrong with a shard, once for each; `log` is called with a line for people."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log, self._shards = log, set[str]()
@@ -67,12 +67,12 @@ def all_reject_reasons(cfg: Data) -> tuple[str, ...]:
 
 
 def stream_counts(iterator: grain.DatasetIterator) -> dict[str, Any]:
-    """How far the batches handed out have come: counts of the examples of this host's lanes.
+    """Counts of the examples in the batches handed out, over this host's lanes.
 
     seen: examples drawn, bad ones included; bad: unusable ones by reason; sources: by corpus,
-    in the order of Data.sources, `seen`, and `epoch`, how often all lanes have drawn it if they
-    have drawn as much as these. A bad example counts with the good one after it, so that what
-    is read or packed ahead does not count yet; the counts lie in the iterator's state.
+    in the order of Data.sources, `seen`, and `epoch`, how often all lanes have drawn it if each
+    has drawn as much as these. A bad example counts with the good one after it, so that examples
+    read or packed ahead do not count yet. The counts are part of the iterator's state.
     """
     state = iterator.get_state()
     while "lanes" not in state:
@@ -91,7 +91,7 @@ def stream_counts(iterator: grain.DatasetIterator) -> dict[str, Any]:
 
 
 def lane_counts(state: dict[str, Any]) -> LaneCounts:
-    """What the lane in this state has read."""
+    """Counts of what a lane has read, from its state."""
     while "read" not in state:
         state = state["parent"]
     return LaneCounts(**state["read"])
@@ -105,7 +105,7 @@ def check_reject_share(cfg: Data, counts: Sequence[LaneCounts]) -> None:
         return
     bad = {reason: sum(count.bad[reason] for count in counts) for reason in all_reject_reasons(cfg)}
     names = dict.fromkeys(name for count in counts for name in count.first if name)
-    kinds = ", ".join(f"{number} {reason}" for reason, number in bad.items() if number)
+    kinds = ", ".join(f"{count} {reason}" for reason, count in bad.items() if count)
     share = f"{total} of {seen} examples ({total / seen:.1%})"
     first = ", ".join(list(names)[:MAX_NAMED])
     limit = f"data.max_reject_share={cfg.max_reject_share}"
@@ -113,11 +113,12 @@ def check_reject_share(cfg: Data, counts: Sequence[LaneCounts]) -> None:
 
 
 class RejectFilter(grain.IterDataset):
-    """Examples without the Rejects, which it counts and hands on with the next good example.
+    """Removes Rejects from the examples and counts them; the next good one has them beside it.
 
-    They are its `rejects_before`. Its count is appended to `counts`; `log_once` is called with
-    every damaged shard. Raises Mistake where the lane alone has as many bad examples too many as
-    MIN_EXAMPLES in a row are: a batch, for `check_reject_share` to look at, may never come.
+    It has them as `rejects_before`. The counts are appended to `counts`; `log_once` is called with
+    every damaged shard. Raises Mistake where the lane alone exceeds the allowed share by as many
+    bad examples as MIN_EXAMPLES in a row would: a batch, after which `check_reject_share` is
+    called, may never come.
     """
 
     def __init__(
@@ -160,8 +161,8 @@ class _RejectFilterIterator(grain.DatasetIterator):
                 self._log_once(example.id, text)
             self._count.add(example)
             rejects.append((example.source, example.reason))
-            bad, may = sum(self._count.bad.values()), self._cfg.max_reject_share
-            if bad - may * self._count.seen >= MIN_EXAMPLES * (1 - may):
+            bad, allowed = sum(self._count.bad.values()), self._cfg.max_reject_share
+            if bad - allowed * self._count.seen >= MIN_EXAMPLES * (1 - allowed):
                 check_reject_share(self._cfg, [self._count])
 
     def get_state(self) -> dict[str, Any]:
@@ -182,7 +183,7 @@ class _RejectFilterIterator(grain.DatasetIterator):
 
 
 class RejectCounter(grain.IterDataset):
-    """A lane's rows of a batch, whose examples it counts by corpus, and those lost before them."""
+    """Counts the examples in a lane's rows by corpus, and the rejects before them by reason."""
 
     def __init__(self, parent: grain.IterDataset, cfg: Data, mixture: Mixture) -> None:
         super().__init__(parent)
@@ -207,8 +208,8 @@ class _RejectCounterIterator(grain.DatasetIterator):
             for source, reason in example["rejects_before"].rejects:
                 drawn[source] += 1
                 self._bad[reason] += 1
-        for number, count in drawn.items():
-            name = self._mixture.names[number]
+        for source, count in drawn.items():
+            name = self._mixture.names[source]
             self._drawn[name] = self._drawn.get(name, 0) + count
         return rows
 

@@ -1,7 +1,7 @@
-"""The chain from records to batches taken apart, so that each stage can be timed by itself.
+"""Takes the chain from records to batches apart, so that each stage can be timed by itself.
 
-The stages are those of `pipeline.train_batches`, by the same functions, on the same utterances; one
-thread runs them, one after another.
+The stages are those of `pipeline.train_batches`, with the same functions, on the same utterances.
+One thread runs them, one after another.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,16 +33,16 @@ from melllm_jax.features.mel_filters import HOP, SAMPLE_RATE
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """What does each stage over all utterances, in the order of the chain."""
+    """A function for each stage, which does it for all utterances; in the order of the chain."""
 
     actions: Mapping[str, Callable[[], object]]
-    utterances: int  # usable ones of those asked for
-    audio: float  # seconds of sound that every stage but pack works on
-    packed: float  # seconds of sound that pack works on, some of it several times
+    utterances: int  # usable ones of those given
+    audio: float  # seconds of sound that every stage but pack processes
+    packed: float  # seconds of sound that pack processes, some of it several times
 
 
 def make_stages(run: Run, tokenizer: Tokenizer, corpus: Corpus, indices: Iterable[int]) -> Stages:
-    """The stages over the utterances at `indices`, unusable ones left out; all is in memory then.
+    """The stages over the utterances at `indices`, without unusable ones; loads all into memory.
 
     read: the record or the manifest's line. decode: to 16 kHz samples (a manifest's files are read
     here). change and augment: as run.data.augment says, of sound and of mel; each seed is the
@@ -52,9 +52,9 @@ def make_stages(run: Run, tokenizer: Tokenizer, corpus: Corpus, indices: Iterabl
     if run.model.front == "none":
         raise Mistake('model.front="none": the stages are those of speech: choose linear or conv')
     effects, prompt = Effects(run.data.augment), asr_prompt(tokenizer, run.text)
-    made = ExampleMaker(run, tokenizer, effects)
-    trial = lambda index: made.train((0, corpus[index]), np.random.default_rng(index))
-    tried = {int(index): trial(int(index)) for index in indices}
+    maker = ExampleMaker(run, tokenizer, effects)
+    make_example = lambda index: maker.train((0, corpus[index]), np.random.default_rng(index))
+    tried = {int(index): make_example(int(index)) for index in indices}
     examples = {i: one for i, one in tried.items() if not isinstance(one, Reject)}
     if not examples:
         reasons = {one.reason for one in tried.values() if isinstance(one, Reject)}
@@ -104,13 +104,13 @@ def _ready_mel(mel: Float[np.ndarray, "frames m"] | None) -> Float[np.ndarray, "
 def _repeat_examples(
     examples: list[dict[str, np.ndarray]], run: Run
 ) -> list[dict[str, np.ndarray]]:
-    """The examples so often that they would fill the packer's rows twice."""
+    """The examples, repeated until they would fill the packer's rows twice."""
     positions = sum(len(one["tokens"]) for one in examples)
     return examples * -(-2 * run.data.bins * run.data.t // positions)
 
 
 def _batches(examples: Sequence[dict[str, Any]], run: Run) -> Iterator[Any]:
-    """Batches of one lane."""
+    """The batches of one lane."""
     packed = BestFitPacking(_ExampleList(examples), _no_reread, run.data.t, run.data.bins)
     count = run.data.b // run.data.lane_count
     return iter(packed.batch(count, batch_fn=functools.partial(_make_batch, run)))
@@ -127,7 +127,7 @@ def _make_batch(run: Run, rows: Sequence[Sequence[ExampleColumns]]) -> Batch:
 
 
 class _ExampleList(grain.IterDataset):
-    """Examples that are there already, in order."""
+    """Examples that are in memory already, in order."""
 
     def __init__(self, examples: Sequence[dict[str, np.ndarray]]) -> None:
         super().__init__()

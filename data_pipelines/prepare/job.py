@@ -1,4 +1,4 @@
-"""A job of preparing from its start to the verdict on what it left out."""
+"""Runs a preparing job, watches its progress, and fails it if too many utterances are unusable."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,8 +20,8 @@ from data_pipelines.prepare.tasks import Job, Task
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
 
-POLL_SECONDS = 1.0  # seconds between looks at what is done
-ProgressCallback = Callable[[int, int], None]  # utterances done, of how many
+POLL_SECONDS = 1.0  # between looks at what is done
+ProgressCallback = Callable[[int, int], None]  # given the utterances done, and all
 TaskRunner = Callable[[list[Task], Job, Callable[[int], None]], None]
 
 
@@ -34,7 +34,12 @@ def run_job(
     bad: float,
     progress: ProgressCallback,
 ) -> None:
-    """All tasks done, and found good enough; else what is left out is listed and it raises."""
+    """Does all tasks and checks that few enough utterances were rejected.
+
+    launch: runs the tasks; progress: called with the utterances done, and all. Raises Mistake where
+    rejects exceed the share `bad`, or a split has no usable utterance, after writing rejects.jsonl
+    to `out`; Fault where the runner leaves a task undone; and what a task raised.
+    """
     work = epath.Path(job.work)
     work.mkdir(parents=True, exist_ok=True)
     for path in work.iterdir():
@@ -86,23 +91,21 @@ def watch_progress(tasks: list[Task], job: Job, progress: Callable[[int], None])
     lines = {task.name: task.lines for task in tasks}
 
     def watch() -> None:
-        refused: dict[str, int] = {}  # by task that is done
+        rejected: dict[str, int] = {}  # by task that is done
         took = 0.0
-        while not ended.wait(
-            max(POLL_SECONDS, 10 * took)
-        ):  # a bucket of many files takes long to list
+        while not ended.wait(max(POLL_SECONDS, 10 * took)):  # a large bucket is slow to list
             began, begun = time.monotonic(), 0
             for path in epath.Path(job.work).iterdir():
                 name = path.name.removesuffix(shard_task.SIDECAR)
-                if name in lines and name != path.name and name not in refused:
+                if name in lines and name != path.name and name not in rejected:
                     with contextlib.suppress(OSError, ValueError):
-                        refused[name] = len(json.loads(path.read_bytes())["rejects"])
+                        rejected[name] = len(json.loads(path.read_bytes())["rejects"])
                 elif path.name.endswith(crash_isolation.MARK_SUFFIX):
                     with contextlib.suppress(OSError, struct.error):
                         begun += crash_isolation.read_mark(pathlib.Path(os.fspath(path)))
             took = time.monotonic() - began
-            progress(sum(lines[name] for name in refused) + begun)
-            if sum(refused.values()) > max(job.max_rejects, shard_task.MIN_REJECTS):
+            progress(sum(lines[name] for name in rejected) + begun)
+            if sum(rejected.values()) > max(job.max_rejects, shard_task.MIN_REJECTS):
                 files.write_bytes(epath.Path(job.work) / shard_task.STOP, b"too many are unusable")
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -1,7 +1,7 @@
-"""Manifests to shards: an Apache Beam pipeline, or the same steps in this process.
+"""Prepares a corpus as shards, by an Apache Beam pipeline or by the same steps in this process.
 
-What must hold: what is written is a function of the input and the options alone, whatever runs it
-and however often it was cut off. `OUT/.work` holds what is done so far; a second run goes on there.
+What must hold: the output is a function of the input and the options alone, whatever runner is used
+and however often it was cut off. `OUT/.work` holds what is done so far; a second run continues it.
 Only tasks and digests travel between the steps of the pipeline, never sound.
 """
 
@@ -30,7 +30,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.errors import Fault, Mistake
 
 WORK = ".work"  # folder in OUT that is removed at the end
-INLINE = "inline"  # the runner that is none: one process, without Beam
+INLINE = "inline"  # instead of a runner: this process, without Beam
 LIMITS = Limits()
 
 
@@ -52,9 +52,9 @@ def prepare(
     progress: ProgressCallback = lambda done, total: None,
     log: Callable[[str], None] = lambda line: None,
 ) -> shard_index.ShardIndex:
-    """Writes every split of `source` into `out`; the index it returns is written last.
+    """Writes every split of `source` as shards into `out`; returns the index, written last.
 
-    kind, options: what source is, and what the importer of that kind takes. store: if not said,
+    kind, options: "jsonl" for manifests, or a kind of importer and its options. store: by default
     mel where `mel` is given, else FLAC; `mel` is also what is measured where it is not stored.
     per_shard: utterances a shard. bad: share of unusable utterances that stops the work; repeated
     ones do not count. runner: Beam's, by its name, or "inline"; workers: processes of direct and
@@ -66,26 +66,26 @@ def prepare(
     folder = epath.Path(out)
     _check_arguments(folder, per_shard, bad)
     if runner != INLINE:
-        import_beam()  # or it says now that it is not there
+        import_beam()  # raises now if it is not installed
     digest = load_tokenizer(tokenizer).digest() if tokenizer else ""
     record_config = RecordConfig(store or ("mel" if mel else "flac"), mel or Mel(), limits)
-    told = dict(options or {})
-    asked = [os.fspath(source), kind, told, dataclasses.asdict(record_config), digest, per_shard]
+    given = dict(options or {})
+    asked = [os.fspath(source), kind, given, dataclasses.asdict(record_config), digest, per_shard]
     if kind == "jsonl":
         lines = epath.Path(source)
-        plan_tasks(lines, per_shard)  # what is wrong with it shows before anything is made
+        plan_tasks(lines, per_shard)  # raises for a bad manifest before anything is written
     work = _work_folder(folder, json.dumps(asked, sort_keys=True))
     if kind != "jsonl":
-        lines = _import_corpus(source, kind, work, told, log)
+        lines = _import_corpus(source, kind, work, given, log)
     tasks = plan_tasks(lines, per_shard)
     max_rejects = math.floor(bad * sum(task.lines for task in tasks) + 1e-9)
     splits = tuple(deduplicate.sort_splits({task.split for task in tasks}))
     job = Job(os.fspath(work), record_config, splits, tokenizer, digest, max_rejects)
     run = functools.partial(run_job, out=folder, tasks=tasks, bad=bad, progress=progress)
-    piped = functools.partial(
+    run_beam = functools.partial(
         run_pipeline, runner=runner, workers=workers, words=runner_flags(beam)
     )
-    launch: TaskRunner = beam_steps.run_inline if runner == INLINE else piped
+    launch: TaskRunner = beam_steps.run_inline if runner == INLINE else run_beam
     mel = record_config.mel
     if record_config.store == "mel" and mel.normalize == "global" and not mel.mean:
         log("mel.normalize=global has no constants yet: a first pass takes them from all sound")
@@ -114,14 +114,14 @@ def _check_arguments(folder: epath.Path, per_shard: int, bad: float) -> None:
 
 
 def _work_folder(folder: epath.Path, asked: str) -> epath.Path:
-    """The folder of what is staged, emptied where something else was asked for when it was made."""
+    """The folder of staged files, emptied where it was made with other arguments."""
     work = folder / WORK
-    said = work / "asked.json"
+    asked_file = work / "asked.json"
     try:
-        if work.exists() and not (said.exists() and said.read_text() == asked):
+        if work.exists() and not (asked_file.exists() and asked_file.read_text() == asked):
             work.rmtree()
         work.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(said, asked.encode())
+        files.write_bytes(asked_file, asked.encode())
     except OSError as error:
         raise Fault(f"{work}: cannot be written: {error}") from error
     return work
@@ -134,7 +134,7 @@ def _import_corpus(
     options: Mapping[str, Any],
     log: Callable[[str], None],
 ) -> epath.Path:
-    """The folder of manifests of a foreign corpus, written now or by a run that was cut off."""
+    """The folder of manifests of a foreign corpus, written now or by a run cut off earlier."""
     lines, done = work / "lines", work / "imported.json"
     if not done.exists():
         if lines.exists():

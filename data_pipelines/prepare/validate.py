@@ -1,7 +1,7 @@
-"""One utterance to the records that are kept of it, or to the reason why there are none.
+"""Turns one utterance into the records to be stored, or into a reject with a reason.
 
 A pure function: the same utterance gives the same bytes on any machine with the same codecs. Text
-is stored as it is; of a tokenizer only the ids are added.
+is stored unchanged; a tokenizer only adds its ids.
 """
 
 from collections.abc import Iterator
@@ -35,16 +35,18 @@ Store = Literal["flac", "opus", "original", "mel", "nothing"]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is refused. The defaults refuse only what no model can learn from."""
+    """Which utterances are rejected. The defaults reject only what no model can learn from."""
 
     shortest: float = 0.05  # seconds
     longest: float = 600.0  # seconds
     long: Literal["refuse", "split"] = "refuse"  # longer sound without text may be cut at pauses
     untranscribed: Literal["refuse", "keep"] = "refuse"  # utterances whose text is blank
-    rate: float = 40.0  # characters a second of sound, with one second granted: faster is no speech
-    silence: float = -70.0  # dBFS: quieter as a whole is silent
-    tolerance: float = 0.5  # seconds between the manifest's duration and what was decoded
-    duplicates: Literal["refuse", "keep"] = "refuse"  # equal sound with equal text, but the first
+    rate: float = 40.0  # characters a second of sound, one second added: faster is no speech
+    silence: float = -70.0  # dBFS: an utterance quieter than that is silent
+    tolerance: float = (
+        0.5  # seconds of difference between the manifest's duration and the decoded one
+    )
+    duplicates: Literal["refuse", "keep"] = "refuse"  # equal sound and text, but for the first
 
     def __post_init__(self) -> None:
         for name in ("shortest", "longest", "rate", "tolerance"):
@@ -60,16 +62,16 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class RecordConfig:
-    """How records are made."""
+    """How records are made and which utterances are rejected."""
 
-    store: Store = "flac"  # nothing: only what is known of the sound
-    mel: Mel = Mel()  # stored, or else only measured
+    store: Store = "flac"  # nothing: only statistics are gathered
+    mel: Mel = Mel()  # stored, or else only measured for the index
     limits: Limits = Limits()
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedRecord:
-    """A record, and what is known of it."""
+    """A record, and its statistics."""
 
     utterance: Utterance  # without its sound
     record: bytes  # empty where nothing is stored
@@ -81,7 +83,7 @@ class PreparedRecord:
 def make_records(
     utterance: Utterance, record_config: RecordConfig, tokenizer: Tokenizer | None = None
 ) -> Iterator[PreparedRecord | Reject[str]]:
-    """What becomes of one utterance: one thing, unless it is cut at its pauses."""
+    """The records and rejects of one utterance: a single one unless it is cut at its pauses."""
     limits, name = record_config.limits, utterance.id
     try:
         tokens = _tokens(utterance, limits, tokenizer)
@@ -91,8 +93,8 @@ def make_records(
     except Unusable as error:
         yield Reject(utterance.source, name, error.reason, str(error))
         return
-    for number, cut in enumerate(cuts):
-        piece = name if len(cuts) == 1 else f"{name}.{number:03d}"
+    for index, cut in enumerate(cuts):
+        piece = name if len(cuts) == 1 else f"{name}.{index:03d}"
         seconds = (cut.stop - cut.start) / SAMPLE_RATE
         one = dataclasses.replace(utterance, id=piece, duration=seconds, tokens=tokens)
         try:
@@ -102,7 +104,7 @@ def make_records(
 
 
 def reject_crashed(utterance: Utterance, how: str) -> Reject[str]:
-    """What becomes of an utterance that brings the process down."""
+    """The reject of an utterance whose decoder crashes or hangs; `how` says which."""
     return Reject(utterance.source, utterance.id, "undecodable", f"{utterance.id}: {how}")
 
 
@@ -141,7 +143,7 @@ def _make_record(
 
 
 def _encode_audio(utterance: Utterance, wave: np.ndarray, store: Store, whole: bool) -> bytes:
-    """Sound as it is stored; what is a part of the original becomes FLAC."""
+    """The sound encoded as `store` says; a part of an original file becomes FLAC."""
     if store == "opus":
         return to_opus(wave)
     if store == "original" and whole and utterance.offset is None and utterance.audio is not None:

@@ -132,7 +132,7 @@ def test_place_of_a_mixture_that_has_changed_is_gone_on_from_alike(forty, others
         assert same(next(here), next(two))
         assert same(next(only_here), next(only_one))
     assert place(only_here) == place(only_one)
-    assert len(only_one._parent._side.mixture.names) == 2
+    assert len(only_one._parent._batcher.mixture.names) == 2
 
 
 def test_data_that_ends_ends_after_the_same_batch(forty, begun):
@@ -152,7 +152,7 @@ def test_batches_stay_as_they_are_while_they_are_held(forty, begun):
     wanted = [next(here).tokens for _ in range(5)]
     assert all(map(np.array_equal, held, wanted))
     del held
-    slots = apart._parent._slots
+    slots = apart._parent._buffers
     made = len(slots._maps)
     for _ in range(5):
         assert same(next(here), next(apart))
