@@ -11,10 +11,11 @@ from typing import Any
 
 from etils import epath
 
+from melllm_jax import files
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.config.overrides import from_json, identity, to_json
 from melllm_jax.config.run import Run
-from melllm_jax.errors import Fault, Mistake
+from melllm_jax.errors import Mistake
 
 RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "tokenizer"
 
@@ -31,13 +32,7 @@ def claim(workdir: str, run: Run) -> None:
     path = epath.Path(workdir) / RUN
     if path.exists():
         _check_same_run(workdir, run)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f"{RUN}.tmp")
-        scratch.write_text(to_json(run))
-        scratch.replace(path)
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written: {error.strerror}") from error
+    files.write_text(path, to_json(run))
 
 
 def verify_claim(workdir: str, run: Run) -> None:

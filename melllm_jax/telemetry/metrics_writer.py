@@ -11,6 +11,7 @@ from typing import Any
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from melllm_jax import files
 from melllm_jax.errors import Fault
 
 
@@ -29,9 +30,7 @@ class MetricsWriter:
             kept = [
                 line for line in _complete_lines(self._path) if json.loads(line)["step"] <= first
             ]
-            scratch = self._path.with_suffix(".tmp")
-            scratch.write_text("".join(line + "\n" for line in kept))
-            scratch.rename(self._path)
+            files.write_text(self._path, "".join(line + "\n" for line in kept))
             folder.mkdir(exist_ok=True)
             self._file = self._path.open("a")
             # Its own thread would keep events back for two minutes, and its errors to itself.
