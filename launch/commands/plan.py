@@ -104,7 +104,8 @@ def search_plans(run: Run, pod: topology.Pod, tries: int) -> list[Plan]:
 
 def figures(one: Plan, run: Run, arguments: PlanArguments) -> dict[str, Any]:
     """A plan as plain data, with rates, hours and cost of the whole run."""
-    hours_an_update = one.positions * arguments.speech * run.mel.r * 0.01 / 3600
+    seconds = one.positions * arguments.speech * run.mel.r * run.mel.hop_seconds
+    hours_an_update = seconds / 3600
     updates = arguments.audio / hours_an_update if arguments.audio else float(run.optim.steps)
     chip_hours = updates * one.step * one.chips / 3600
     return {

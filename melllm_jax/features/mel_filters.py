@@ -13,7 +13,7 @@ from jaxtyping import Float32
 import numpy as np
 
 SAMPLE_RATE = 16_000  # Hz
-HOP = 160  # samples between frames: 10 ms
+HOP = 160  # samples between frames: 10 ms, `config.features.Mel.hop_seconds`
 WIDTH = 400  # samples a frame: 25 ms
 EPS = 1e-5  # added to a band's variance, in squared log units: a silent band divides by 0.003
 LN10 = float(np.log(10.0))

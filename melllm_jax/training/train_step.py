@@ -16,8 +16,6 @@ from melllm_jax.nn.vocab_parallel import Sums
 from melllm_jax.objectives.next_token import next_token_loss, next_token_targets
 from melllm_jax.training import optimizer
 
-HOP = 0.01  # seconds a mel frame
-
 
 class State(NamedTuple):
     """All that an update changes, and the frozen weights beside it."""
@@ -88,7 +86,9 @@ class Update:
             "finite": finite,
         }
         state = State(trained, state.frozen, opt, step, ~finite)
-        return state, metrics | batch_counts(batch, max(len(self.run.data.sources), 1))
+        return state, metrics | batch_counts(
+            batch, max(len(self.run.data.sources), 1), self.run.mel.hop_seconds
+        )
 
     def _gradients(self, state: State, batch: Batch, key: Array) -> tuple[Sums, Weights]:
         """Sums over the whole batch, and the gradient of their mean loss.
@@ -127,14 +127,14 @@ class Update:
         return x if name.startswith("front.") else x.astype(jnp.bfloat16)
 
 
-def batch_counts(batch: Batch, sources: int) -> dict[str, Array]:
+def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Array]:
     """What is in a batch: positions in use, those of speech, seconds of audio, and by source."""
     starts = (batch.positions == 0) & (batch.segments > 0)
     by_source = batch.sources[..., None] == jnp.arange(sources, dtype=jnp.int32)[None, None]
     return {
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),
         "speech": jnp.sum(batch.is_speech).astype(jnp.float32),
-        "audio": jnp.sum(batch.frames).astype(jnp.float32) * HOP,
+        "audio": jnp.sum(batch.frames).astype(jnp.float32) * hop_seconds,
         "examples": jnp.sum(starts[..., None] & by_source, axis=(0, 1)).astype(jnp.int32),
     }
 
