@@ -82,7 +82,8 @@ def search_plans(run: Run, pod: topology.Pod, tries: int) -> list[Plan]:
     mesh splits the run, Fault where none of the ways compiles.
     """
     ways = sorted(
-        candidate_plans(run, pod), key=lambda way: (not way[1].fits, way[1].step, way[1].serial)
+        candidate_plans(run, pod),
+        key=lambda way: (not way[1].fits, way[1].step_seconds, way[1].serial_seconds),
     )
     if not ways:
         raise Mistake(f"search: no mesh of {pod.chips} chips splits data.b={run.data.b} evenly")
@@ -99,7 +100,7 @@ def search_plans(run: Run, pod: topology.Pod, tries: int) -> list[Plan]:
     bar.close()
     if not found:
         raise Fault(f"search: none of {len(failed)} ways compiles: {failed[0]}")
-    return sorted(found, key=lambda one: (not one.fits, one.step, one.serial))
+    return sorted(found, key=lambda one: (not one.fits, one.step_seconds, one.serial_seconds))
 
 
 def figures(one: Plan, run: Run, arguments: PlanArguments) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def figures(one: Plan, run: Run, arguments: PlanArguments) -> dict[str, Any]:
     seconds = one.positions * arguments.speech * run.mel.r * run.mel.hop_seconds
     hours_an_update = seconds / 3600
     updates = arguments.audio / hours_an_update if arguments.audio else float(run.optim.steps)
-    chip_hours = updates * one.step * one.chips / 3600
+    chip_hours = updates * one.step_seconds * one.chips / 3600
     return {
         "preset": one.preset,
         "pod": one.pod,
@@ -120,20 +121,20 @@ def figures(one: Plan, run: Run, arguments: PlanArguments) -> dict[str, Any]:
         "estimate": True,
         "parameters": {"total": one.total, "trained": one.trained},
         "positions": one.positions,
-        "flops": {"useful": one.useful, "executed": one.executed},
+        "flops": {"useful": one.useful_flops, "executed": one.executed_flops},
         "hbm": dataclasses.asdict(one.memory),
         "fits": one.fits,
         "collectives": [dataclasses.asdict(each) for each in one.collectives],
-        "seconds": dict(one.limits) | {"xla": one.xla},
+        "seconds": dict(one.limits) | {"xla": one.xla_seconds},
         "limit": one.limit,
-        "step_seconds": one.step,
-        "step_seconds_nothing_hidden": one.serial,
+        "step_seconds": one.step_seconds,
+        "step_seconds_nothing_hidden": one.serial_seconds,
         "mfu": one.mfu,
-        "mfu_nothing_hidden": one.useful / one.peak / one.serial,
-        "tokens_per_second": one.positions / one.step,
-        "audio_hours_per_second": hours_an_update / one.step,
+        "mfu_nothing_hidden": one.useful_flops / one.peak / one.serial_seconds,
+        "tokens_per_second": one.positions / one.step_seconds,
+        "audio_hours_per_second": hours_an_update / one.step_seconds,
         "updates": updates,
-        "hours": updates * one.step / 3600,
+        "hours": updates * one.step_seconds / 3600,
         "chip_hours": chip_hours,
         "cost": chip_hours * arguments.price if arguments.price else None,
         "unknown": list(one.unknown),
@@ -155,8 +156,8 @@ def _ranking(found: Sequence[Plan]) -> Iterator[str]:
         size = f"{_gib(one.memory.needed)} of {_gib(one.memory.capacity)} GiB"
         fits = "fits" if one.fits else "does not fit"
         yield (
-            f"  {one.step:7.3f} s  MFU ≤ {one.mfu:5.1%}  {size:>21} {fits:12}  {one.limit:6}  "
-            f"{_describe(one)}"
+            f"  {one.step_seconds:7.3f} s  MFU ≤ {one.mfu:5.1%}  {size:>21} {fits:12}  "
+            f"{one.limit:6}  {_describe(one)}"
         )
 
 
@@ -169,8 +170,8 @@ def _lines(one: Plan, told: dict[str, Any]) -> Iterator[str]:
     yield f"  {how}; every time and rate below is an estimate"
     yield f"parameters   {one.total:,}, trained {one.trained:,}"
     yield (
-        f"FLOPs        {one.useful:.3e} an update of {one.positions:,} positions; "
-        f"{one.executed:.3e} with what is done twice"
+        f"FLOPs        {one.useful_flops:.3e} an update of {one.positions:,} positions; "
+        f"{one.executed_flops:.3e} with what is done twice"
     )
     fits = "fits" if one.fits else "DOES NOT FIT"
     yield (
@@ -186,11 +187,12 @@ def _lines(one: Plan, told: dict[str, Any]) -> Iterator[str]:
         )
     limits = ", ".join(f"{name} {seconds:.3f}" for name, seconds in one.limits.items())
     yield f"seconds      {limits}: limited by {one.limit}"
-    if one.xla is not None:
-        yield f"             {one.xla:.3f} as XLA estimates its instructions, collectives apart"
+    if one.xla_seconds is not None:
+        seconds = f"{one.xla_seconds:.3f}"
+        yield f"             {seconds} as XLA estimates its instructions, collectives apart"
     yield (
-        f"update       {one.step:.3f} s if all else hides behind {one.limit}, "
-        f"{one.serial:.3f} s if nothing hides: MFU at most {one.mfu:.1%}, "
+        f"update       {one.step_seconds:.3f} s if all else hides behind {one.limit}, "
+        f"{one.serial_seconds:.3f} s if nothing hides: MFU at most {one.mfu:.1%}, "
         f"{told['mfu_nothing_hidden']:.1%}"
     )
     yield (

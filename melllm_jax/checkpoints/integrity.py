@@ -1,4 +1,4 @@
-"""Sizes and CRC-32 sums of a checkpoint's files: written as its seal, checked before it is read.
+"""Seals a checkpoint by sizes and CRC-32 sums of its files, and checks them before it is read.
 
 A checkpoint is whole if its files match its seal or, without one, if Orbax marked its save as
 completed. Reading leaves everything as it is.
@@ -41,7 +41,7 @@ def checkpoint_digest(folder: pathlib.Path) -> str:
 
 
 def write_seal(folder: pathlib.Path) -> None:
-    """Write down size and CRC-32 of every file. Raises OSError."""
+    """Write the seal: size and CRC-32 of every file. Raises OSError."""
     files.replace_file(folder / SEAL, json.dumps(_sums(folder)).encode())
 
 

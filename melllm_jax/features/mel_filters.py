@@ -1,4 +1,4 @@
-"""Constants of the three mel extractors, written once for NumPy and for the device.
+"""Constants of the three mel extractors, for NumPy and for the device.
 
 Every kind looks through 25 ms of 16 kHz sound each 10 ms and is the same chain with other
 constants: edges, pre-emphasis, window, power spectrum, triangles, floor, natural log, and
@@ -21,7 +21,7 @@ LN10 = float(np.log(10.0))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MelFilters:
-    """What one extractor is made of."""
+    """Constants of one extractor."""
 
     points: int  # of the Fourier transform; frames are filled up with zeros
     edge: int  # samples added at either end of the sound
