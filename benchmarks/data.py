@@ -47,7 +47,7 @@ from melllm_jax.config.run import Optim, Run
 from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 MODEL = Model(d=8, n=1, k=1, h=8, f=8, l=1, v=300)  # never built: a run has one
-HOP = 0.01  # seconds a frame
+HOP = Mel().hop_seconds
 STORES = ("flac", "mel")
 AHEAD = 2  # batches
 

@@ -8,6 +8,7 @@ and, where that does not say it, the `rate` in Hz. Other fields are left alone.
 """
 
 from collections.abc import Iterable, Mapping
+import itertools
 import json
 import math
 import mmap
@@ -19,8 +20,8 @@ from jaxtyping import Int64
 import numpy as np
 
 from data_pipelines.corpora.utterance import AudioReference, Utterance
-from melllm_jax import files
-from melllm_jax.errors import Fault, Mistake
+from melllm_jax.errors import Mistake
+from melllm_jax.files import new_file
 
 MANIFEST_SUFFIX = ".jsonl"
 TFDS_PREFIX = "tfds:"  # in place of a path: a split of a TFDS dataset
@@ -84,21 +85,16 @@ def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, A
     """
     folder.mkdir(parents=True, exist_ok=True)
     final, count = folder / f"{split}{MANIFEST_SUFFIX}", 0
-    encoded = json.JSONEncoder(ensure_ascii=False).encode
-    part = files.scratch_path(final)
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            for row in rows:
-                filled = {name: value for name, value in row.items() if value is not None}
-                file.write(encoded(filled) + "\n")
-                count += 1
-        if not count:
-            return 0
-        files.move_into_place(part, final)
-    except OSError as error:
-        raise Fault(f"{final}: cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        return 0
+    with new_file(final) as scratch, open(scratch, "w", encoding="utf-8") as file:
+        for row in itertools.chain([first], rows):
+            filled = {name: value for name, value in row.items() if value is not None}
+            file.write(encode(filled) + "\n")
+            count += 1
     return count
 
 

@@ -23,7 +23,6 @@ from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
-from melllm_jax.training.train_step import HOP
 
 WARMUP_BATCHES = (
     3  # batches before the clock starts: files are opened, and the bins of the packer filled
@@ -214,7 +213,7 @@ def _pipeline_figures(
         for batch in batches:
             count += 1
             positions += int((batch.segments > 0).sum())
-            audio += float(batch.frames.sum()) * HOP
+            audio += float(batch.frames.sum()) * run.mel.hop_seconds
             if time.perf_counter() - began >= seconds:
                 break
         passed = time.perf_counter() - began

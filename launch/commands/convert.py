@@ -110,7 +110,7 @@ def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
     return {
         "checkpoint": str(arguments.target),
         "tensors": len(what.tensors),
-        "merged": len(what.added),
+        "merged": len(what.merged),
         "bytes": what.bytes,
         "seconds": seconds,
         "left_out": dict(what.left_out),
@@ -126,12 +126,12 @@ def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
     with byte_progress(what.bytes) as moved:
         to_hf.export_checkpoint(what, arguments.target, moved)
     seconds = time.perf_counter() - began
-    count = len(what.main) + len(what.apart)
+    count = len(what.main) + len(what.adapter)
     return {
         "checkpoint": str(arguments.target),
         "tensors": len(what.main),
-        "adapter": len(what.apart),
-        "merged": len(what.added),
+        "adapter": len(what.adapter),
+        "merged": len(what.merged),
         "bytes": what.bytes,
         "seconds": seconds,
         "text": f"{count} tensors, {format_bytes(what.bytes)}, in {seconds:.1f} s: "

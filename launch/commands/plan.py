@@ -87,7 +87,8 @@ def search_plans(run: Run, pod: topology.Pod, tries: int) -> list[Plan]:
     mesh splits the run, Fault where none of the ways compiles.
     """
     ways = sorted(
-        candidate_plans(run, pod), key=lambda way: (not way[1].fits, way[1].step, way[1].serial)
+        candidate_plans(run, pod),
+        key=lambda way: (not way[1].fits, way[1].step_seconds, way[1].serial_seconds),
     )
     if not ways:
         raise Mistake(f"search: no mesh of {pod.chips} chips splits data.b={run.data.b} evenly")
@@ -104,7 +105,7 @@ def search_plans(run: Run, pod: topology.Pod, tries: int) -> list[Plan]:
     bar.close()
     if not found:
         raise Fault(f"search: none of {len(failed)} ways compiles: {failed[0]}")
-    return sorted(found, key=lambda one: (not one.fits, one.step, one.serial))
+    return sorted(found, key=lambda one: (not one.fits, one.step_seconds, one.serial_seconds))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +123,17 @@ class RunEstimate:
 
 def estimate_run(one: Plan, run: Run, arguments: PlanArguments) -> RunEstimate:
     """Rates, hours and cost of the run that `one` is a plan of."""
-    hours_an_update = one.positions * arguments.speech * run.mel.r * 0.01 / 3600
+    hours_an_update = one.positions * arguments.speech * run.mel.r * run.mel.hop_seconds / 3600
     updates = arguments.audio / hours_an_update if arguments.audio else float(run.optim.steps)
-    chip_hours = updates * one.step * one.chips / 3600
+    chip_hours = updates * one.step_seconds * one.chips / 3600
     return RunEstimate(
         updates=updates,
-        hours=updates * one.step / 3600,
+        hours=updates * one.step_seconds / 3600,
         chip_hours=chip_hours,
         cost=chip_hours * arguments.price if arguments.price else None,
-        audio_hours_per_second=hours_an_update / one.step,
-        tokens_per_second=one.positions / one.step,
-        mfu_nothing_hidden=one.useful / one.peak / one.serial,
+        audio_hours_per_second=hours_an_update / one.step_seconds,
+        tokens_per_second=one.positions / one.step_seconds,
+        mfu_nothing_hidden=one.useful_flops / one.peak / one.serial_seconds,
     )
 
 
@@ -150,14 +151,14 @@ def figures(one: Plan, estimate: RunEstimate) -> dict[str, Any]:
         "estimate": True,
         "parameters": {"total": one.total, "trained": one.trained},
         "positions": one.positions,
-        "flops": {"useful": one.useful, "executed": one.executed},
+        "flops": {"useful": one.useful_flops, "executed": one.executed_flops},
         "hbm": dataclasses.asdict(one.memory),
         "fits": one.fits,
         "collectives": [dataclasses.asdict(each) for each in one.collectives],
-        "seconds": dict(one.limits) | {"xla": one.xla},
+        "seconds": dict(one.limits) | {"xla": one.xla_seconds},
         "limit": one.limit,
-        "step_seconds": one.step,
-        "step_seconds_nothing_hidden": one.serial,
+        "step_seconds": one.step_seconds,
+        "step_seconds_nothing_hidden": one.serial_seconds,
         "mfu": one.mfu,
         "mfu_nothing_hidden": estimate.mfu_nothing_hidden,
         "tokens_per_second": estimate.tokens_per_second,
@@ -175,7 +176,7 @@ def _ranking(plans: Sequence[Plan]) -> RenderableType:
     title = f"{plans[0].preset} on {plans[0].pod}, estimates ({plans[0].source}), best first:"
     rows = [
         (
-            f"  {one.step:.3f} s",
+            f"  {one.step_seconds:.3f} s",
             f"MFU ≤ {one.mfu:5.1%}",
             f"{format_gib(one.memory.needed)} of {format_gib(one.memory.capacity)}",
             "GiB fits" if one.fits else "GiB does not fit",
@@ -195,8 +196,8 @@ def _report(one: Plan, estimate: RunEstimate) -> RenderableType:
         ("parameters", f"{one.total:,}, trained {one.trained:,}"),
         (
             "FLOPs",
-            f"{one.useful:.3e} an update of {one.positions:,} positions; "
-            f"{one.executed:.3e} with what is done twice",
+            f"{one.useful_flops:.3e} an update of {one.positions:,} positions; "
+            f"{one.executed_flops:.3e} with what is done twice",
         ),
         ("HBM a device", _memory_text(one)),
         *(("collective", _collective_text(each)) for each in one.collectives),
@@ -232,11 +233,11 @@ def _collective_text(each: Collective) -> str:
 def _time_rows(one: Plan, estimate: RunEstimate) -> Iterator[tuple[str, str]]:
     limits = ", ".join(f"{name} {seconds:.3f}" for name, seconds in one.limits.items())
     yield "seconds", f"{limits}: limited by {one.limit}"
-    if one.xla is not None:
-        yield "", f"{one.xla:.3f} as XLA estimates its instructions, collectives apart"
+    if one.xla_seconds is not None:
+        yield "", f"{one.xla_seconds:.3f} as XLA estimates its instructions, collectives apart"
     yield (
         "update",
-        f"{one.step:.3f} s if all else hides behind {one.limit}, {one.serial:.3f} s if nothing "
+        f"{one.step_seconds:.3f} s if all else hides behind {one.limit}, {one.serial_seconds:.3f} s if nothing "
         f"hides: MFU at most {one.mfu:.1%}, {estimate.mfu_nothing_hidden:.1%}",
     )
     yield (

@@ -27,7 +27,6 @@ from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 
 COUNTS: dict[Split, int] = {"train": 5000, "dev": 100, "test": 300}
-HOP = 0.01  # seconds a mel frame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ def _transcribe_one(folder: pathlib.Path, run: Run, run_folder: str, seed: int) 
     found = transcribe_files([str(path)], run_folder)[0].text
     raw = dataclasses.replace(run.mel, normalize="none")
     mel = load_mel(one, raw, longest=run.data.longest)
-    figures.draw_spectrogram(mel, one.text, found, folder / "mel.png", HOP)
+    figures.draw_spectrogram(mel, one.text, found, folder / "mel.png", run.mel.hop_seconds)
     return f"{path} ({one.speaker})\n  said:  {one.text}\n  heard: {found}"
 
 

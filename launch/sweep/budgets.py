@@ -17,8 +17,6 @@ from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import ladder
 
-HOP = 0.01  # seconds a mel frame
-
 
 @dataclasses.dataclass(frozen=True)
 class RowShares:
@@ -67,7 +65,7 @@ def hours(cell: Cell, count: float, rows: RowShares) -> Cell:
 
 def hours_per_update(run: Run, rows: RowShares) -> float:
     """Hours of sound an update."""
-    return run.data.b * run.data.t * rows.speech * run.mel.r * HOP / 3600
+    return run.data.b * run.data.t * rows.speech * run.mel.r * run.mel.hop_seconds / 3600
 
 
 def isoflop(cells: Sequence[Cell], budgets: Sequence[float], rows: RowShares) -> list[Cell]:
@@ -104,7 +102,7 @@ def token_rates(cell: Cell, rates: Sequence[int], text: float) -> list[Cell]:
     are multiples of 128, as TPU kernels want them.
     """
     run = spec.run(cell, {})
-    second = lambda r: 1 / (r * HOP) + text
+    second = lambda r: 1 / (r * run.mel.hop_seconds) + text
     grain = 128 if run.data.t >= 1024 else 1
     return [
         cell

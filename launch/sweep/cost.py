@@ -51,7 +51,10 @@ def _plan_cell(cell: SweepCell, topology: str, price: float, rate: Rate) -> dict
             sizes = plan.mesh_sizes(run, pod)
         except Mistake as mistake:
             raise Mistake(f"cell {cell.id} on {pod}: {mistake}") from mistake
-        seconds, chips = plan.estimate_plan(run, pod, sizes).step * run.optim.steps, pod.chips
+        seconds, chips = (
+            plan.estimate_plan(run, pod, sizes).step_seconds * run.optim.steps,
+            pod.chips,
+        )
     else:
         known, chips = rate(run.optim.compute), 1
         seconds = None if known is None else work / known

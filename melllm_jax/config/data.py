@@ -35,7 +35,7 @@ class Sounds:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is done to training examples alone, in this order; nothing as it stands here.
+    """Augmentation of training examples, in this order; by default none.
 
     speed, reverb, noise, volume, warp and mask are the shares of utterances that are changed so;
     the other fields say how, and stand at what was published. speeds: Ko et al. 2015, "Audio
@@ -100,7 +100,7 @@ class Data:
     temperature: float = 0.0  # shares are weight · hours^(1 / temperature); 0: the weights alone
     epochs: int = 0  # times that a source is drawn at most, then it drops out; 0: without end
     lanes: int = 0  # parts of the stream, packed apart, that hosts share; 0 takes gcd(b, 8)
-    bins: int = 8  # rows that are filled side by side by the packer of a lane
+    bins: int = 8  # rows that the packer of a lane fills side by side
     max_reject_share: float = 0.01  # share of unusable examples that stops the run
     corrupt: Literal["stop", "skip"] = dataclasses.field(
         default="stop", metadata=WHERE

@@ -124,6 +124,7 @@ def identity(run: Run) -> str:
 
 
 def _identity_tree(value: Any) -> Any:
+    """The fields that decide a run's result, as JSON has them."""
     if dataclasses.is_dataclass(value):
         decides = (f for f in dataclasses.fields(value) if f.metadata.get("identity", True))
         return {f.name: _identity_tree(getattr(value, f.name)) for f in decides}
@@ -131,6 +132,7 @@ def _identity_tree(value: Any) -> Any:
 
 
 def _replace_fields(cfg: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+    """`cfg` with the fields of a tree of changes set."""
     hints = typing.get_type_hints(type(cfg))
     new = {}
     for name, value in changes.items():
@@ -162,6 +164,7 @@ def _parse_value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
+    """`value`, an object of fields, as an instance of the dataclass `kind`."""
     require(name, repr(value)[:40], isinstance(value, Mapping), "must be an object of fields")
     hints = typing.get_type_hints(kind)
     for key in value:

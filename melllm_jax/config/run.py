@@ -1,4 +1,4 @@
-"""Frozen descriptions of a run: what is trained, on what, how, and where.
+"""The config of a run: what is trained, on what, how, and where.
 
 Plain data: importing this file imports no JAX. A field that is a size is named by its letter of
 the one alphabet (see `melllm_jax.sharding`). Fields marked `WHERE` say where a run happens and
@@ -100,7 +100,7 @@ class ScoreInterval:
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """The weights that a run starts from; random ones where nothing is said."""
+    """The weights that a run starts from; random ones without a path."""
 
     path: str = dataclasses.field(default="", metadata=WHERE)  # folder of an import or of a run
     digest: str = ""  # content hash of its checkpoint, filled in when a run starts
@@ -108,7 +108,7 @@ class Init:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that decides a run."""
+    """A training run: all that decides its result, and where and how it runs."""
 
     name: str = dataclasses.field(metadata=WHERE)  # the preset it came from
     model: Model

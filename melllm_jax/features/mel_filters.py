@@ -1,4 +1,4 @@
-"""Constants of the three mel extractors, written once for NumPy and for the device.
+"""Constants of the three mel extractors, for NumPy and for the device.
 
 Every kind looks through 25 ms of 16 kHz sound each 10 ms and is the same chain with other
 constants: edges, pre-emphasis, window, power spectrum, triangles, floor, natural log, and
@@ -13,7 +13,7 @@ from jaxtyping import Float32
 import numpy as np
 
 SAMPLE_RATE = 16_000  # Hz
-HOP = 160  # samples between frames: 10 ms
+HOP = 160  # samples between frames: 10 ms, `config.features.Mel.hop_seconds`
 WIDTH = 400  # samples a frame: 25 ms
 EPS = 1e-5  # added to a band's variance, in squared log units: a silent band divides by 0.003
 LN10 = float(np.log(10.0))
@@ -21,7 +21,7 @@ LN10 = float(np.log(10.0))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MelFilters:
-    """What one extractor is made of."""
+    """Constants of one extractor."""
 
     points: int  # of the Fourier transform; frames are filled up with zeros
     edge: int  # samples added at either end of the sound

@@ -1,4 +1,4 @@
-"""Prefill and cached generation: prompts in, tokens out, compiled once a shape.
+"""Generates tokens from prompts with a KV cache, compiled once a shape.
 
 Prompts of a batch end at the same position (they are padded on the left), so that every row writes
 the same slot of the cache. Layers are unstacked once: slicing them out of the stack inside the
@@ -32,7 +32,7 @@ from melllm_jax.nn.layers import rotary
 
 
 class Generation(NamedTuple):
-    """What was generated; a row's tokens after its length are 0."""
+    """Generated tokens; those of a row after its length are 0."""
 
     tokens: Int[Array, "b t"]
     lengths: Int[Array, "b"]  # tokens before the end token
@@ -41,7 +41,7 @@ class Generation(NamedTuple):
 
 
 class Decoder:
-    """A model ready to generate: its layers apart, its functions compiled as shapes come."""
+    """A model ready to generate: layers unstacked, functions compiled once a shape is seen."""
 
     def __init__(self, model: SpeechLM, end: int, options: DecodingOptions = GREEDY):
         self.end, self.options = end, options
@@ -50,10 +50,10 @@ class Decoder:
         self.set_model(model)
 
     def set_model(self, model: SpeechLM) -> None:
-        """Go on with another model of the same shape: what is compiled serves it too."""
+        """Use another model of the same shape, with the functions compiled so far."""
         self.model = model
-        apart = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])
-        self.layers = apart(model.stack)
+        unstack = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])
+        self.layers = unstack(model.stack)
 
     def __call__(self, prompt: Batch, limits: np.ndarray, key: Array | None = None) -> Generation:
         """Generate after each row of `prompt` (see `prompt_batch`), at most limits [b] tokens.

@@ -22,8 +22,6 @@ from melllm_jax.objectives.objective import LossSums, Objective
 from melllm_jax.training import optimizer
 from melllm_jax.training.warm_start import WarmStart
 
-HOP = 0.01  # seconds a mel frame
-
 
 class State(NamedTuple):
     """All that an update changes, and the frozen weights beside it."""
@@ -123,7 +121,8 @@ class Update(Generic[Net]):
             "finite": finite,
         }
         state = State(trained, state.frozen, opt, step, ~finite, state.companions)
-        return state, metrics | batch_counts(batch, max(len(self.run.data.sources), 1))
+        sources, hop = max(len(self.run.data.sources), 1), self.run.mel.hop_seconds
+        return state, metrics | batch_counts(batch, sources, hop)
 
     def loss_sums(self, state: State, batch: Batch) -> LossSums:
         """The loss of a batch under a state's weights, without dropout or gradient."""
@@ -184,14 +183,14 @@ class Update(Generic[Net]):
         return jax.eval_shape(lambda w: {k: x.astype(jnp.bfloat16) for k, x in w.items()}, shapes)
 
 
-def batch_counts(batch: Batch, sources: int) -> dict[str, Array]:
+def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Array]:
     """What is in a batch: positions in use, those of speech, seconds of audio, and by source."""
     starts = (batch.positions == 0) & (batch.segments > 0)
     by_source = batch.sources[..., None] == jnp.arange(sources, dtype=jnp.int32)[None, None]
     return {
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),
         "speech": jnp.sum(batch.is_speech).astype(jnp.float32),
-        "audio": jnp.sum(batch.frames).astype(jnp.float32) * HOP,
+        "audio": jnp.sum(batch.frames).astype(jnp.float32) * hop_seconds,
         "examples": jnp.sum(starts[..., None] & by_source, axis=(0, 1)).astype(jnp.int32),
     }
 

@@ -173,8 +173,8 @@ def test_a_compiled_plan_is_told_in_lines_and_the_same_in_json(capsys, monkeypat
     assert (out.count("\n"), err) == (1, "")
     told = json.loads(out)
     assert told["hbm"]["needed"] == found.memory.needed
-    assert told["flops"] == {"useful": found.useful, "executed": found.executed}
-    assert told["seconds"] == dict(found.limits) | {"xla": found.xla}
+    assert told["flops"] == {"useful": found.useful_flops, "executed": found.executed_flops}
+    assert told["seconds"] == dict(found.limits) | {"xla": found.xla_seconds}
     assert [each["kind"] for each in told["collectives"]] == [one.kind for one in found.collectives]
 
 

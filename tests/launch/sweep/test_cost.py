@@ -26,7 +26,7 @@ def test_a_pod_gives_the_hours_and_cost_of_plans_arithmetic(sweep):
     found = cost.plan_cells(sweep, "v5p:4x4x4", 3.0)
     run, pod = sweep.cells[0].run, topology.parse_pod("v5p:4x4x4")
     planned = plan.estimate_plan(run, pod, plan.mesh_sizes(run, pod))
-    assert found[0]["hours"] == pytest.approx(1000 * planned.step / 3600)
+    assert found[0]["hours"] == pytest.approx(1000 * planned.step_seconds / 3600)
     assert found[0]["cost"] == pytest.approx(64 * 3.0 * found[0]["hours"])
     assert found[1]["hours"] == pytest.approx(4 * found[0]["hours"])
     assert found[1]["flops"] == pytest.approx(4000 * flops.update_flops(run))

@@ -117,7 +117,7 @@ def test_a_batch_is_counted_by_what_is_in_it(batch):
     sources = np.ones_like(batch.sources)
     sources[0] = 0
     with models.one_device():
-        counts = batch_counts(sharding.shard_batch(batch._replace(sources=sources)), 2)
+        counts = batch_counts(sharding.shard_batch(batch._replace(sources=sources)), 2, 0.01)
     assert counts["tokens"] == (batch.segments > 0).sum()
     assert counts["speech"] == (batch.clips > 0).sum() > 0
     assert counts["audio"] == pytest.approx(batch.frames.sum() / 100)
