@@ -3,7 +3,7 @@
 A cell is a dict of dotted fields of `config.Run`, as `--model.d 512` or an override has them, and
 "preset", the run that it starts from. SPEC.py has a function `cells()` that returns the list:
 
-    from launch import spec
+    from launch.sweep import spec
     def cells():
         return spec.grid({"preset": ["ladder_1m", "ladder_2m"], "optim.lr": [1e-3, 2e-3]})
 
