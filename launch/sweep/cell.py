@@ -23,7 +23,7 @@ from launch.runs.fit import fit
 from launch.runtime import compile_cache
 from launch.runtime.processes import Hosts, join_job
 from launch.sweep import claim_owner, final_eval, spec
-from launch.sweep.ledger import Cell, Eval, Ledger
+from launch.sweep.ledger import Cell, Eval, Ledger, State
 from launch.terminal.progress_bar import ProgressBar
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
@@ -155,14 +155,14 @@ class Attempt:
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def _end(self, state: str, **changes: Any) -> None:
+    def _end(self, state: State, **changes: Any) -> None:
         """Stop the heartbeats and record the end. Raises Fault where another has taken over."""
         self._over.set()
         self._heart.join()
         now = time.time()
         step = self._steps.current or self._cell.step
         changes = {"step": step, "beat": now, "ended": now} | changes
-        cell = dataclasses.replace(self._cell, state=state, **changes)  # type: ignore[arg-type]
+        cell = dataclasses.replace(self._cell, state=state, **changes)
         if not self._ledger.write(cell):
             raise Fault(f"cell {cell.id}: another process has taken it over: nothing is recorded")
 
