@@ -1,4 +1,4 @@
-"""`melllm bench checkpoint`: how long saving stops a run, and how long it takes altogether."""
+"""`melllm bench checkpoint`: times how long saving stops a run, and how long it takes in all."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -36,14 +36,14 @@ class CheckpointBenchArguments(RunArguments):
 
 
 class EmptyDataState:
-    """A place in the data that takes no room."""
+    """A state of the data stream that is empty."""
 
     async def save(self, directory: Any) -> Any:
-        """Nothing is to be written."""
+        """Writes nothing."""
         return _nothing()
 
     async def load(self, directory: Any) -> Any:
-        """Nothing is to be read."""
+        """Reads nothing."""
         return _nothing()
 
 
@@ -85,12 +85,12 @@ def measure(run: Run, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
                 taken[name].append(timing.time_once(action))
         size = sum(x.nbytes for x in jax.tree.leaves((weights, rest)))
         shapes = update.shapes(mesh)
-        wanted = shapes.trained | shapes.frozen, {"opt": shapes.opt, "step": shapes.step}
+        targets = shapes.trained | shapes.frozen, {"opt": shapes.opt, "step": shapes.step}
         del state, weights, rest
-        restore = lambda: jax.block_until_ready(checkpoints.restore(*wanted, EmptyDataState()))
+        restore = lambda: jax.block_until_ready(checkpoints.restore(*targets, EmptyDataState()))
         restoring = [timing.time_once(restore) for _ in range(rounds)]
     stall = taken["stall"][1:]
-    whole = [first + then for first, then in zip(stall, taken["rest"][1:], strict=True)]
+    total = [first + rest for first, rest in zip(stall, taken["rest"][1:], strict=True)]
     return {
         "what": "checkpoint",
         "preset": run.name,
@@ -98,9 +98,9 @@ def measure(run: Run, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
         "bytes": size,
         "rounds": rounds,
         "stall_seconds": statistics.median(stall),
-        "blocking_seconds": statistics.median(whole),
-        "stall_share": statistics.median(x / y for x, y in zip(stall, whole, strict=True)),
-        "megabytes_per_second": size / 1e6 / statistics.median(whole),
+        "blocking_seconds": statistics.median(total),
+        "stall_share": statistics.median(x / y for x, y in zip(stall, total, strict=True)),
+        "megabytes_per_second": size / 1e6 / statistics.median(total),
         "restore_seconds": statistics.median(restoring),
     }
 

@@ -1,4 +1,4 @@
-"""`melllm bench data` and `melllm data bench`: how fast corpora become batches, without a model."""
+"""`melllm bench data`, `melllm data bench`: time how fast corpora become batches, with no model."""
 
 from collections.abc import Sequence
 import contextlib
@@ -24,9 +24,7 @@ from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 
-WARMUP_BATCHES = (
-    3  # batches before the clock starts: files are opened, and the bins of the packer filled
-)
+WARMUP_BATCHES = 3  # before the clock starts: they open files and fill the packer's bins
 ROUNDS = 5  # of the stages: medians
 ROWS, LANES = 8, (2, 4, 8)  # a batch of more rows is read as so many, so that it fills no memory
 DEFAULT_PRESET = "mel_llm_asr_full_v5p_128"  # of `melllm data bench DIR` where no preset is named
@@ -71,14 +69,14 @@ def bench(argv: Sequence[str], prog: str = "melllm bench data") -> tuple[dict[st
 
 def measure(arguments: DataBenchArguments) -> dict[str, Any]:
     """The figures of all stages, and of the whole by number of processes."""
-    fed = arguments.run
-    feed_rate(fed, 0.0, arguments.chip, arguments.mfu)  # mistakes are told before anything is read
+    full = arguments.run
+    feed_rate(full, 0.0, arguments.chip, arguments.mfu)  # raises mistakes before anything is read
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     counts = _process_counts(cores or 1)
-    inputs = complete_run(_shrink_run(fed, counts[-1]))
+    inputs = complete_run(_shrink_run(full, counts[-1]))
     run, tokenizer = inputs.run, inputs.tokenizer
-    apart = _stage_figures(run, tokenizer, arguments.utterances)
-    # A process of one core's work reads faster by itself than by threads.
+    stages = _stage_figures(run, tokenizer, arguments.utterances)
+    # A process that has one core to itself reads faster without threads.
     more = {count: 0 for count in counts if count <= run.data.lane_count}
     threads = dict(sorted((more | {run.data.workers: run.data.threads}).items()))
     by_workers = {}
@@ -88,26 +86,26 @@ def measure(arguments: DataBenchArguments) -> dict[str, Any]:
                 run, tokenizer, count, threads[count], arguments.seconds
             )
             advance()
-    whole = by_workers[run.data.workers]
+    as_configured = by_workers[run.data.workers]
     figures = {
         "what": "data",
         "preset": run.name,
         "data": [source.path for source in run.data.sources],
         "rows": run.data.b,
         "positions": run.data.t,
-        **whole,
-        "stages": apart,
+        **as_configured,
+        "stages": stages,
         "workers": list(by_workers.values()),
     }
-    if (decoded := apart.get("decode")) is not None:
-        alone = decoded["audio_seconds_per_second"]
-        figures["share_of_decoding"] = whole["audio_seconds_per_core_second"] / alone
+    if (decoded := stages.get("decode")) is not None:
+        decoding = decoded["audio_seconds_per_second"]
+        figures["share_of_decoding"] = as_configured["audio_seconds_per_core_second"] / decoding
     best = max(by_workers.values(), key=lambda one: one["audio_seconds_per_second"])
     rate = best["batches_per_second"] * run.data.b * run.data.t
-    found = feed_rate(fed, rate, arguments.chip, arguments.mfu)
-    figures["feeds"] = dataclasses.asdict(found) | {
+    fed = feed_rate(full, rate, arguments.chip, arguments.mfu)
+    figures["feeds"] = dataclasses.asdict(fed) | {
         "workers": best["workers"],
-        "chips_per_core": found.chips / best["cores"],
+        "chips_per_core": fed.chips / best["cores"],
         "audio_seconds_per_position": best["audio_seconds_per_second"] / rate,
     }
     return figures
@@ -160,11 +158,11 @@ def _reorder(words: list[str]) -> list[str]:
     rest = words[len(folders) :]
     name = DEFAULT_PRESET
     if "--preset" in rest:
-        place = rest.index("--preset")
-        if place + 1 == len(rest):
+        position = rest.index("--preset")
+        if position + 1 == len(rest):
             raise Mistake("preset: --preset needs a name")
-        name = rest[place + 1]
-        del rest[place : place + 2]
+        name = rest[position + 1]
+        del rest[position : position + 2]
     return [name, *(word for folder in folders for word in ("--data", folder)), *rest]
 
 
@@ -182,18 +180,18 @@ def _process_counts(cores: int) -> list[int]:
 
 
 def _stage_figures(run: Run, tokenizer: Tokenizer, count: int) -> dict[str, dict[str, float]]:
-    """The stages, timed in turns on utterances of the first corpus."""
+    """The figures of each stage, timed in turns on `count` utterances of the first corpus."""
     corpus = open_corpus(run.data.sources[0].path, "train")
-    found = make_stages(run, tokenizer, corpus, sample_indices(corpus, count, run.seed))
-    taken = medians(time_in_turns(found.actions, ROUNDS))
-    audio = {name: found.packed if name == "pack" else found.audio for name in taken}
+    stages = make_stages(run, tokenizer, corpus, sample_indices(corpus, count, run.seed))
+    taken = medians(time_in_turns(stages.actions, ROUNDS))
+    audio = {name: stages.packed if name == "pack" else stages.audio for name in taken}
     cost = {name: taken[name] / audio[name] for name in taken}
     return {
         name: {
             "audio_seconds_per_second": 1 / cost[name],
             "share": cost[name] / sum(cost.values()),
             "seconds": taken[name],
-            "utterances": found.utterances,
+            "utterances": stages.utterances,
         }
         for name in taken
     }

@@ -1,4 +1,4 @@
-"""`melllm bench decode`: how much faster than real time a preset's model reads speech."""
+"""`melllm bench decode`: times how much faster than real time a preset's model reads speech."""
 
 from collections.abc import Sequence
 import dataclasses

@@ -237,8 +237,8 @@ def _time_rows(one: Plan, estimate: RunEstimate) -> Iterator[tuple[str, str]]:
         yield "", f"{one.xla_seconds:.3f} as XLA estimates its instructions, collectives apart"
     yield (
         "update",
-        f"{one.step_seconds:.3f} s if all else hides behind {one.limit}, {one.serial_seconds:.3f} s if nothing "
-        f"hides: MFU at most {one.mfu:.1%}, {estimate.mfu_nothing_hidden:.1%}",
+        f"{one.step_seconds:.3f} s if all else hides behind {one.limit}, "
+        f"{one.serial_seconds:.3f} s if nothing hides: MFU at most {one.mfu:.1%}, {estimate.mfu_nothing_hidden:.1%}",
     )
     yield (
         "rate",

@@ -1,4 +1,4 @@
-"""`melllm prepare`: turn a corpus into shards that training reads at random."""
+"""`melllm prepare`: turns a corpus into shards that training reads at random."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""What each cell of a sweep takes, before any starts: weights, FLOPs, tokens, hours and cost.
+"""Estimates what each cell of a sweep takes: weights, FLOPs, tokens, hours and cost.
 
-Counted from the config: every position of a row, padding too, and speech at each, so that tokens
-and FLOPs are upper bounds of what final.json tells. Hours are estimates, and lower bounds.
+All is counted from the config: every position of a row, padding too, and speech at each, so that
+tokens and FLOPs are upper bounds of those in final.json. Hours are estimates, and lower bounds.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ Rate = Callable[[str], float | None]  # FLOP/s of a device, of a dtype
 
 
 def unknown_rate(_dtype: str) -> None:
-    """The rate of a device that is not here."""
+    """The rate of a device that this machine does not have: None."""
 
 
 def plan_cells(
@@ -33,16 +33,16 @@ def plan_cells(
     With a pod (`topology`, else the cell's own mesh.topology) hours are the roofline's of
     `melllm plan`, by arithmetic: all chips, all but the slowest hidden. Without one they are what
     the FLOPs take at `rate`: by default that of this machine's first device in a large matrix
-    product, which no training reaches; None where nobody knows. cost is `price` a chip-hour; None
-    for a price of 0. Raises Mistake for a topology that does not exist or a mesh that does not fit
-    it, with the cell.
+    product, which no training reaches; None where that is not known. cost is `price` a chip-hour,
+    None for a price of 0. Raises Mistake, with the cell, for a topology that does not exist or a
+    mesh that does not fit it.
     """
     return [_plan_cell(cell, topology, price, rate) for cell in sweep.cells]
 
 
 def _plan_cell(cell: SweepCell, topology: str, price: float, rate: Rate) -> dict[str, Any]:
     run = cell.run
-    work = flops.update_flops(run) * run.optim.steps
+    total_flops = flops.update_flops(run) * run.optim.steps
     topology = topology or run.mesh.topology
     seconds: float | None
     if topology:
@@ -56,13 +56,13 @@ def _plan_cell(cell: SweepCell, topology: str, price: float, rate: Rate) -> dict
             pod.chips,
         )
     else:
-        known, chips = rate(run.optim.compute), 1
-        seconds = None if known is None else work / known
+        speed, chips = rate(run.optim.compute), 1
+        seconds = None if speed is None else total_flops / speed
     hours = None if seconds is None else seconds / 3600
     return {
         "params": flops.matmul_parameters(run),
         "params_total": flops.count_parameters(run).total,
-        "flops": work,
+        "flops": total_flops,
         "tokens": run.data.b * run.data.t * run.optim.steps,
         "hours": hours,
         "cost": hours * chips * price if price and hours is not None else None,

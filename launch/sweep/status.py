@@ -1,4 +1,4 @@
-"""How far a sweep is: a table of its cells, and when it will end at the pace seen so far."""
+"""The state of a sweep: a table of its cells, and when it will end at the pace seen so far."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from launch.terminal.number_format import format_seconds, shorten
 
 
 def state(cell: Cell) -> str:
-    """The state as it is: one that says "running", and whose owner is gone, is "lost"."""
+    """The state in the ledger; "lost" where that is "running" and the owner is gone."""
     if cell.state != "running" or cell.owner is None:
         return cell.state
     return "running" if claim_owner.is_alive({**cell.owner, "beat": cell.beat}) else "lost"
 
 
 def remaining_seconds(cells: Sequence[Cell]) -> dict[str, float | None]:
-    """Seconds of work left in each cell that is not done; None where nothing tells the pace.
+    """Seconds of work left in each cell that is not done; None where no cell shows the pace.
 
     A running cell goes on at its own rate. Others go at the seconds a FLOP of the cell nearest in
     size that has shown them: small models reach fewer FLOP/s than large ones.
@@ -46,7 +46,7 @@ def remaining_seconds(cells: Sequence[Cell]) -> dict[str, float | None]:
 
 
 def eta(cells: Sequence[Cell], left: Mapping[str, float | None]) -> float | None:
-    """Seconds until all is done with as many cells at once as now; None where nobody can tell."""
+    """Seconds until all is done with as many cells at once as now; None where one is unknown."""
     if any(seconds is None for seconds in left.values()):
         return None
     known = [seconds for seconds in left.values() if seconds is not None]
@@ -55,7 +55,7 @@ def eta(cells: Sequence[Cell], left: Mapping[str, float | None]) -> float | None
 
 
 def figures(cells: Sequence[Cell]) -> dict[str, Any]:
-    """All of it as plain data."""
+    """The state of a sweep as plain data."""
     left = remaining_seconds(cells)
     return {
         "states": dict(Counter(map(state, cells))),
@@ -139,7 +139,7 @@ def _summary(cells: Sequence[Cell], left: Mapping[str, float | None]) -> str:
 
 
 def _pace(cell: Cell) -> float | None:
-    """Seconds a FLOP, where the cell has shown it."""
+    """Seconds a FLOP, None where the cell has not shown them."""
     work = cell.plan.get("flops")
     if not work:
         return None

@@ -1,4 +1,4 @@
-"""`melllm data import`: a foreign corpus to manifests that point at its sound where it lies."""
+"""`melllm data import`: writes manifests of a foreign corpus that point at its sound in place."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -50,8 +50,8 @@ def main(argv: Sequence[str]) -> int:
             source, kind, epath.Path(out), on_row=count_row, **options
         )
     if as_json:
-        told = {"out": out, "splits": written, "hours": seconds / 3600, "unknown": unknown}
-        print(json.dumps(told))
+        figures = {"out": out, "splits": written, "hours": seconds / 3600, "unknown": unknown}
+        print(json.dumps(figures))
         return 0
     for split, count in written.items():
         print(f"{split}: {count} utterances" + ("" if count else ", so no manifest"))

@@ -1,4 +1,4 @@
-"""`melllm data inspect`: what is in a corpus, as figures and as a page to look at."""
+"""`melllm data inspect`: the contents of a corpus, as figures and as a page to look at."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def inspect(arguments: InspectArguments) -> Inspection:
-    """All that is found. Raises Mistake for a folder that is no corpus, Fault for damaged files."""
+    """Inspect a corpus. Raises Mistake for a folder that is none, Fault for damaged files."""
     folder = epath.Path(arguments.data)
     corpora = {split: open_corpus(folder, split) for split in list_splits(folder)}
     prepared = (folder / shard_index.INDEX).exists()
@@ -105,7 +105,7 @@ def inspect(arguments: InspectArguments) -> Inspection:
 
 
 def figures(found: Inspection) -> dict[str, Any]:
-    """What was found, less sounds and pictures, as JSON has it."""
+    """The inspection as --json prints it: without sounds and pictures."""
     tree = dataclasses.asdict(found)
     for sounds in tree["heard"].values():
         for example in sounds["examples"]:
@@ -115,7 +115,7 @@ def figures(found: Inspection) -> dict[str, Any]:
 
 
 def format_split(split: str, facts: SplitInspection, heard: AudioInspection) -> str:
-    """A split in a line."""
+    """The figures of a split in one line."""
     about = "" if facts.exact else "about "
     length = f", {facts.seconds.median:.2f} s in the median" if facts.seconds else ""
     bad = sum(count for _, count in heard.troubles)
@@ -128,7 +128,7 @@ def format_split(split: str, facts: SplitInspection, heard: AudioInspection) -> 
 
 def _split_evenly(count: int, parts: int) -> list[int]:
     """`count` in so many parts, as equal as can be, the first ones the larger."""
-    return [count // parts + (place < count % parts) for place in range(parts)]
+    return [count // parts + (index < count % parts) for index in range(parts)]
 
 
 def _draw_indices(corpus: Corpus, count: int, seed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""`melllm data speak`: the synthetic corpus in any size, as shards of ready mel."""
+"""`melllm data speak`: makes the synthetic corpus in any size, as shards of ready mel."""
 
 from collections.abc import Sequence
 import dataclasses

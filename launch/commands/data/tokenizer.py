@@ -1,4 +1,4 @@
-"""`melllm data tokenizer`: a SentencePiece table from the transcripts of a corpus."""
+"""`melllm data tokenizer`: trains a SentencePiece table on the transcripts of a corpus."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import Advance, count_progress
 from melllm_jax.errors import Fault, Mistake
 
-MAX_UNKNOWN_PIECES = 8  # unknown pieces that are told
+MAX_UNKNOWN_PIECES = 8  # most unknown pieces in the figures
 FILE = "tokenizer.model"
 
 
@@ -105,7 +105,7 @@ def train_tokenizer(arguments: TokenizerArguments) -> dict[str, Any]:
 
 
 def tokenizer_coverage(tokenizer: SentencePieceTokenizer, texts: Sequence[str]) -> dict[str, Any]:
-    """What the table makes of texts; those with a piece that it lacks are counted, not encoded."""
+    """How the table encodes texts; those with a piece that it lacks are counted, not encoded."""
     unknown = tokenizer.pieces.unk_id()
     characters = tokens = refused = empty = 0
     lacking: Counter[str] = Counter()
@@ -162,5 +162,5 @@ def _texts(corpus: Corpus, indices: Iterable[int], advance: Advance) -> Iterator
 
 
 def _encodable(text: str) -> bool:
-    """Whether UTF-8 has it: halves of a pair, it has not."""
+    """Whether UTF-8 can encode the text: it has no halves of surrogate pairs."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,4 +1,4 @@
-"""`melllm sweep status DIR`: how far it is; on a terminal the table moves until nothing runs."""
+"""`melllm sweep status DIR`: a table of the cells; on a terminal it moves until nothing runs."""
 
 from collections.abc import Sequence
 import contextlib
@@ -31,15 +31,15 @@ class SweepStatusArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm sweep status DIR [--once] [--json]`."""
     folder, rest = split_operand("sweep status", argv, "DIR")
-    words = parse(SweepStatusArguments, rest, prog=f"melllm sweep status {folder or 'DIR'}")
-    made = Ledger(folder)
-    if words.json:
-        print(json.dumps(status.figures(made.cells())))
+    arguments = parse(SweepStatusArguments, rest, prog=f"melllm sweep status {folder or 'DIR'}")
+    ledger = Ledger(folder)
+    if arguments.json:
+        print(json.dumps(status.figures(ledger.cells())))
         return 0
-    if sys.stdout.isatty() and not words.once:
+    if sys.stdout.isatty() and not arguments.once:
         with contextlib.suppress(KeyboardInterrupt):
-            _watch(made)
-    text_table.show(status.table(made.cells()))
+            _watch(ledger)
+    text_table.show(status.table(ledger.cells()))
     return 0
 
 

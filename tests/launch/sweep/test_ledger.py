@@ -131,8 +131,8 @@ def test_cell_of_an_owner_who_is_gone_is_free_and_of_one_at_work_is_not(tmp_path
     assert (second.attempt, second.state) == (2, "running")
     assert not one.write(dataclasses.replace(first, step=7))  # it was silent, and comes back
     assert one.read("aa") == second
-    assert not one.held(first)
-    assert one.held(second)
+    assert not one.is_newest(first)
+    assert one.is_newest(second)
 
 
 def test_claim_whose_maker_died_before_it_wrote_the_cell_is_no_dead_end(tmp_path):

@@ -9,7 +9,7 @@ from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 
 TWO = """
-from launch import spec
+from launch.sweep import spec
 def cells():
     return spec.grid({"preset": ["quickstart"], "optim.steps": [10, 20], "optim.lr": [1e-3, 2e-3]})
 """
