@@ -1,6 +1,6 @@
 """The one contract between data and model: packed rows of speech and text, and what yields them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
@@ -41,8 +41,8 @@ class BatchStream(Protocol):
     """What yields the batches of a run, and saves its own position with each checkpoint.
 
     `get_state` gives a small JSON tree; set in a new stream over the same data, it goes on as if
-    nothing had happened. Orbax saves a stream with its checkpoint: through `save` and `load` where
-    the stream has them (`data_pipelines.loader.lanes`), else through these two.
+    nothing had happened. Orbax saves a stream with its checkpoint through `save` and `load`.
+    `data_pipelines.loader.lanes` has the stream of the pipeline.
     """
 
     def __iter__(self) -> Iterator[Batch]:
@@ -56,6 +56,14 @@ class BatchStream(Protocol):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go where a stream was that gave `state`."""
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        """Take the state now; the awaitable writes it once Orbax has made `directory`."""
+        ...
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        """Go to the state that was saved in `directory`."""
+        ...
 
     @property
     def sizes(self) -> Sequence[int]:

@@ -238,7 +238,8 @@ def _time_rows(one: Plan, estimate: RunEstimate) -> Iterator[tuple[str, str]]:
     yield (
         "update",
         f"{one.step_seconds:.3f} s if all else hides behind {one.limit}, "
-        f"{one.serial_seconds:.3f} s if nothing hides: MFU at most {one.mfu:.1%}, {estimate.mfu_nothing_hidden:.1%}",
+        f"{one.serial_seconds:.3f} s if nothing hides: MFU at most {one.mfu:.1%}, "
+        f"{estimate.mfu_nothing_hidden:.1%}",
     )
     yield (
         "rate",

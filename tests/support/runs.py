@@ -129,6 +129,20 @@ class ListStream:
     def set_state(self, state):
         self._given = state["given"]
 
+    async def save(self, directory):
+        state = json.dumps(self.get_state())
+
+        async def write():
+            (await directory.await_creation() / "given.json").write_text(state)
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            self.set_state(json.loads((directory / "given.json").read_text()))
+
+        return read()
+
     def counts(self):
         return {"bad": {}}
 

@@ -12,6 +12,7 @@ import pytest
 
 from data_pipelines.examples.placeholder_batch import fill_placeholders
 from launch import cli
+from launch.runs.fit import fit
 from launch.runs.model_loader import load_model
 from melllm_jax import sharding
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
@@ -362,3 +363,14 @@ def test_training_refuses_an_init_that_does_not_fit_and_writes_nothing(
     given = words(folder, tmp_path / "run", *flags)
     assert rule.format(folder) in refused(given, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_that_a_run_starts_from_is_read_once_to_verify_it(folder, tmp_path, monkeypatch):
+    read = []
+    summed = integrity._sum
+    monkeypatch.setattr(integrity, "_sum", lambda path: read.append(path) or summed(path))
+    run = adopted(folder / "speech", **{"optim.steps": 1, "optim.compute": "float32"})
+    fit(override(run, {"data.sources": [{"path": str(folder / "data")}]}), str(tmp_path / "run"))
+    there = [path for path in read if (folder / "speech") in path.parents]
+    assert there
+    assert len(there) == len(set(there))
