@@ -22,7 +22,7 @@ from data_pipelines.prepare import beam_steps, deduplicate
 from data_pipelines.prepare.beam_pipeline import import_beam, run_pipeline, runner_flags
 from data_pipelines.prepare.job import ProgressCallback, TaskRunner, run_job
 from data_pipelines.prepare.publish import publish_shards, staged_mel_statistics
-from data_pipelines.prepare.tasks import Job, plan_tasks
+from data_pipelines.prepare.tasks import Job, Task, plan_tasks
 from data_pipelines.prepare.validate import Limits, RecordConfig, Store
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax import files
@@ -86,20 +86,30 @@ def prepare(
         run_pipeline, runner=runner, workers=workers, words=runner_flags(beam)
     )
     launch: TaskRunner = beam_steps.run_inline if runner == INLINE else run_beam
-    mel = record_config.mel
-    if record_config.store == "mel" and mel.normalize == "global" and not mel.mean:
+    wanted = record_config.mel
+    if record_config.store == "mel" and wanted.normalize == "global" and not wanted.mean:
         log("mel.normalize=global has no constants yet: a first pass takes them from all sound")
-        first = RecordConfig("nothing", dataclasses.replace(mel, normalize="none"), limits)
-        measured = dataclasses.replace(job, work=os.fspath(work / "measured"), record_config=first)
-        run(measured, launch)
-        found = staged_mel_statistics(tasks, measured)
-        stored = dataclasses.replace(mel, mean=found.mean, invstd=found.invstd)
-        job = dataclasses.replace(job, record_config=dataclasses.replace(record_config, mel=stored))
+        job = _measure_mel(job, tasks, lambda first: run(first, launch))
         log("second pass: storing mel, normalised")
     run(job, launch)
     index = publish_shards(folder, tasks, job)
     work.rmtree()
     return index
+
+
+def _measure_mel(job: Job, tasks: list[Task], run: Callable[[Job], None]) -> Job:
+    """The job with the mel constants that a first pass, which stores nothing, measures."""
+    config = job.record_config
+    plain = dataclasses.replace(config.mel, normalize="none")
+    first = dataclasses.replace(
+        job,
+        work=os.fspath(epath.Path(job.work) / "measured"),
+        record_config=RecordConfig("nothing", plain, config.limits),
+    )
+    run(first)
+    found = staged_mel_statistics(tasks, first)
+    mel = dataclasses.replace(config.mel, mean=found.mean, invstd=found.invstd)
+    return dataclasses.replace(job, record_config=dataclasses.replace(config, mel=mel))
 
 
 def _check_arguments(folder: epath.Path, per_shard: int, bad: float) -> None:
