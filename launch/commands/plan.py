@@ -208,7 +208,7 @@ def _report(one: Plan, estimate: RunEstimate) -> RenderableType:
     return Group(
         Text(f"{one.preset} on {one.pod}: {_layout(one)}"),
         Text(f"  {how}; every time and rate below is an estimate"),
-        text_table.labelled(rows),
+        text_table.label_grid(rows),
     )
 
 

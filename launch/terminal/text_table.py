@@ -45,7 +45,7 @@ def table(
     return shown
 
 
-def labelled(rows: Sequence[tuple[str, str]]) -> Table:
+def label_grid(rows: Sequence[tuple[str, str]]) -> Table:
     """Lines of a label and a text; a terminal folds a long text beside its label."""
     shown = Table.grid(padding=(0, 1, 0, 0))
     shown.add_column(no_wrap=True)

@@ -83,7 +83,7 @@ class Update(Generic[Net]):
         """The frozen networks beside the one that learns, laid out over the mesh in force."""
         mesh = jax.sharding.get_mesh()
         return {
-            name: companion.load(_placed(self._companion_shapes(shapes), mesh))
+            name: companion.load(_with_layouts(self._companion_shapes(shapes), mesh))
             for name, (companion, _, shapes) in self.companions.items()
         }
 
@@ -93,7 +93,7 @@ class Update(Generic[Net]):
         companions = {
             name: self._companion_shapes(shapes) for name, (_, _, shapes) in self.companions.items()
         }
-        shapes: State = _placed(state._replace(companions=companions), mesh)
+        shapes: State = _with_layouts(state._replace(companions=companions), mesh)
         return shapes
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -199,7 +199,7 @@ def _as_frozen(name: str, x: Array) -> Array:
     return x if name.startswith("front.") else x.astype(jnp.bfloat16)
 
 
-def _placed(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+def _with_layouts(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
     """`shapes` with the layouts that they name, on `mesh`."""
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
