@@ -44,9 +44,11 @@ def score_split(
     """
     rows = transcriber.round_up_rows(batch)
     corpus = open_corpus(data, split)
-    run, tokenizer, transcribe, step = model_loader.load_transcriber(run_folder, decoding)
-    trials, rejects = transcriber.read_trials(corpus, run, tokenizer, indices_longest_first(corpus))
-    heard, score = transcribe.score(trials, rows, normalizer)
+    order = indices_longest_first(corpus)
+    with jax.set_mesh(model_loader.all_devices_mesh()):
+        run, tokenizer, transcribe, step = model_loader.load_transcriber(run_folder, decoding)
+        trials, rejects = transcriber.read_trials(corpus, run, tokenizer, order)
+        heard, score = transcribe.score(trials, rows, normalizer)
     audio = sum(trial.duration for trial in trials)
     reasons = [reject.reason for reject in rejects]
     summary = dataclasses.asdict(score) | {

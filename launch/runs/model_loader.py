@@ -16,7 +16,6 @@ from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.prompt import placeholder_id
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs.transcriber import Transcriber
-from melllm_jax import sharding
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
@@ -102,6 +101,11 @@ def single_device_mesh() -> jax.sharding.Mesh:
     return make_mesh(Mesh(fsdp=1), jax.devices()[:1])
 
 
+def all_devices_mesh() -> jax.sharding.Mesh:
+    """The mesh of all devices here, which splits rows among them."""
+    return make_mesh(Mesh())
+
+
 def load_run_tokenizer(workdir: str, run: Run) -> Tokenizer:
     """The tokenizer that a run was trained with: the copy in its folder."""
     return load_tokenizer("bytes" if run.text.tokenizer == "bytes" else f"{workdir}/tokenizer")
@@ -110,17 +114,15 @@ def load_run_tokenizer(workdir: str, run: Run) -> Tokenizer:
 def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer, Transcriber, int]:
     """The run in a folder, its tokenizer, a transcriber of its newest weights, and their step.
 
-    Weights are laid out over all devices here, rows split among them. Raises Mistake for a folder
-    without a run or a checkpoint.
+    Weights are laid out over the mesh in force, which must still be when it transcribes. Raises
+    Mistake for a folder without a run or a checkpoint.
     """
     run = run_folder.read_run(workdir)
     if run.model.front == "none":
         raise Mistake(f'run={workdir}: model.front="none": it reads text alone, and hears nothing')
     tokenizer = load_run_tokenizer(workdir, run)
-    mesh = sharding.make_mesh(Mesh())
-    jax.set_mesh(mesh)
     update = Update(objective_of(run))
-    shapes = update.shapes(mesh)
+    shapes = update.shapes(jax.sharding.get_mesh())
     path = f"{workdir}/checkpoints"
     with Checkpoints(path, run.checkpoints) as checkpoints:
         step, weights = checkpoints.restore_weights(shapes.trained | shapes.frozen)

@@ -14,7 +14,6 @@ from tests.support.runs import (
     compiled_quickly,
     corpus,
     lines,
-    own_mesh,
     steps_on_disk,
     tiny,
 )
@@ -22,7 +21,6 @@ from tests.support.runs import trained as in_process
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
-mesh = pytest.fixture(scope="module", autouse=True)(own_mesh)
 
 
 @pytest.fixture(scope="module")

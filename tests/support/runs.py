@@ -17,7 +17,6 @@ from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
 from melllm_jax import sharding
 from melllm_jax.config.overrides import override
-from melllm_jax.config.run import Mesh
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.telemetry.progress import SILENT
 from melllm_jax.training.loop import Telemetry, train
@@ -67,12 +66,6 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-def own_mesh():
-    """A fixture: the mesh that a command leaves in force is gone after the module's tests."""
-    with jax.set_mesh(sharding.make_mesh(Mesh())):
-        yield
 
 
 def tiny(folder, steps=6, every=2, score=0, log=1):

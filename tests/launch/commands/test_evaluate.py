@@ -2,6 +2,7 @@ import dataclasses
 import json
 import types
 
+import jax
 import pytest
 
 from launch import cli
@@ -14,7 +15,6 @@ from tests.support.runs import (
     corpus,
     done,
     everything,
-    own_mesh,
     refused,
     tiny,
     trained,
@@ -22,7 +22,6 @@ from tests.support.runs import (
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
-mesh_apart = pytest.fixture(scope="module", autouse=True)(own_mesh)
 GONE = {"audio_filepath": "audio/none.flac"}
 
 
@@ -44,6 +43,7 @@ def evaluate(place, *more):
 
 def test_evaluate_prints_one_json_object_and_keeps_the_hypotheses(place, capsys):
     assert cli.main(evaluate(place, "--json")) == 0
+    assert jax.sharding.get_mesh().empty
     said = capsys.readouterr()
     summary = json.loads(said.out)
     assert said.err == ""

@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -7,10 +8,9 @@ import soundfile
 from launch import cli
 from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
-from tests.support.runs import compiled_once, corpus, own_mesh, refused, tiny, trained
+from tests.support.runs import compiled_once, corpus, refused, tiny, trained
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
-mesh_apart = pytest.fixture(scope="module", autouse=True)(own_mesh)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def transcribe(run, *more):
 
 def test_transcribe_reads_every_kind_of_file_in_order_as_json(run, files, capsys):
     assert cli.main(transcribe(run, "--batch", "8", "--json", *files)) == 0
+    assert jax.sharding.get_mesh().empty
     said = capsys.readouterr()
     found = json.loads(said.out)["transcripts"]
     assert said.err == ""
