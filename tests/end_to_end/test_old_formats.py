@@ -14,6 +14,8 @@ import os
 import pathlib
 import platform
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import jax
@@ -44,6 +46,7 @@ from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.training.loop import train
 from melllm_jax.training.train_step import Update
 from tests.support import phi_files
+from tests.support.paths import ROOT
 from tests.support.runs import everything, lines, steps_on_disk
 
 HERE = pathlib.Path(__file__).parent / "old_formats"
@@ -86,7 +89,9 @@ def versions():
     }
 
 
-SAME = versions() == EXPECTED["versions"]  # then every bit is the same; otherwise nearly
+QUICK = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
+# Every bit is the same where the libraries, the CPU and the flags are; otherwise nearly.
+SAME = versions() == EXPECTED["versions"] and not QUICK
 
 
 def sha256(content):
@@ -389,3 +394,18 @@ def test_sweep_goes_on_with_its_second_cell_to_the_same_result(again):
     result = dict(Ledger(str(folder)).read(SECOND).result)
     del result["train_seconds"]
     assert result == near(EXPECTED["sweep"]["result of the second"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not QUICK, reason="this is the process that compiles as users do")
+def test_all_of_this_holds_to_the_bit_where_programs_are_compiled_as_users_have_them():
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    words = [sys.executable, "-m", "pytest", "-m", "slow or not slow", str(pathlib.Path(__file__))]
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env=environment | {"MELLLM_TESTS_COMPILE": "as users"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

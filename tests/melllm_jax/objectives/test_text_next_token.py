@@ -24,14 +24,12 @@ from tests.support.runs import (
     compiled_once,
     corpus,
     losses,
-    own_mesh,
     refused,
     tiny,
     trained,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
-mesh = pytest.fixture(scope="module", autouse=True)(own_mesh)
 BYTES = load_tokenizer("bytes")
 END = BYTES.special("<|end|>")
 
