@@ -24,7 +24,6 @@ TEST = [
     "beartype>=0.20",
     "librosa>=0.11,<0.12",  # the reference of mel
     "mypy>=1.15",
-    "psutil>=6",
     "pytest>=8.3",
     "ruff==0.17.5",
 ]
@@ -38,6 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["melllm_jax*", "data_pipelines*", "launch*"]),
+    package_data={"launch": ["*/*.html", "*/*.css"]},  # templates of pages
     install_requires=[
         # Python 3.11 stops at jax 0.10.2 and flax 0.12.8; 3.12 takes jax 0.12 and flax 0.12.12.
         "jax>=0.10.2,<0.13",
@@ -49,17 +49,20 @@ setup(
         "einops>=0.8",
         "etils[epath]>=1.12",
         "fsspec>=2025.2",  # from then on its stores can create what must not exist yet
+        "humanize>=4.9",
         "jaxtyping>=0.3.2,<0.4",
+        "jinja2>=3.1",
         "ml_dtypes>=0.5",
         "numpy>=2.0",
+        "psutil>=6",
         "pyyaml>=6",  # manifests of melllm sweep --backend gke
+        "rich>=13.9",
         "scipy>=1.14",
         "sentencepiece>=0.2",
         "soundfile>=0.13",
         "soxr>=0.5",
         "tensorboard>=2.19",
         "tokenizers>=0.21",
-        "tqdm>=4.66",
         "tyro>=1.0.17,<2",
     ],
     extras_require={

@@ -23,7 +23,8 @@ from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Model
-from melllm_jax.config.run import Intervals, Optim, Run
+from melllm_jax.config.run import CheckpointIntervals, Optim, Run
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training.train_step import Update
 
 RUN = Run(
@@ -66,9 +67,9 @@ def beside_updates(folder: pathlib.Path, updates: int, rounds: int) -> dict[str,
     """Seconds of so many updates, after no save, one that is not waited for, and one that is."""
     with (
         jax.set_mesh(sharding.make_mesh(RUN.mesh)),
-        Checkpoints(str(folder), Intervals(last=1)) as checkpoints,
+        Checkpoints(str(folder), CheckpointIntervals(last=1)) as checkpoints,
     ):
-        update, batch = Update(RUN), sharding.shard_batch(random_batch.train_batch(RUN))
+        update, batch = Update(NextToken(RUN)), sharding.shard_batch(random_batch.train_batch(RUN))
         state = update.init_state()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
         saved = 0

@@ -47,7 +47,7 @@ from melllm_jax.config.run import Optim, Run
 from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 MODEL = Model(d=8, n=1, k=1, h=8, f=8, l=1, v=300)  # never built: a run has one
-HOP = 0.01  # seconds a frame
+HOP = Mel().hop_seconds
 STORES = ("flac", "mel")
 AHEAD = 2  # batches
 
@@ -136,11 +136,11 @@ def speed(
         os.sched_setaffinity(0, cores)
         for _ in range(AHEAD + 1):
             next(batches)
-        worked = time.process_time() + batches.worked
+        worked = time.process_time() + batches.worker_cpu_seconds
         audio, began = 0.0, time.perf_counter()
         while (passed := time.perf_counter() - began) < seconds:
             audio += float(next(batches).frames.sum()) * HOP
-        work.append(audio / (time.process_time() + batches.worked - worked))
+        work.append(audio / (time.process_time() + batches.worker_cpu_seconds - worked))
         return audio / passed
 
     return once

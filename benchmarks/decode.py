@@ -16,14 +16,17 @@ def work_ours() -> None:
     import jax
     import numpy as np
 
+    from melllm_jax import sharding
     from melllm_jax.inference.generate import Decoder
+    from melllm_jax.inference.sampling import DecodingOptions
+    from melllm_jax.objectives.next_token import NextToken
     from melllm_jax.training.train_step import Update
 
-    with jax.set_mesh(layout.make_mesh(ours().mesh, jax.devices()[:1])):
-        update = Update(ours())
+    with jax.set_mesh(sharding.make_mesh(ours().mesh, jax.devices()[:1])):
+        update = Update(NextToken(ours()))
         state = update.init_state()
         model = update.skeleton.model(state.trained | state.frozen)
-        decoder = Decoder(model, end=VOCABULARY, how=Decoding(guard=False))
+        decoder = Decoder(model, end=VOCABULARY, options=DecodingOptions(guard=False))
         prompt, limits = text_batch(ROWS, PROMPT), np.full(ROWS, NEW)
 
         def action() -> None:

@@ -22,6 +22,7 @@ from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Model
 from melllm_jax.config.run import Mesh, Optim, Run
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training.train_step import Update
 
 POLICIES = typing.get_args(typing.get_type_hints(Model)["remat"])
@@ -73,7 +74,7 @@ def updating(policy: str) -> tuple[Any, dict[str, int]]:
     model = dataclasses.replace(RUN.model, remat=policy)
     run = dataclasses.replace(RUN, model=model)
     with jax.set_mesh(sharding.make_mesh(Mesh(), jax.devices()[:1])):
-        update, batch = Update(run), sharding.shard_batch(random_batch.train_batch(run))
+        update, batch = Update(NextToken(run)), sharding.shard_batch(random_batch.train_batch(run))
         state = update.init_state()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 

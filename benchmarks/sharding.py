@@ -21,6 +21,7 @@ from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Model
 from melllm_jax.config.run import Mesh, Optim, Run
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training.train_step import Update
 
 SPLITS = {
@@ -67,7 +68,7 @@ def updating(cut: Mesh) -> Any:
     size = max(cut.fsdp, 1) * cut.replica * cut.seq * cut.tp
     mesh = sharding.make_mesh(cut, jax.devices()[:size])
     with jax.set_mesh(mesh):
-        update, batch = Update(RUN), sharding.shard_batch(random_batch.train_batch(RUN))
+        update, batch = Update(NextToken(RUN)), sharding.shard_batch(random_batch.train_batch(RUN))
         state = update.init_state()
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 

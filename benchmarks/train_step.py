@@ -21,12 +21,15 @@ from support.phi_small import (
 def work_ours() -> None:
     import jax
 
+    from launch.runtime import malloc
+    from melllm_jax import sharding
+    from melllm_jax.objectives.next_token import NextToken
     from melllm_jax.training.train_step import Update
 
-    heap.keep()  # as `melllm train` does
-    with jax.set_mesh(layout.make_mesh(ours().mesh, jax.devices()[:1])):
-        update = Update(ours())
-        state, batch = update.init_state(), layout.place(text_batch(BATCH, TIME))
+    malloc.keep_freed_memory()  # as `melllm train` does
+    with jax.set_mesh(sharding.make_mesh(ours().mesh, jax.devices()[:1])):
+        update = Update(NextToken(ours()))
+        state, batch = update.init_state(), sharding.shard_batch(text_batch(BATCH, TIME))
         step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
         def action() -> None:

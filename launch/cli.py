@@ -1,4 +1,4 @@
-"""`melllm`: finds the command, runs it, and turns its end into an exit status.
+"""`melllm`: finds the command, runs it, and turns how it ends into an exit status.
 
 What must hold: `melllm --help` starts no command, so it imports neither JAX nor NumPy.
 """

@@ -1,6 +1,7 @@
-"""The one contract between data and model: packed rows of speech and text on one time axis."""
+"""The one contract between data and model: packed rows of speech and text, and what yields them."""
 
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Batch(NamedTuple):
@@ -33,3 +34,51 @@ class Batch(NamedTuple):
     def is_speech(self) -> Any:
         """Bool [b t]: where a patch, not a token, is read."""
         return self.clips > 0
+
+
+@runtime_checkable
+class BatchStream(Protocol):
+    """What yields the batches of a run, and saves its own position with each checkpoint.
+
+    `get_state` gives a small JSON tree; set in a new stream over the same data, it goes on as if
+    nothing had happened. Orbax saves a stream with its checkpoint through `save` and `load`.
+    `data_pipelines.loader.lanes` has the stream of the pipeline.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The stream itself."""
+
+    def __next__(self) -> Batch:
+        """The next batch of this host's rows, in NumPy; StopIteration where the data ends."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream is."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go where a stream was that gave `state`."""
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        """Take the state now; the awaitable writes it once Orbax has made `directory`."""
+        ...
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        """Go to the state that was saved in `directory`."""
+        ...
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Examples of each source; empty where nobody knows."""
+
+    @property
+    def carried(self) -> Sequence[int]:
+        """The index that each source had where the stream went on from; -1 for a new source."""
+
+    @property
+    def change(self) -> Any:
+        """What differs from then on, as a dataclass that prints as one line; None for nothing."""
+
+    def counts(self) -> Mapping[str, Any]:
+        """How far the batches handed out have come; `bad` counts unusable examples by reason."""
+
+    def close(self) -> None:
+        """Stop whatever reads ahead."""

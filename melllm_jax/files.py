@@ -1,8 +1,13 @@
-"""Small files that many processes read and write: each is there whole, or not at all.
+"""Writes files and folders whole or not at all, on a disk or in a bucket.
 
-On a disk a file is written beside its place, flushed, and renamed or linked to its name. In a
-bucket an object is one request, which is all or nothing, and making it anew is one that the store
-refuses where it exists.
+On a disk a file or folder is written beside its place and renamed to its name. In a bucket, a path
+with "://", an object is one request, which is all or nothing, and making it anew is one that the
+store refuses where it exists.
+
+write_text, write_bytes, create_text: small files, which any number of processes may write at once
+and which outlive a crash of the machine: they are flushed, and so is the name. new_file,
+scratch_path, move_into_place: large files of one writer, which are not flushed. new_folder: a
+folder of files.
 """
 
 from collections.abc import Iterator
@@ -20,28 +25,37 @@ import fsspec
 from melllm_jax import interrupts
 from melllm_jax.errors import Fault, Mistake
 
-
-def write_text(path: epath.Path, text: str) -> None:
-    """Put `text` there in place of what there was. Raises Fault where that cannot be."""
-    try:
-        if _is_remote(path):
-            store, name = fsspec.core.url_to_fs(os.fspath(path))
-            store.pipe_file(name, text.encode())
-            return
-        with _scratch_file(path, text) as scratch:
-            os.replace(scratch, path)
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written: {error.strerror or error}") from error
+AnyPath = os.PathLike[str]
 
 
-def create_text(path: epath.Path, text: str) -> bool:
-    """Put `text` there if nothing is: whether it was this call that did.
+def write_text(path: AnyPath, text: str) -> None:
+    """Write a small file, in place of what there was. Raises Fault where that cannot be."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: AnyPath, content: bytes) -> None:
+    """Write a small file, in place of what there was. Raises Fault where that cannot be."""
+    with _errors_as_faults(path):
+        replace_file(path, content)
+
+
+def replace_file(path: AnyPath, content: bytes) -> None:
+    """`write_bytes` that raises OSError."""
+    if _is_remote(path):
+        epath.Path(path).write_bytes(content)
+        return
+    with _scratch_file(path, content) as scratch:
+        os.replace(scratch, path)
+
+
+def create_text(path: AnyPath, text: str) -> bool:
+    """Write a small file if there is none of that name: whether it was this call that did.
 
     Of any number of callers at once, one gets True. Raises Fault where it cannot be written.
     """
-    try:
+    with _errors_as_faults(path):
         if not _is_remote(path):
-            with _scratch_file(path, text) as scratch:
+            with _scratch_file(path, text.encode()) as scratch:
                 return _link(scratch, path)
         store, name = fsspec.core.url_to_fs(os.fspath(path))
         try:
@@ -49,47 +63,39 @@ def create_text(path: epath.Path, text: str) -> bool:
         except FileExistsError:
             return False
         return True
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _link(scratch: pathlib.Path, path: epath.Path) -> bool:
-    """Give a file its name too, if nothing has it: whether that was so."""
-    try:
-        os.link(scratch, path)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
-def _scratch_file(path: epath.Path, text: str) -> Iterator[pathlib.Path]:
-    """A file beside `path` that holds `text`, flushed; gone afterwards, if it is still there."""
-    place = pathlib.Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        with scratch.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        yield scratch
-        _sync_folder(place.parent)
-    finally:
-        scratch.unlink(missing_ok=True)
+def new_file(path: AnyPath) -> Iterator[pathlib.Path]:
+    """A scratch path for a large file, which is moved to `path` when the block ends well.
+
+    After an error in the block nothing is left. Raises Fault for an OSError.
+    """
+    with _errors_as_faults(path):
+        scratch = scratch_path(path)
+        try:
+            yield scratch
+            move_into_place(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Let the names in a folder outlive a crash of the machine."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
+def scratch_path(path: AnyPath) -> pathlib.Path:
+    """Where a file is written before it becomes `path`: beside it, or on this machine."""
+    if _is_remote(path):
+        handle, scratch = tempfile.mkstemp(os.path.basename(path))
         os.close(handle)
+        return pathlib.Path(scratch)
+    return pathlib.Path(os.fspath(path) + ".part")
+
+
+def move_into_place(scratch: pathlib.Path, path: AnyPath) -> None:
+    """Renames `scratch`, or uploads it: an object appears in a bucket only once it is whole."""
+    if _is_remote(path):
+        epath.Path(scratch).copy(path, overwrite=True)
+        scratch.unlink()
+    else:
+        os.replace(scratch, path)
 
 
 @contextlib.contextmanager
@@ -133,29 +139,48 @@ def _reason(error: OSError, target: pathlib.Path, needed: int) -> str:
     return f"cannot be written: {error}"
 
 
-def write_bytes(final: epath.Path, content: bytes) -> None:
-    """A file that appears whole or not at all. Raises Fault."""
+@contextlib.contextmanager
+def _errors_as_faults(path: AnyPath) -> Iterator[None]:
     try:
-        part = scratch_path(final)
-        part.write_bytes(content)
-        move_into_place(part, final)
+        yield
     except OSError as error:
-        raise Fault(f"{final}: cannot be written: {error}") from error
+        raise Fault(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def move_into_place(part: pathlib.Path, final: epath.Path) -> None:
-    """Renames `part`, or uploads it: an object appears in a bucket only once it is whole."""
-    if "://" in os.fspath(final):
-        epath.Path(part).copy(final, overwrite=True)
-        part.unlink()
-    else:
-        os.replace(part, os.fspath(final))
+def _is_remote(path: AnyPath) -> bool:
+    return "://" in os.fspath(path)
 
 
-def scratch_path(final: epath.Path) -> pathlib.Path:
-    """Where a file is written before it becomes `final`: beside it, or on this machine."""
-    if "://" in os.fspath(final):
-        handle, path = tempfile.mkstemp(final.name)
+def _link(scratch: pathlib.Path, path: AnyPath) -> bool:
+    """Give a file its name too, if nothing has it: whether that was so."""
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _scratch_file(path: AnyPath, content: bytes) -> Iterator[pathlib.Path]:
+    """A file beside `path` with that content, flushed; gone afterwards, if it is still there."""
+    final = pathlib.Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield scratch
+        _sync_folder(final.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Let the names in a folder outlive a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
         os.close(handle)
-        return pathlib.Path(path)
-    return pathlib.Path(os.fspath(final) + ".part")

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs counted from a config, and what each chip can do: arithmetic only."""
+"""Counts parameters and FLOPs from a config, and lists what each chip can do: arithmetic only."""
 
 import dataclasses
 
@@ -107,12 +107,12 @@ def update_flops(run: Run) -> float:
     Weights that are frozen still pass gradients to the activations before them, so they cost 2
     and not 3 times the forward pass. What remat computes again does not count.
     """
-    whole = forward_flops(run) * run.data.b * run.data.t
+    forward = forward_flops(run) * run.data.b * run.data.t
     if run.optim.train == "all":
-        return 3 * whole
+        return 3 * forward
     p = count_parameters(run)
     frozen = 2 * (p.layers + run.model.v * run.model.d) * run.data.b * run.data.t
-    return 3 * whole - frozen
+    return 3 * forward - frozen
 
 
 def matmul_parameters(run: Run) -> int:

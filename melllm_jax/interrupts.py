@@ -1,4 +1,4 @@
-"""Control-C where stopping half way would leave threads at work on what is about to be removed."""
+"""Defers Control-C where stopping half way would leave threads at work on files to be removed."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,7 +9,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Control-C takes effect when the block ends. Elsewhere than in the main thread it never comes.
+    """A context at whose end Control-C takes effect. Only the main thread receives it at all.
 
     For blocks of a second or two: nothing tells the user that the key was seen.
     """
@@ -17,11 +17,11 @@ def defer_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(usual):
         yield
         return
-    came: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
-        if came:
-            usual(*came[0])
+        if received:
+            usual(*received[0])

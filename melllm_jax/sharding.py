@@ -1,4 +1,4 @@
-"""Where every array lives: one alphabet of dimensions, one table for weights, one for activations.
+"""Lays out every array: one alphabet of dimensions, a table for weights, one for activations.
 
 b batch   t time   s time attended to   d model width   n query heads   k key/value heads
 g query heads a KV head   h head width   f MLP width   v vocabulary   p one mel patch, flattened
@@ -101,8 +101,10 @@ def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
             f'model.attention="splash": works in tiles of 128 positions: '
             f"data.t={data.t} / mesh.seq={size['seq']} must be a multiple"
         )
-    if run.keep.score and size["seq"] > 1:
-        raise Mistake(f"keep.score={run.keep.score}: decoding needs mesh.seq=1, not {size['seq']}")
+    if run.scoring.every and size["seq"] > 1:
+        raise Mistake(
+            f"scoring.every={run.scoring.every}: decoding needs mesh.seq=1, not {size['seq']}"
+        )
     if rows % (size["replica"] * size["fsdp"]):
         raise Mistake(
             f"mesh replica={size['replica']} × fsdp={size['fsdp']}: "
@@ -116,7 +118,7 @@ def parts_of_time() -> int:
 
 
 def device_owners(mesh: jax.sharding.Mesh) -> np.ndarray:
-    """The number of the process that holds each device of the mesh."""
+    """The index of the process that holds each device of the mesh."""
     return np.vectorize(lambda device: device.process_index)(mesh.devices)
 
 
@@ -126,11 +128,11 @@ def host_lanes(run: Run, owners: np.ndarray, process: int) -> list[int]:
     `owners` is what `device_owners` gives. Raises Mistake where its rows are no whole lanes.
     """
     b, count = run.data.b, run.data.lane_count
-    held, blocks = _row_blocks(owners, process)
-    rows = {block * b // blocks + i for block in held for i in range(b // blocks)}
+    own, blocks = _row_blocks(owners, process)
+    rows = {block * b // blocks + i for block in own for i in range(b // blocks)}
     found = [j for j in range(count) if j * b // count in rows]
     if len(found) * (b // count) != len(rows):
-        shares = blocks / len(held)
+        shares = blocks / len(own)
         raise Mistake(f"data.lanes={count}: {shares:g} hosts cannot share them evenly")
     return found
 
@@ -141,8 +143,8 @@ def shard_batch(batch: Batch) -> Batch:
     Rows are [t …] whole, also where the mesh splits time over hosts.
     """
     mesh = jax.sharding.get_mesh()
-    held, blocks = _row_blocks(device_owners(mesh), jax.process_index())
-    b = len(batch.tokens) * blocks // len(held)
+    own, blocks = _row_blocks(device_owners(mesh), jax.process_index())
+    b = len(batch.tokens) * blocks // len(own)
 
     def one(x: np.ndarray) -> jax.Array:
         sharding = jax.NamedSharding(mesh, a("b t p" if x.ndim == 3 else "b t"))

@@ -1,4 +1,4 @@
-"""What XLA is asked for beside the program: collectives that run while matrix products do.
+"""Options of the XLA compiler: collectives run while matrix products do.
 
 The same for training and for `plan`, so that what is planned is what runs. Of chips before v5p the
 TensorCore itself must carry collectives on beside its products ("async collective fusion", by
@@ -45,33 +45,33 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str | bool]:
 def compile_lowered(
     lowered: jax.stages.Lowered,
     mesh: jax.sharding.Mesh,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> jax.stages.Compiled:
-    """A program for the mesh that is here, compiled as `compile_with_fallback` does."""
+    """Compiles a program for a mesh that is here, as `compile_with_fallback` does."""
     return compile_with_fallback(
-        lambda options: lowered.compile(compiler_options=options), mesh, say
+        lambda options: lowered.compile(compiler_options=options), mesh, log
     )
 
 
 def compile_with_fallback(
-    compiled: Callable[[dict[str, str | bool]], Program],
+    compile_fn: Callable[[dict[str, str | bool]], Program],
     mesh: jax.sharding.Mesh,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Program:
-    """Compile with the mesh's options; without them, saying so, where XLA itself fails at those.
+    """Compiles with the mesh's options; without them, and logs that, where XLA fails at those.
 
     libtpu 0.0.52 did at one of hundreds of programs: async-collective-start "overlaps with another
     chunk", for v5e with time split eightfold.
     """
-    wanted = compiler_options(mesh)
+    options = compiler_options(mesh)
     try:
-        return compiled(wanted)
+        return compile_fn(options)
     except jax.errors.JaxRuntimeError as error:
-        if not wanted or "RESOURCE_EXHAUSTED" in str(error):
+        if not options or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        why = str(error).splitlines()[0][:200]
-        say(f"XLA fails at asynchronous collectives ({why}): compiling without them")
-        return compiled({})
+        reason = str(error).splitlines()[0][:200]
+        log(f"XLA fails at asynchronous collectives ({reason}): compiling without them")
+        return compile_fn({})
 
 
 def absent_chip_options(mesh: jax.sharding.Mesh) -> dict[str, str | bool]:

@@ -1,7 +1,7 @@
-"""Sound files to 16 kHz mono float32 and back: the only importer of soundfile and soxr.
+"""Decodes sound files to 16 kHz mono float32 and encodes them; alone imports soundfile and soxr.
 
-What cannot be read in full is refused with a reason, never shortened: `BadAudio.reason` is what
-the pipeline counts.
+A file that cannot be read in full is refused with a reason, never shortened: `Unusable.reason` is
+what the pipeline counts.
 """
 
 import functools
@@ -13,12 +13,13 @@ import sys
 from typing import Literal
 import zlib
 
-from jaxtyping import Float32
+from jaxtyping import Float32, Int16
 import numpy as np
 import soundfile
 import soxr
 
-from melllm_jax.errors import Fault, Mistake
+from data_pipelines.reject import Unusable
+from melllm_jax.errors import Fault
 from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 MIN_RATE, MAX_RATE = 8_000, 48_000  # Hz: below telephone speech nothing is left to recognise
@@ -27,33 +28,16 @@ TRUNCATION_LOG = re.compile(  # libsndfile's log on a WAV, and on an Ogg file in
     r"data : (\d+) \(should be (\d+)\)|File ended unexpectedly|lacks an end-of-stream|Junk after"
 )
 
-MAX_AMPLITUDE = (
-    100.0  # 40 dB over full scale: floats beyond are damaged, or on the scale of integers
-)
+# 40 dB over full scale: floats beyond it are damaged, or on the scale of integers.
+MAX_AMPLITUDE = 100.0
 OPUS_LEVEL = 0.9  # libsndfile's scale from most bits (0) to fewest (1)
 BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-BLOCK_SAMPLES = (
-    1 << 22
-)  # samples of all channels decoded at a time: a damaged header may promise terabytes
-
-LOSSY_FORMATS = (
-    "MP3",
-    "OGG",
-)  # of which libsndfile 1.2 may miss a place, by 128 samples in Vorbis's end
+# Samples of all channels decoded at a time: a damaged header may promise terabytes.
+BLOCK_SAMPLES = 1 << 22
+# In these libsndfile 1.2 may seek to a wrong sample, by 128 at the end of Vorbis.
+LOSSY_FORMATS = ("MP3", "OGG")
 
 AudioReason = Literal["missing", "undecodable", "empty", "not finite", "rate"]
-
-
-class BadAudio(Mistake):
-    """Sound that cannot be used. The message names the file, `reason` the kind of trouble."""
-
-    def __init__(self, reason: AudioReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type["BadAudio"], tuple[str, str]]:
-        """Crosses processes with its reason: by default only the message would."""
-        return type(self), (self.reason, str(self))
 
 
 def decode_audio(
@@ -63,10 +47,10 @@ def decode_audio(
 ) -> Float32[np.ndarray, "w"]:
     """Samples in [-1, 1] at 16 kHz of a wav, flac, mp3 or ogg (Vorbis, Opus) file or its bytes.
 
-    part: start and length in seconds of a stretch, which alone is decoded; what reaches past the
-    end is left out. Channels are averaged; rates from 8 to 48 kHz are resampled. Errors name the
-    file, or bytes by `name`. Raises BadAudio: "missing"; "undecodable", also where a file was cut
-    off (which an MP3 without a length header does not show); "rate"; "empty"; "not finite".
+    part: start and length in seconds of the range to decode, cut at the end of the sound. Channels
+    are averaged; rates from 8 to 48 kHz are resampled. Errors name the file, or bytes by `name`.
+    Raises Unusable: "missing"; "undecodable", also where a file was cut off (which an MP3 without a
+    length header does not show); "rate"; "empty"; "not finite".
     """
     name = name or _source_name(source)
     try:
@@ -81,14 +65,14 @@ def decode_audio(
                     sound = sound[_frame_range(file, len(sound), *part, name)]
             rate = file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BadAudio("undecodable", f"{name}: is no sound: {error.error_string}") from error
+        raise Unusable("undecodable", f"{name}: is no sound: {error.error_string}") from error
     wave = sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1)
     peak = max(wave.max(initial=0.0), -wave.min(initial=0.0))
     if not peak <= MAX_AMPLITUDE:  # also where it is NaN
-        raise BadAudio("not finite", f"{name}: holds samples up to {peak:g}: full scale is 1")
+        raise Unusable("not finite", f"{name}: holds samples up to {peak:g}: full scale is 1")
     wave = resample(wave, rate)
     if not wave.size:
-        raise BadAudio("empty", f"{name}: holds no sample at {SAMPLE_RATE} Hz")
+        raise Unusable("empty", f"{name}: holds no sample at {SAMPLE_RATE} Hz")
     return wave
 
 
@@ -100,30 +84,34 @@ def resample(wave: Float32[np.ndarray, "w"], rate: int) -> Float32[np.ndarray, "
 
 
 def read_duration(source: bytes | str | os.PathLike[str], name: str | None = None) -> float:
-    """Seconds of sound by the header; nothing is decoded. Raises BadAudio as `decode_audio`."""
+    """Seconds of sound, from the header alone. Raises Unusable as `decode_audio`."""
     name = name or _source_name(source)
     try:
         with _open_stream(source, name) as stream, soundfile.SoundFile(stream) as file:
             _check_header(file, name)
             return file.frames / file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BadAudio("undecodable", f"{name}: is no sound: {error.error_string}") from error
+        raise Unusable("undecodable", f"{name}: is no sound: {error.error_string}") from error
+
+
+def to_int16(wave: Float32[np.ndarray, "w"]) -> Int16[np.ndarray, "w"]:
+    """Samples in [-1, 1) as whole numbers of 16 bits, those outside clipped."""
+    return np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def to_flac(wave: Float32[np.ndarray, "w"], rate: int = SAMPLE_RATE) -> bytes:
     """FLAC of 16 bits; samples outside [-1, 1) are clipped. 16-bit sound comes back equal."""
-    samples = np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
     stream = io.BytesIO()
-    soundfile.write(stream, samples, rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(stream, to_int16(wave), rate, format="FLAC", subtype="PCM_16")
     return stream.getvalue()
 
 
 def to_opus(wave: Float32[np.ndarray, "w"]) -> bytes:
-    """Ogg Opus of 16 kHz sound at about 31 kbit/s, the same bytes each time, for w samples again.
+    """Ogg Opus of 16 kHz sound at about 31 kbit/s, always the same bytes; decodes to w samples.
 
-    Samples outside [-1, 1] are clipped. libsndfile gives each stream a serial number by chance:
-    here it is 0, and each page has its checksum anew (RFC 3533: polynomial 0x04c11db7 from 0, the
-    field itself counted as 0).
+    Samples outside [-1, 1] are clipped. libsndfile gives each stream a random serial number: here
+    it is 0, and the checksum of each page is computed again (RFC 3533: polynomial 0x04c11db7 from
+    0, the field itself counted as 0).
     """
     stream = io.BytesIO()
     level = OPUS_LEVEL
@@ -144,7 +132,7 @@ def to_opus(wave: Float32[np.ndarray, "w"]) -> bytes:
 
 
 def _ogg_checksum(page: bytes | bytearray) -> int:
-    """Ogg's CRC: zlib's, but of bits in the other order, from 0 and not inverted at the end."""
+    """Ogg's CRC: zlib's with bits in the other order, starting at 0 and not inverted at the end."""
     mirrored = zlib.crc32(page.translate(BIT_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return int(f"{mirrored:032b}"[::-1], 2)
 
@@ -154,9 +142,9 @@ def _source_name(source: bytes | str | os.PathLike[str]) -> str:
 
 
 def _open_stream(source: bytes | str | os.PathLike[str], name: str) -> io.BufferedIOBase:
-    """The bytes of `source`, at least one, to read from."""
+    """A stream over the bytes of `source`. Raises Unusable where it is missing or empty."""
     if not isinstance(source, bytes) and not pathlib.Path(source).is_file():
-        raise BadAudio("missing", f"{name}: no such file")
+        raise Unusable("missing", f"{name}: no such file")
     stream: io.BufferedIOBase
     if isinstance(source, bytes):
         stream = io.BytesIO(source)
@@ -167,7 +155,7 @@ def _open_stream(source: bytes | str | os.PathLike[str], name: str) -> io.Buffer
             raise Fault(f"{name}: cannot be read: {error.strerror}") from error
     if not stream.seek(0, io.SEEK_END):
         stream.close()
-        raise BadAudio("empty", f"{name}: holds no byte")
+        raise Unusable("empty", f"{name}: holds no byte")
     stream.seek(0)
     return stream
 
@@ -175,12 +163,12 @@ def _open_stream(source: bytes | str | os.PathLike[str], name: str) -> io.Buffer
 def _check_header(file: soundfile.SoundFile, name: str) -> None:
     if not MIN_RATE <= file.samplerate <= MAX_RATE:
         rule = f"must be from {MIN_RATE} to {MAX_RATE} Hz"
-        raise BadAudio("rate", f"{name}: sample rate {file.samplerate}: {rule}")
+        raise Unusable("rate", f"{name}: sample rate {file.samplerate}: {rule}")
     cut = TRUNCATION_LOG.search(file.extra_info)
     if cut and (cut[1] is None or int(cut[2]) < int(cut[1]) < UNKNOWN_SIZE):
-        raise BadAudio("undecodable", f"{name}: was cut off: {cut[0]}")
+        raise Unusable("undecodable", f"{name}: was cut off: {cut[0]}")
     if not file.frames:
-        raise BadAudio("empty", f"{name}: holds no sample")
+        raise Unusable("empty", f"{name}: holds no sample")
 
 
 def _read_range(
@@ -190,26 +178,28 @@ def _read_range(
     file.seek(frames.start)
     sound = _read_samples(file, frames.stop - frames.start)
     if len(sound) < frames.stop - frames.start:
-        raise BadAudio("undecodable", f"{name}: was cut off after offset={start} s")
+        raise Unusable("undecodable", f"{name}: was cut off after offset={start} s")
     return sound
 
 
 def _frame_range(
     file: soundfile.SoundFile, held: int, start: float, length: float, name: str
 ) -> slice:
-    """The frames of a stretch, of those that the file holds."""
+    """The frames of a range in seconds, cut at the `held` frames of the file."""
     first = round(start * file.samplerate)
     if first >= held:
-        raise BadAudio("empty", f"{name}: ends before offset={start} s")
+        raise Unusable("empty", f"{name}: ends before offset={start} s")
     return slice(first, min(first + round(length * file.samplerate), held))
 
 
-def _read_samples(file: soundfile.SoundFile, most: int = sys.maxsize) -> Float32[np.ndarray, "w c"]:
-    """The samples of all channels up to `most`, however many the header promises."""
-    frames = min(max(BLOCK_SAMPLES // file.channels, 1), most)
+def _read_samples(
+    file: soundfile.SoundFile, limit: int = sys.maxsize
+) -> Float32[np.ndarray, "w c"]:
+    """The samples of all channels up to `limit` frames, however many the header promises."""
+    frames = min(max(BLOCK_SAMPLES // file.channels, 1), limit)
     blocks = [file.read(frames, dtype="float32", always_2d=True)]
-    while len(blocks[-1]) == frames and (most := most - frames):
-        frames = min(frames, most)
+    while len(blocks[-1]) == frames and (limit := limit - frames):
+        frames = min(frames, limit)
         blocks.append(file.read(frames, dtype="float32", always_2d=True))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
@@ -217,22 +207,23 @@ def _read_samples(file: soundfile.SoundFile, most: int = sys.maxsize) -> Float32
 def _check_complete(
     file: soundfile.SoundFile, decoded: int, stream: io.BufferedIOBase, name: str
 ) -> None:
-    """Raises BadAudio where less was decoded than the file holds.
+    """Raises Unusable where less was decoded than the file holds.
 
-    An MP3 without a length header has its length guessed from its first bit rate. A guess too
-    high is no fault of the sound; one too low leaves sound unread, and shows as bytes left over,
-    of which a tenth and 512 may be tags. With a header, an MP3 frame is granted: some count it in.
+    The length of an MP3 without a length header is guessed from its first bit rate. Too high a
+    guess is no fault of the sound; one too low leaves sound unread, which shows as bytes left over,
+    of which a tenth and 512 may be tags. With a header, one MP3 frame may be missing: some encoders
+    count the header's own.
     """
-    granted = 0
+    tolerance = 0
     if file.format == "MP3":
         read = stream.tell()
         left = stream.seek(0, io.SEEK_END) - read
         if left > read // 10 + 512:
             advice = "write it anew with a length (Xing) header"
-            raise BadAudio("undecodable", f"{name}: {left} bytes lie past its length: {advice}")
-        granted = 1152 if _states_length(stream) else file.frames
-    if decoded < file.frames - granted:
-        raise BadAudio("undecodable", f"{name}: was cut off: {decoded} of {file.frames} samples")
+            raise Unusable("undecodable", f"{name}: {left} bytes lie past its length: {advice}")
+        tolerance = 1152 if _states_length(stream) else file.frames
+    if decoded < file.frames - tolerance:
+        raise Unusable("undecodable", f"{name}: was cut off: {decoded} of {file.frames} samples")
 
 
 def _states_length(stream: io.BufferedIOBase) -> bool:

@@ -1,4 +1,4 @@
-"""Log-mel frames of 16 kHz sound in NumPy, made for one core: Phi-4-MM's, Whisper's or plain ones.
+"""Log-mel frames of 16 kHz sound in NumPy, tuned for one core: Phi-4-MM's, Whisper's or plain.
 
 The constants are in `melllm_jax.features.mel_filters`, shared with `melllm_jax.features.log_mel`,
 which must give the same frames. Safe to call from several threads at once.
@@ -21,7 +21,7 @@ GROUP = 16  # bands to a product: as many float32 as the widest register holds
 
 
 def frame_count(samples: int, cfg: Mel) -> int:
-    """Frames of a sound of so many samples. Raises Mistake where there would be none."""
+    """Frames of a sound of `samples` samples. Raises Mistake where there would be none."""
     table = make_filters(cfg.kind, cfg.m)
     if samples < table.shortest:
         raise Mistake(
@@ -43,7 +43,7 @@ def normalized_log_mel(wave: Float32[np.ndarray, "w"], cfg: Mel) -> Float32[np.n
 def normalize_mel(
     mels: Float32[np.ndarray, "frames m"], cfg: Mel
 ) -> Float32[np.ndarray, "frames m"]:
-    """What `extract_log_mel` gave, normalised in place as cfg.normalize says. Raises Mistake."""
+    """Frames of `extract_log_mel`, normalised in place as cfg.normalize says. Raises Mistake."""
     if cfg.normalize == "utterance":
         mels -= mels.mean(axis=0, dtype=np.float64).astype(np.float32)
         variance = np.square(mels).mean(axis=0, dtype=np.float64)
@@ -91,10 +91,10 @@ def extract_log_mel(wave: Float32[np.ndarray, "w"], cfg: Mel) -> Float32[np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Frames of a mel, their mean and their squared distances from it, all of each band.
+    """Number of mel frames and, for each band, their mean and summed squared distance from it.
 
-    Those of two parts add up to those of the whole in float64 (Chan, Golub and LeVeque 1979), and
-    no two large sums are subtracted. The order of the parts shows in the last digits.
+    Moments of two parts add up in float64 to those of both (Chan, Golub and LeVeque 1979), and no
+    two large sums are subtracted. The order of the parts shows in the last digits.
     """
 
     count: int = 0  # frames
@@ -102,8 +102,8 @@ class Moments:
     squares: tuple[float, ...] = ()  # summed over the frames
 
     @classmethod
-    def of(cls, mels: Float32[np.ndarray, "frames m"]) -> "Moments":
-        """Those of some frames."""
+    def from_frames(cls, mels: Float32[np.ndarray, "frames m"]) -> "Moments":
+        """The moments of some frames."""
         if not len(mels):
             return cls()
         mean = mels.mean(axis=0, dtype=np.float64)
@@ -115,10 +115,10 @@ class Moments:
             return self if self.count else other
         count = self.count + other.count
         mean, squares = np.array(self.mean), np.array(self.squares)
-        apart = np.array(other.mean) - mean
+        distance = np.array(other.mean) - mean
         squares = squares + other.squares
-        squares = squares + np.square(apart) * (self.count * other.count / count)
-        mean = mean + apart * (other.count / count)
+        squares = squares + np.square(distance) * (self.count * other.count / count)
+        mean = mean + distance * (other.count / count)
         return Moments(count, tuple(mean.tolist()), tuple(squares.tolist()))
 
     def constants(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -136,7 +136,7 @@ def band_statistics(
 
     Reads `mels` once. Raises Mistake where there is no frame.
     """
-    return sum(map(Moments.of, mels), Moments()).constants()
+    return sum(map(Moments.from_frames, mels), Moments()).constants()
 
 
 def _frame_view(wave: np.ndarray) -> np.ndarray:
@@ -147,8 +147,8 @@ def _frame_view(wave: np.ndarray) -> np.ndarray:
 def _log_power(windowed: np.ndarray, cfg: Mel, table: MelFilters, out: np.ndarray) -> None:
     """Natural log of the mel power of windowed frames [frames points], into out [frames m].
 
-    Squares of real and imaginary parts lie side by side; each row of the bank stands there twice,
-    which adds the two in the same product (0.05 us a frame less than adding pairs first).
+    Squares of real and imaginary parts lie side by side, and each row of the bank is repeated, so
+    that one product adds the two (0.05 us a frame less than adding pairs first).
     """
     squares = scipy.fft.rfft(windowed, workers=1).view(np.float32)
     np.square(squares, out=squares)

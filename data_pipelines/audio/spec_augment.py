@@ -1,8 +1,8 @@
-"""What is done to training mel alone: SpecAugment, and shifts against the patch grid.
+"""Augments the mel of training examples: SpecAugment, and shifts against the patch grid.
 
 SpecAugment is of Park et al. 2019, "SpecAugment: A Simple Data Augmentation Method for Automatic
-Speech Recognition", section 2. Every step draws from a generator of its own, so that one that is
-switched on or off leaves the draws of the others as they were.
+Speech Recognition", section 2. Every step draws from a generator of its own, so that switching one
+on or off does not change the draws of the others.
 """
 
 import functools
@@ -14,7 +14,7 @@ from melllm_jax.config.data import Augment
 
 
 class RandomStreams:
-    """Generators of chance by name, for one example: all follow from one draw from `rng`."""
+    """Random generators by name, for one example: all are seeded by one draw from `rng`."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -28,8 +28,8 @@ class RandomStreams:
     def __getitem__(self, name: str) -> np.random.Generator:
         return np.random.default_rng([*self._words, *name.encode()])
 
-    def chosen(self, name: str, share: float) -> np.random.Generator | None:
-        """The generator of that name in a share of all examples, None in the others."""
+    def with_probability(self, name: str, share: float) -> np.random.Generator | None:
+        """The generator of that name with probability `share`, else None."""
         if not share:
             return None
         rng = self[name]
@@ -39,13 +39,13 @@ class RandomStreams:
 def augment_mel(
     mel: Float[np.ndarray, "frames m"], cfg: Augment, draws: RandomStreams
 ) -> Float[np.ndarray, "longer m"]:
-    """`mel` warped, masked and shifted as `cfg` says; `mel` itself where that is not at all."""
+    """`mel` warped, masked and shifted as `cfg` says; `mel` itself where it says nothing."""
     if not (cfg.warp or cfg.mask or cfg.shift):
         return mel
     mel = mel.astype(np.float32, copy=False)  # ready mel is in bfloat16
-    if (rng := draws.chosen("warp", cfg.warp)) is not None:
+    if (rng := draws.with_probability("warp", cfg.warp)) is not None:
         mel = warp_time(mel, cfg, rng)
-    if draws.chosen("mask", cfg.mask) is not None:
+    if draws.with_probability("mask", cfg.mask) is not None:
         mel = apply_masks(mel, cfg, draws)
     return shift_frames(mel, cfg, draws["shift"]) if cfg.shift else mel
 
@@ -65,9 +65,9 @@ def warp_time(
         return mel
     source = int(rng.integers(width + 1, last - width - 1, endpoint=True))
     target = source + int(rng.integers(-width, width, endpoint=True))
-    places = np.interp(np.arange(last + 1), (0, target, last), (0, source, last))
-    left = np.minimum(places.astype(np.intp), last - 1)
-    share = (places - left).astype(np.float32)[:, None]
+    positions = np.interp(np.arange(last + 1), (0, target, last), (0, source, last))
+    left = np.minimum(positions.astype(np.intp), last - 1)
+    share = (positions - left).astype(np.float32)[:, None]
     out = mel[left + 1]
     out -= mel[left]
     out *= share

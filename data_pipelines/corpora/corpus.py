@@ -1,6 +1,6 @@
-"""Utterances on disk as random-access sources: folders of manifests, or of prepared shards.
+"""Opens corpora on disk, folders of manifests or of prepared shards, for random access.
 
-Opening a source checks its form; what a record says of its sound is checked where it is used.
+Opening a corpus checks its form; what a record says of its sound is checked where it is used.
 """
 
 import hashlib
@@ -9,11 +9,12 @@ from etils import epath
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import BadAudio, decode_audio
+from data_pipelines.audio.file_io import decode_audio
 from data_pipelines.corpora import audio_reference, shard_index
 from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, Manifest, map_file
 from data_pipelines.corpora.shard_reader import ShardReader
 from data_pipelines.corpora.utterance import Utterance
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 Corpus = Manifest | ShardReader
@@ -22,8 +23,8 @@ Corpus = Manifest | ShardReader
 def open_corpus(path: epath.PathLike, split: str, *, skip: bool = False) -> Corpus:
     """The utterances of one split of a folder of manifests or of shards.
 
-    Raises Mistake for what a user can set right, Fault for a shard that is missing or damaged;
-    with `skip` not before a record of it is read.
+    Raises Mistake for what a user can correct, Fault for a shard that is missing or damaged; with
+    `skip` only once a record of it is read.
     """
     folder = _folder_with_split(path, split)
     if _is_prepared(folder):
@@ -32,9 +33,9 @@ def open_corpus(path: epath.PathLike, split: str, *, skip: bool = False) -> Corp
 
 
 def split_digest(path: epath.PathLike, split: str) -> str:
-    """Hash of a manifest's bytes, or of what the index says of a split: 16 hexadecimal digits.
+    """Hash of a manifest's bytes, or of a split's entry in the index: 16 hexadecimal digits.
 
-    The index holds a hash of every shard; a manifest says nothing of what is in its audio files.
+    The index has a hash of every shard; a manifest has none of its audio files.
     """
     folder = _folder_with_split(path, split)
     if _is_prepared(folder):
@@ -45,7 +46,7 @@ def split_digest(path: epath.PathLike, split: str) -> str:
 
 
 def list_splits(path: epath.PathLike) -> list[str]:
-    """Names of the splits of a folder. Raises Mistake where it is none of shards or manifests."""
+    """The splits of a folder. Raises Mistake where it holds neither shards nor manifests."""
     folder = epath.Path(path)
     if not folder.is_dir():
         raise Mistake(f"data={folder}: is no folder")
@@ -65,13 +66,13 @@ def list_splits(path: epath.PathLike) -> list[str]:
 
 
 def load_utterance_wave(utterance: Utterance) -> Float32[np.ndarray, "w"]:
-    """Samples at 16 kHz of an utterance that has no ready mel, from its offset on where it has one.
+    """Samples at 16 kHz of an utterance without ready mel, from its offset on if it has one.
 
-    Raises BadAudio with a reason, and Fault where the disk, not the file, is at fault.
+    Raises Unusable with a reason, and Fault where the disk, not the file, is at fault.
     """
     audio, name = utterance.audio, utterance.id
     if audio is None:
-        raise BadAudio("missing", f"{name}: has no audio")
+        raise Unusable("missing", f"{name}: has no audio")
     part = None if utterance.offset is None else (utterance.offset, utterance.duration)
     return (
         decode_audio(audio, name, part)
@@ -81,7 +82,7 @@ def load_utterance_wave(utterance: Utterance) -> Float32[np.ndarray, "w"]:
 
 
 def indices_longest_first(corpus: Corpus) -> list[int]:
-    """Indices of `corpus`, longest utterance first, equal ones in order of file."""
+    """Indices of `corpus`, longest utterance first, equally long ones in the file's order."""
     return sorted(range(len(corpus)), key=lambda index: -corpus[index].duration)
 
 

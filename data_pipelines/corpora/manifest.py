@@ -1,19 +1,18 @@
-"""The one manifest: SPLIT.jsonl, a line an utterance, read at random and written whole.
+"""The manifest format: SPLIT.jsonl, a line for each utterance, read at random.
 
 A line is an object with `id`, `text`, `audio_filepath` (relative to the manifest, absolute, or
-tfds:NAME:SPLIT) and `duration` in seconds, 0 where nobody knows. It may have `speaker`, `language`
+tfds:NAME:SPLIT) and `duration` in seconds, 0 where it is unknown. It may have `speaker`, `language`
 and `source`; `offset`, the second at which it starts in its sound; `start` and `size`, the bytes of
 the file that are the sound; `row` of a parquet file or TFDS split, with the `column` of the sound
 and, where that does not say it, the `rate` in Hz. Other fields are left alone.
 """
 
 from collections.abc import Iterable, Mapping
+import itertools
 import json
 import math
 import mmap
 import os
-import pathlib
-import tempfile
 from typing import Any
 
 from etils import epath
@@ -21,13 +20,13 @@ from jaxtyping import Int64
 import numpy as np
 
 from data_pipelines.corpora.utterance import AudioReference, Utterance
-from melllm_jax.errors import Fault, Mistake
+from melllm_jax.errors import Mistake
+from melllm_jax.files import new_file
 
 MANIFEST_SUFFIX = ".jsonl"
 TFDS_PREFIX = "tfds:"  # in place of a path: a split of a TFDS dataset
-VALIDATED_LINES = (
-    100_000  # lines parsed at opening, 0.5 s; later ones are parsed when they are read
-)
+# Lines parsed at opening, in 0.5 s; later ones are parsed when they are read.
+VALIDATED_LINES = 100_000
 _CHUNK = 1 << 24  # bytes searched at a time for line ends
 _NUMBER = (int, float)
 _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
@@ -43,7 +42,7 @@ _COUNTS = ("start", "size", "row", "rate")
 class Manifest:
     """The lines of a SPLIT.jsonl: 16 bytes of memory a line, parsed at each access.
 
-    Raises Mistake for a line that is none, naming file and line.
+    Raises Mistake for a malformed line, naming file and line.
     """
 
     mel = tokenizer = None  # a manifest points at audio, and has no ids
@@ -80,39 +79,27 @@ def parse_line(line: bytes, folder: epath.Path, where: str) -> Utterance:
 
 
 def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes SPLIT.jsonl, a line a row, and says how many; fields that are None are left out.
+    """Writes SPLIT.jsonl, a line for each row, and returns their number; leaves out None fields.
 
-    The file appears once it is whole: not at all where `rows` raises midway, or has no row.
+    The file appears once it is complete: not at all where `rows` raises midway, or has no row.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final, count = folder / f"{split}{MANIFEST_SUFFIX}", 0
-    encoded = json.JSONEncoder(ensure_ascii=False).encode
-    remote = "://" in os.fspath(final)
-    home = tempfile.mkdtemp() if remote else os.fspath(folder)
-    part = pathlib.Path(home) / f"{split}{MANIFEST_SUFFIX}.part"
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            for row in rows:
-                filled = {name: value for name, value in row.items() if value is not None}
-                file.write(encoded(filled) + "\n")
-                count += 1
-        if not count:
-            return 0
-        if remote:
-            epath.Path(part).copy(final, overwrite=True)
-        else:
-            os.replace(part, os.fspath(final))
-    except OSError as error:
-        raise Fault(f"{final}: cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-        if remote:
-            os.rmdir(home)
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        return 0
+    with new_file(final) as scratch, open(scratch, "w", encoding="utf-8") as file:
+        for row in itertools.chain([first], rows):
+            filled = {name: value for name, value in row.items() if value is not None}
+            file.write(encode(filled) + "\n")
+            count += 1
     return count
 
 
 def map_file(path: epath.Path) -> mmap.mmap | bytes:
-    """The bytes of a file: mapped where it is on this machine, else read."""
+    """The bytes of a file, mapped if it is on this machine, else read."""
     if "://" in os.fspath(path) or not path.stat().length:
         return path.read_bytes()
     with open(path, "rb") as file:
@@ -120,7 +107,7 @@ def map_file(path: epath.Path) -> mmap.mmap | bytes:
 
 
 def _parse_row(line: bytes) -> dict[str, Any]:
-    """The fields of a line, each of its kind."""
+    """The fields of a line, with their types checked."""
     try:
         row = json.loads(line)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Shards: utterances in ArrayRecord files, with an index that is written last.
+"""The index of a folder of shards (utterances in ArrayRecord files), which is written last.
 
-A folder without index.json holds nothing whole, however many shards lie in it. Beside the shards of
-a split lie its columns, which tell of every record what can be asked without reading it.
+A folder without index.json is incomplete, however many shards it holds. Beside the shards of a
+split lie its columns: the few figures of every record that are needed without reading it.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Subtotal:
-    """What a part of a split comes to."""
+    """Records and hours of a part of a split."""
 
     count: int  # records
     hours: float  # of sound
@@ -51,7 +51,7 @@ class Subtotal:
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
-    """What is known of a split beside its shards."""
+    """Figures of a split, beside its shards."""
 
     characters: int = 0  # of text
     speakers: int = 0  # different ones
@@ -78,16 +78,15 @@ class ShardIndex:
     splits: Mapping[str, tuple[Shard, ...]]
     facts: Mapping[str, SplitSummary] = _empty_mapping()  # by split
     sound: Literal["flac", "opus", "original"] = "flac"  # how it is stored where there is no mel
-    tokenizer: str | None = None  # digest of the one that records hold tokens of
+    tokenizer: str | None = None  # digest of the tokenizer whose ids the records hold
     statistics: MelStatistics | None = None
-    loudness: Mapping[str, Mapping[str, float]] = (
-        _empty_mapping()
-    )  # by source: dBFS, mean and percentiles
+    # By source: dBFS, mean and percentiles.
+    loudness: Mapping[str, Mapping[str, float]] = _empty_mapping()
 
 
-def shard_name(split: str, number: int) -> str:
-    """File name of a shard."""
-    return f"{split}-{number:05d}{SHARD_SUFFIX}"
+def shard_name(split: str, index: int) -> str:
+    """File name of a shard, given its index in the split."""
+    return f"{split}-{index:05d}{SHARD_SUFFIX}"
 
 
 def utterance_hash(source: str, id: str) -> int:
@@ -96,7 +95,7 @@ def utterance_hash(source: str, id: str) -> int:
 
 
 def write_index(folder: epath.Path, index: ShardIndex) -> None:
-    """Makes the shards of `folder` a whole: to be called last."""
+    """Writes index.json, which completes the shards of `folder`: to be called last."""
     splits = {}
     for split, shards in index.splits.items():
         facts = index.facts.get(split, SplitSummary())
@@ -163,7 +162,7 @@ def read_columns(folder: epath.Path, split: str) -> np.ndarray:
 
 
 def mel_from_json(tree: Mapping[str, Any]) -> Mel:
-    """A `Mel` out of JSON."""
+    """A `Mel` from its JSON tree."""
     return Mel(**_lists_to_tuples(tree))
 
 

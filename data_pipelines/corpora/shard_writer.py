@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.corpora.shard_index import COLUMNS_DTYPE, COLUMNS_SUFFIX, Shard, shard_name
 from melllm_jax.errors import Fault
-from melllm_jax.files import move_into_place, scratch_path
+from melllm_jax.files import move_into_place, new_file, scratch_path
 
 _OPTIONS = "group_size:1,uncompressed"  # FLAC and mel are dense already: zstd only takes time
 
@@ -29,7 +29,7 @@ class ShardWriter:
         self._count, self._seconds = 0, 0.0
 
     def add(self, record: bytes, seconds: float) -> None:
-        """One more record, of so many seconds of sound."""
+        """Appends a record of `seconds` of sound."""
         try:
             if self._writer is None:
                 self._name = shard_name(self._split, len(self._shards))
@@ -64,16 +64,11 @@ class ShardWriter:
 
 
 def write_columns(folder: epath.Path, split: str, parts: Iterable[np.ndarray], count: int) -> None:
-    """SPLIT.columns.npy of so many rows, given shard by shard."""
+    """Writes SPLIT.columns.npy of `count` rows, which `parts` gives shard by shard."""
     final = folder / f"{split}{COLUMNS_SUFFIX}"
     described = np.lib.format.dtype_to_descr(COLUMNS_DTYPE)
     header = {"descr": described, "fortran_order": False, "shape": (count,)}
-    try:
-        part = scratch_path(final)
-        with open(part, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for rows in parts:
-                file.write(rows.tobytes())
-        move_into_place(part, final)
-    except OSError as error:
-        raise Fault(f"{final}: cannot be written: {error}") from error
+    with new_file(final) as scratch, open(scratch, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for rows in parts:
+            file.write(rows.tobytes())

@@ -1,9 +1,9 @@
-"""So many hours of a corpus, drawn by hash: 10 h ⊂ 100 h ⊂ …, the same on every machine.
+"""Draws a number of hours of a corpus by hash: 10 h ⊂ 100 h ⊂ …, the same on every machine.
 
-Utterances stand in the order of a hash of their source and id, and a subset is the start of that
-order. What that takes of an utterance lies beside prepared shards in SPLIT.columns.npy, and comes
-of the lines of a manifest. Times are added up in whole milliseconds, so that no order of adding
-changes a sum.
+Utterances are ordered by a hash of their source and id, and a subset is the start of that order.
+Hashes and durations are in SPLIT.columns.npy beside prepared shards, and are computed from the
+lines of a manifest. Durations are added up in whole milliseconds, so that the order of adding does
+not change a sum.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from data_pipelines.corpora.utterance import Utterance
 from melllm_jax.errors import Fault, Mistake
 
 MS_PER_HOUR = 3_600_000  # milliseconds
-CHUNK = 1 << 21  # rows looked at at a time: 32 MB
-BITS = 16  # the first of a hash, by which times are added up
+CHUNK = 1 << 21  # rows read at a time: 32 MB
+BITS = 16  # of a hash: its first bits are the bucket that durations are added up in
 
 
 class Subset:
-    """Some utterances of a corpus, in its order."""
+    """Some utterances of a corpus, in the corpus's order."""
 
     def __init__(self, corpus: Manifest | ShardReader, rows: UInt32[np.ndarray, "n"], hours: float):
         self.path, self.mel, self.hours = corpus.path, corpus.mel, hours
@@ -38,10 +38,10 @@ class Subset:
 
 
 def draw_subset(corpus: Manifest | ShardReader, hours: float) -> Subset:
-    """The utterances of `corpus` that come first by hash, as many as last `total_hours` at most.
+    """The utterances of `corpus` that come first by hash, as many as last `hours` at most.
 
-    Of 50 million it takes seconds, and 4 bytes of memory for each it chooses. Raises Mistake where
-    that is none of them, or more than there are.
+    For 50 million it takes seconds, and 4 bytes of memory for each chosen one. Raises Mistake where
+    these are none, or where the corpus is shorter than `hours`.
     """
     limit, parts = round(hours * MS_PER_HOUR), _columns_reader(corpus)
     upto = np.cumsum(_bucket_milliseconds(parts()))
@@ -70,7 +70,7 @@ def draw_subset(corpus: Manifest | ShardReader, hours: float) -> Subset:
 
 
 def total_hours(corpus: Manifest | ShardReader | Subset) -> float:
-    """How long all of a corpus lasts; of a manifest every line is read for it."""
+    """Total hours of a corpus; reads every line of a manifest."""
     if isinstance(corpus, Manifest):
         return int(_bucket_milliseconds(_columns_reader(corpus)()).sum()) / MS_PER_HOUR
     return corpus.hours
@@ -92,7 +92,7 @@ def _milliseconds(rows: np.ndarray) -> np.ndarray:
 
 
 def _columns_reader(corpus: Manifest | ShardReader) -> Callable[[], Iterator[np.ndarray]]:
-    """What gives a corpus's columns, CHUNK rows at a time; those of a manifest are made here."""
+    """A function that yields a corpus's columns, CHUNK rows at a time; computed for a manifest."""
     starts = range(0, len(corpus), CHUNK)
     if isinstance(corpus, Manifest):
         made = np.fromiter(
@@ -103,7 +103,7 @@ def _columns_reader(corpus: Manifest | ShardReader) -> Callable[[], Iterator[np.
         return lambda: (made[start : start + CHUNK] for start in starts)
 
     def mapped(start: int) -> np.ndarray:
-        # Anew each time, so that what was looked at does not stay in memory.
+        # Mapped anew each time, so that rows read before do not stay in memory.
         rows = shard_index.read_columns(corpus.path, corpus.split)
         if len(rows) != len(corpus):
             what = f"{corpus.path}/{corpus.split}{shard_index.COLUMNS_SUFFIX}"

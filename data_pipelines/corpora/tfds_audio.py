@@ -1,4 +1,4 @@
-"""Sound in the rows of TFDS datasets, read at random as `tfds.data_source` does.
+"""Reads sound from rows of TFDS datasets, at random as `tfds.data_source` does.
 
 TFDS's `Audio` feature needs tensorflow even to read; `Tensor` and `Text` do not.
 """
@@ -11,56 +11,57 @@ from etils import epath
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, BadAudio, resample
+from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, resample
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable, first_line
 from melllm_jax.errors import Mistake
 
 INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default in int64
 
 
-def read_feature(place: AudioReference) -> bytes | np.ndarray:
-    """What a row holds in the column of `place`: the bytes of a sound file, or samples.
+def read_feature(location: AudioReference) -> bytes | np.ndarray:
+    """The value of a row in the column of `location`: the bytes of a sound file, or samples.
 
-    A sound file is a string of bytes or an array of uint8. Raises BadAudio for a row that is not
-    there, Mistake for a dataset or a column that is not, or where the extra is not installed.
+    A sound file is a string of bytes or an array of uint8. Raises Unusable for a missing row,
+    Mistake for a missing dataset or column, or where the extra is not installed.
     """
-    name, _, split = place.path.removeprefix(TFDS_PREFIX).rpartition(":")
-    found, row = open_data_source(name, split), place.row
+    name, _, split = location.path.removeprefix(TFDS_PREFIX).rpartition(":")
+    found, row = open_data_source(name, split), location.row
     if row is None or row >= len(found):
-        raise BadAudio("missing", f"{place.path}, row {row}: the split has {len(found)} rows")
+        raise Unusable("missing", f"{location.path}, row {row}: the split has {len(found)} rows")
     held = found[row]
-    if place.column not in held:
-        raise Mistake(f"{place.path}: has no feature {place.column!r}: has {', '.join(held)}")
-    array = np.asarray(held[place.column])
+    if location.column not in held:
+        raise Mistake(f"{location.path}: has no feature {location.column!r}: has {', '.join(held)}")
+    array = np.asarray(held[location.column])
     if array.dtype == np.uint8:
         return array.tobytes()
     return bytes(array.item()) if array.dtype.kind in "SO" else array
 
 
 def samples_to_wave(
-    samples: np.ndarray, place: AudioReference, part: tuple[float, float] | None = None
+    samples: np.ndarray, location: AudioReference, part: tuple[float, float] | None = None
 ) -> Float32[np.ndarray, "w"]:
-    """Samples [w] or [w, channels] at place.rate Hz, 16-bit whole numbers or floats, to 16 kHz."""
-    where = f"{place.path}, row {place.row}"
-    if place.rate is None or not MIN_RATE <= place.rate <= MAX_RATE:
+    """Resamples [w] or [w, channels] at location.rate Hz, 16-bit integers or floats, to 16 kHz."""
+    where = f"{location.path}, row {location.row}"
+    if location.rate is None or not MIN_RATE <= location.rate <= MAX_RATE:
         rule = f"must be from {MIN_RATE} to {MAX_RATE} Hz"
-        raise BadAudio("rate", f"{where}: rate={place.rate}: {rule}")
+        raise Unusable("rate", f"{where}: rate={location.rate}: {rule}")
     if part is not None:
-        start, stop = round(part[0] * place.rate), round(sum(part) * place.rate)
+        start, stop = round(part[0] * location.rate), round(sum(part) * location.rate)
         samples = samples[start:stop]
     if not samples.size:
-        raise BadAudio("empty", f"{where}: holds no sample")
+        raise Unusable("empty", f"{where}: holds no sample")
     if (
         samples.dtype.kind in "iu"
         and not -INT16_SCALE <= samples.min() <= samples.max() < INT16_SCALE
     ):
-        raise BadAudio("undecodable", f"{where}: holds whole numbers of more than 16 bits")
+        raise Unusable("undecodable", f"{where}: holds whole numbers of more than 16 bits")
     scale = INT16_SCALE if samples.dtype.kind in "iu" else 1
     sound = samples.astype(np.float32) / np.float32(scale)
     if not np.isfinite(sound).all():
-        raise BadAudio("not finite", f"{where}: holds samples that are NaN or infinite")
-    return resample(sound.mean(axis=1) if sound.ndim == 2 else sound, place.rate)
+        raise Unusable("not finite", f"{where}: holds samples that are NaN or infinite")
+    return resample(sound.mean(axis=1) if sound.ndim == 2 else sound, location.rate)
 
 
 def import_tfds() -> Any:
@@ -88,12 +89,12 @@ def open_builder(name: str) -> Any:
         rule = f"has features that need {error.name}: pip install 'melllm_jax[tfds]'"
         raise Mistake(f"{TFDS_PREFIX}{name}: {rule}") from error
     except (tfds.core.DatasetNotFoundError, OSError, ValueError) as error:
-        raise Mistake(f"{TFDS_PREFIX}{name}: cannot be opened: {_first_line(error)}") from error
+        raise Mistake(f"{TFDS_PREFIX}{name}: cannot be opened: {first_line(error)}") from error
 
 
 @functools.lru_cache(maxsize=8)
 def open_data_source(name: str, split: str) -> Any:
-    """The rows of a split at random, each a dict of features. Raises Mistake as `open_builder`."""
+    """Random access to a split's rows, dicts of features. Raises Mistake as `open_builder`."""
     made = open_builder(name)
     if split not in made.info.splits:
         raise Mistake(
@@ -104,10 +105,5 @@ def open_data_source(name: str, split: str) -> Any:
     except (NotImplementedError, ImportError, OSError, ValueError) as error:
         folder = os.fspath(made.data_path)
         raise Mistake(
-            f"{TFDS_PREFIX}{folder}: cannot be read at random: {_first_line(error)}"
+            f"{TFDS_PREFIX}{folder}: cannot be read at random: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of what a library says."""
-    return next(iter(str(error).splitlines()), repr(error))

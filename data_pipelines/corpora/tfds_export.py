@@ -1,4 +1,4 @@
-"""A prepared corpus as a TFDS dataset, built and read without tensorflow.
+"""Exports a prepared corpus as a TFDS dataset, built and read without tensorflow.
 
 Its features are `Text` and `Tensor` alone: id, text, speaker, language, source; and audio, int16 at
 16 kHz, or mel, float32 [frames m], as the shards hold it. Where the sound is mp3, ogg or of another
@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from data_pipelines.audio.file_io import to_int16
 from data_pipelines.corpora import shard_index, tfds_audio
 from data_pipelines.corpora.corpus import Corpus, list_splits, load_utterance_wave, open_corpus
 from melllm_jax.errors import Mistake
@@ -27,8 +28,8 @@ def export_dataset(
     """Writes all splits of a folder of shards as OUT/NAME/VERSION, which is returned.
 
     The records keep their order. `tfds.data_source(NAME, split=SPLIT, data_dir=OUT)` opens it. It
-    is on disk twice while it is built (TFDS's writer), and appears once it is whole. Raises
-    Mistake for a name or version that TFDS refuses, a dataset that is there, or no shards.
+    is on disk twice while it is built (TFDS's writer), and appears once it is complete. Raises
+    Mistake for a name or version that TFDS refuses, a dataset that exists, or missing shards.
     """
     if not _NAME.fullmatch(name):
         raise Mistake(f"name={name}: must be of a-z, 0-9 and _, and start with a letter")
@@ -48,7 +49,7 @@ def export_dataset(
 
 
 def _builder_class(corpora: dict[str, Corpus], title: str, version: str) -> Any:
-    """The class of a builder over `corpora`; a class, and made here, because TFDS is an extra."""
+    """A TFDS builder class over `corpora`, made in a function because TFDS is an extra."""
     tfds = tfds_audio.import_tfds()
     mel = next(iter(corpora.values())).mel
     texts = ("id", "text", "speaker", "language", "source")
@@ -82,15 +83,14 @@ def _builder_class(corpora: dict[str, Corpus], title: str, version: str) -> Any:
 
 
 def _examples(corpus: Corpus) -> Iterator[tuple[int, dict[str, Any]]]:
-    for place in range(len(corpus)):
-        heard = corpus[place]
+    for index in range(len(corpus)):
+        utterance = corpus[index]
         example: dict[str, Any] = {
-            field: getattr(heard, field)
+            field: getattr(utterance, field)
             for field in ("id", "text", "speaker", "language", "source")
         }
-        if heard.mel is None:
-            samples = np.clip(np.rint(load_utterance_wave(heard) * 32768.0), -32768, 32767)
-            example["audio"] = samples.astype(np.int16)
+        if utterance.mel is None:
+            example["audio"] = to_int16(load_utterance_wave(utterance))
         else:
-            example["mel"] = heard.mel.astype(np.float32)
-        yield place, example
+            example["mel"] = utterance.mel.astype(np.float32)
+        yield index, example

@@ -1,6 +1,6 @@
-"""One utterance, and how it lies in a record: a JSON header, then the raw bytes of its sound.
+"""One utterance, and its record format: a JSON header, then the raw bytes of its sound.
 
-Nothing in a record is code: reading a stranger's shard runs none.
+A record holds no code, so that reading a stranger's shard runs none.
 """
 
 import dataclasses
@@ -32,22 +32,22 @@ class AudioReference:
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """What was said, by whom, and its sound: encoded, in a file or part of one, or as ready mel."""
+    """A text, who spoke it, and its sound: encoded, in a file or part of one, or as ready mel."""
 
     id: str
     text: str
-    duration: float  # seconds, as the manifest says; 0 where nobody knows
-    speaker: str  # empty where nobody knows
+    duration: float  # seconds, as the manifest says; 0: unknown
+    speaker: str  # empty: unknown
     audio: bytes | epath.Path | AudioReference | None = None
     mel: Float[np.ndarray, "frames m"] | None = None  # bfloat16 where it was read
     offset: float | None = None  # seconds into the sound where it starts; None is the whole sound
-    language: str = ""  # as the corpus writes it, "en" or "de-CH"; empty where nobody knows
+    language: str = ""  # as the corpus writes it, "en" or "de-CH"; empty: unknown
     source: str = ""  # corpus that it came from
     tokens: tuple[int, ...] | None = None  # ids of the text, where it was prepared with a tokenizer
 
 
 def encode_record(utterance: Utterance) -> bytes:
-    """A record: bytes of `audio`, or `mel` rounded to bfloat16. `offset` has no place in it."""
+    """A record: bytes of `audio`, or `mel` rounded to bfloat16. `offset` is not stored."""
     header: dict[str, Any] = {name: getattr(utterance, name) for name in _REQUIRED_FIELDS}
     for name in _OPTIONAL_FIELDS:
         if (value := getattr(utterance, name)) not in ("", None):
@@ -63,7 +63,7 @@ def encode_record(utterance: Utterance) -> bytes:
 
 
 def decode_record(record: bytes) -> Utterance:
-    """What `encode_record` wrote. Raises ValueError or KeyError where it did not."""
+    """The utterance of a record. Raises ValueError or KeyError for what is no record."""
     if len(record) < _HEADER.size:
         raise ValueError(f"{len(record)} bytes are no record")
     stop = _HEADER.size + _HEADER.unpack_from(record)[0]

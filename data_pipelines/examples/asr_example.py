@@ -1,8 +1,8 @@
-"""One utterance to the columns of one example, or to the reason why it is unusable.
+"""Turns one utterance into the columns of one example, or into a reject with a reason.
 
 Pure functions of their arguments: the same utterance, noises and random state give the same
-example, on any thread. Nothing here raises for a bad utterance; whoever counts decides how many
-are too many.
+example, on any thread. ExampleMaker does not raise for a bad utterance; the loader counts rejects
+and decides how many are too many.
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -14,15 +14,16 @@ from jaxtyping import Float, Float32
 import ml_dtypes
 import numpy as np
 
-from data_pipelines.audio.file_io import AudioReason, BadAudio
+from data_pipelines.audio.file_io import AudioReason
 from data_pipelines.audio.log_mel import frame_count, normalized_log_mel
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import load_utterance_wave
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.interleave import asr_columns, asr_prompt_columns
-from data_pipelines.examples.wave_augment import BAD_NOISE, BAD_ROOM, NO_EFFECTS, BadEffect, Effects
+from data_pipelines.examples.wave_augment import BAD_NOISE, BAD_ROOM, NO_EFFECTS, Effects
+from data_pipelines.reject import Reject, Unusable
 from data_pipelines.text.prompt import asr_prompt
-from data_pipelines.text.tokenizer import BadText, Tokenizer
+from data_pipelines.text.tokenizer import EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, Tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.run import Run
@@ -33,27 +34,9 @@ TRANSFER_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtyp
 TOO_SHORT = "too short"  # for a frame
 
 
-class Unfit(Mistake):
-    """An utterance that is sound and text but no example; `reason` is what is counted."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclasses.dataclass(frozen=True)
-class Reject:
-    """What stands in the stream for an unusable utterance."""
-
-    source: int  # number of its corpus in Data.sources
-    id: str
-    reason: str  # few fixed words, to count by
-    detail: str  # one line for a reader
-
-
 @dataclasses.dataclass(frozen=True)
 class EvalExample:
-    """One utterance to transcribe: what decoding starts from, and what should come of it."""
+    """One utterance to transcribe: the prompt that decoding starts from, and the reference."""
 
     id: str
     reference: str
@@ -70,13 +53,13 @@ def reject_reasons(cfg: Data) -> tuple[str, ...]:
         BAD_NOISE,
         BAD_ROOM,
     )
-    return (*audio, "empty transcript", "unknown characters", _too_wide_reason(cfg))
+    return (*audio, EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, too_wide_reason(cfg))
 
 
 class ExampleMaker:
     """Makes the examples of one run; `effects` are those of run.data.augment, for training.
 
-    `ready` are the numbers of the corpora whose ids are those of `tokenizer`.
+    `ready` are the indices of the corpora whose stored ids are those of `tokenizer`.
     """
 
     def __init__(
@@ -91,10 +74,10 @@ class ExampleMaker:
 
     def train(
         self, drawn: tuple[int, Utterance], rng: np.random.Generator
-    ) -> dict[str, np.ndarray] | Reject:
-        """Columns [t ...] of an utterance and the number of its corpus, augmented with `rng`.
+    ) -> dict[str, np.ndarray] | Reject[int]:
+        """Columns [t ...] of (index of its corpus, utterance), augmented with `rng`.
 
-        Beside those of `interleave`, `sources`; patches are of the wire's dtype.
+        They are those of `interleave` and `sources`; patches have the transfer dtype.
         """
         source, utterance = drawn
         data, draws = self._run.data, RandomStreams(rng)
@@ -109,17 +92,17 @@ class ExampleMaker:
             columns = asr_columns(mel, ids, self._prompt, r=r, dtype=dtype)
             t = len(columns["tokens"])
             if t > data.t:
-                raise Unfit(_too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
-        except (BadAudio, BadText, BadEffect, Unfit) as error:
+                raise Unusable(too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
+        except Unusable as error:
             return Reject(source, utterance.id, error.reason, str(error))
         columns["sources"] = np.full(t, source, np.int32)
         return columns
 
-    def trial(self, utterance: Utterance) -> EvalExample | Reject:
-        """The prompt of an utterance of any length, its reference as it is written."""
+    def eval_example(self, utterance: Utterance) -> EvalExample | Reject[int]:
+        """The prompt of an utterance of any length, and its reference unchanged."""
         try:
             mel = load_mel(utterance, self._run.mel, longest=math.inf)
-        except (BadAudio, Unfit) as error:
+        except Unusable as error:
             return Reject(0, utterance.id, error.reason, str(error))
         columns = asr_prompt_columns(mel, self._prompt, r=self._run.mel.r)
         return EvalExample(utterance.id, utterance.text, utterance.duration, columns)
@@ -131,16 +114,15 @@ Wave = Float32[np.ndarray, "_"]
 def load_mel(
     utterance: Utterance, cfg: Mel, *, longest: float, change: Callable[[Wave], Wave] = lambda w: w
 ) -> Float[np.ndarray, "frames m"]:
-    """The mel of an utterance, ready in it in bfloat16, or made now of its sound after `change`.
+    """The mel of an utterance: stored in it in bfloat16, or computed from its sound after `change`.
 
     Audio that lasts more than `longest` seconds by its manifest is not opened; how long it lasts
-    after `change` does not matter here. Raises BadAudio, Unfit for its length, and what `change`
-    raises.
+    after `change` does not matter here. Raises Unusable, also for its length.
     """
     _check_longest(utterance.id, utterance.duration, longest)
     if utterance.mel is not None:
         if not len(utterance.mel):
-            raise Unfit(TOO_SHORT, f"{utterance.id}: its ready mel has 0 frames")
+            raise Unusable(TOO_SHORT, f"{utterance.id}: its ready mel has 0 frames")
         return utterance.mel
     wave = load_utterance_wave(utterance)
     _check_longest(utterance.id, wave.size / SAMPLE_RATE, longest)
@@ -150,22 +132,23 @@ def load_mel(
 def wave_to_mel(
     wave: Float32[np.ndarray, "w"], cfg: Mel, name: str
 ) -> Float32[np.ndarray, "frames m"]:
-    """`normalized_log_mel`, but Unfit where there is too little sound for a frame."""
+    """`normalized_log_mel`. Raises Unusable where there is too little sound for a frame."""
     try:
         frame_count(wave.size, cfg)
     except Mistake as error:
-        raise Unfit(TOO_SHORT, f"{name}: {error}") from error
+        raise Unusable(TOO_SHORT, f"{name}: {error}") from error
     return normalized_log_mel(wave, cfg)
 
 
 def _check_longest(name: str, seconds: float, longest: float) -> None:
     if seconds > longest:
-        raise Unfit(_too_long_reason(longest), f"{name}: lasts {seconds:.2f} s")
+        raise Unusable(_too_long_reason(longest), f"{name}: lasts {seconds:.2f} s")
 
 
 def _too_long_reason(longest: float) -> str:
     return f"longer than {longest:g} s"
 
 
-def _too_wide_reason(cfg: Data) -> str:
+def too_wide_reason(cfg: Data) -> str:
+    """The reason that an example is counted under which is longer than a row."""
     return f"longer than the row of t={cfg.t}"

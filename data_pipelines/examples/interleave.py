@@ -1,4 +1,4 @@
-"""Speech and text on one time axis: parts in, the columns of one example out.
+"""Interleaves speech and text on one time axis: parts in, the columns of one example out.
 
 Pure functions. The columns are those of `melllm_jax.batch.Batch` for one example, less the ones
 that say where it came from and where the packer put it.
@@ -51,22 +51,22 @@ def interleave(
     t = sum(lengths)
     columns = {name: np.zeros(t, np.int32) for name in ("tokens", "frames", "clips")}
     columns |= {"patches": np.zeros((t, r * m), dtype), "loss_weight": np.zeros(t, np.float32)}
-    number = start = 0
+    clip = start = 0
     for part, length in zip(parts, lengths, strict=True):
-        here = {name: column[start : start + length] for name, column in columns.items()}
+        views = {name: column[start : start + length] for name, column in columns.items()}
         if isinstance(part, Clip):
-            number += 1
+            clip += 1
             if not length:
-                raise Mistake(f"clip {number} has 0 frames: it must have one at least")
+                raise Mistake(f"clip {clip} has 0 frames: it must have one at least")
             count = len(part.mel)
-            here["tokens"][:] = audio
-            here["patches"].reshape(-1, m)[:count] = part.mel
-            here["frames"][:] = r
-            here["frames"][-1] = count - r * (length - 1)
-            here["clips"][:] = number
+            views["tokens"][:] = audio
+            views["patches"].reshape(-1, m)[:count] = part.mel
+            views["frames"][:] = r
+            views["frames"][-1] = count - r * (length - 1)
+            views["clips"][:] = clip
         else:
-            here["tokens"][:] = part.ids
-            here["loss_weight"][:] = part.weight
+            views["tokens"][:] = part.ids
+            views["loss_weight"][:] = part.weight
         start += length
     return columns
 
@@ -79,7 +79,7 @@ def asr_columns(
     r: int,
     dtype: DTypeLike = np.float32,
 ) -> dict[str, np.ndarray]:
-    """A clip in its prompt, then what is learnt: the transcript and the token that ends it."""
+    """A clip in its prompt, then the targets: the transcript and the token that ends it."""
     answer = Words((*transcript, prompt.end), 1.0)
     return interleave([*_prompt_parts(mel, prompt), answer], r=r, audio=prompt.audio, dtype=dtype)
 
@@ -87,7 +87,7 @@ def asr_columns(
 def asr_prompt_columns(
     mel: Float[np.ndarray, "frames m"], prompt: Prompt, *, r: int
 ) -> dict[str, np.ndarray]:
-    """A clip in its prompt: what decoding starts from."""
+    """A clip in its prompt, from which decoding starts."""
     return interleave(_prompt_parts(mel, prompt), r=r, audio=prompt.audio)
 
 

@@ -1,4 +1,7 @@
-"""Token ids with placeholders, and the clips that belong there, as a batch: what a port is fed."""
+"""A batch from token ids with placeholders and the clips that fill them.
+
+`melllm logits` and the parity check of `melllm convert` feed it to a converted model.
+"""
 
 from collections.abc import Sequence
 
@@ -20,8 +23,8 @@ def fill_placeholders(
 ) -> Batch:
     """Rows of ids, each a segment; the clips fill the positions of id `audio`, in their order.
 
-    A clip takes ceil(frames / r) neighbouring positions. Raises Mistake where clips and
-    placeholders do not come out even.
+    A clip takes ceil(frames / r) neighbouring positions. Raises Mistake where the numbers of
+    positions and placeholders differ.
     """
     b, t = tokens.shape
     row = np.arange(t, dtype=np.int32)
@@ -35,15 +38,15 @@ def fill_placeholders(
         loss_weight=np.zeros((b, t), np.float32),
         sources=np.zeros((b, t), np.int32),
     )
-    rows, places = np.nonzero(tokens == audio) if clips else (np.zeros(0, int),) * 2
+    rows, columns = np.nonzero(tokens == audio) if clips else (np.zeros(0, int),) * 2
     taken = 0
-    for number, mel in enumerate(clips, start=1):
+    for clip, mel in enumerate(clips, start=1):
         speech = interleave([Clip(mel)], r=r, audio=0)
         count = len(speech["frames"])
-        i, at = rows[taken : taken + count], places[taken : taken + count]
+        i, at = rows[taken : taken + count], columns[taken : taken + count]
         if len(at) < count or (i != i[0]).any() or (np.diff(at) != 1).any():
             raise Mistake(
-                f"audio: clip {number} takes {count} positions in a row: the tokens have "
+                f"audio: clip {clip} takes {count} positions in a row: the tokens have "
                 f"{len(rows) - taken} placeholders (id {audio}) left, or part them"
             )
         for name in ("patches", "frames"):

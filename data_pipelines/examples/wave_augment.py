@@ -1,8 +1,8 @@
-"""What is done to the sound of training examples alone: speed, rooms, noise and volume.
+"""Augments the sound of training examples: speed, rooms, noise and volume.
 
-Each is a pure function of samples at 16 kHz; `Effects` draws what they take, from a generator of
-its own each, so that one that is switched on or off leaves the draws of the others as they were.
-Defaults and their sources are those of `config.Augment`.
+Each is a pure function of samples at 16 kHz; `Effects` draws their parameters, each from a
+generator of its own, so that switching one on or off does not change the draws of the others.
+Defaults and their sources are in `config.data.Augment`.
 """
 
 import math
@@ -11,22 +11,15 @@ from jaxtyping import Float32
 import numpy as np
 import scipy.fft
 
-from data_pipelines.audio.file_io import BadAudio, resample
+from data_pipelines.audio.file_io import resample
 from data_pipelines.audio.spec_augment import RandomStreams
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave, open_corpus, split_digest
+from data_pipelines.reject import Unusable
 from melllm_jax.config.data import Augment, Sounds
 from melllm_jax.errors import Mistake
 from melllm_jax.features.mel_filters import SAMPLE_RATE
 
-BAD_NOISE, BAD_ROOM = "bad noise", "bad room"  # why an example is lost through no fault of its own
-
-
-class BadEffect(Mistake):
-    """A noise or an impulse response that cannot be used; `reason` says which of the two."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+BAD_NOISE, BAD_ROOM = "bad noise", "bad room"  # reasons of a reject whose own sound is good
 
 
 class Effects:
@@ -43,19 +36,19 @@ class Effects:
     def __call__(
         self, wave: Float32[np.ndarray, "w"], draws: RandomStreams
     ) -> Float32[np.ndarray, "changed"]:
-        """The sound changed as drawn: sped, then in a room, then with noise, then its volume.
+        """The sound with the drawn effects: speed, then a room, then noise, then volume.
 
-        `wave` itself where nothing is. Raises BadEffect.
+        `wave` itself where none is drawn. Raises Unusable for a bad noise or impulse response.
         """
         cfg = self._cfg
-        if (rng := draws.chosen("speed", cfg.speed)) is not None:
+        if (rng := draws.with_probability("speed", cfg.speed)) is not None:
             wave = change_speed(wave, cfg.speeds[rng.integers(len(cfg.speeds))])
-        if self._rooms and (rng := draws.chosen("reverb", cfg.reverb)) is not None:
+        if self._rooms and (rng := draws.with_probability("reverb", cfg.reverb)) is not None:
             wave = reverberate(wave, _draw_sound(self._rooms, rng, BAD_ROOM))
-        if self._noises and (rng := draws.chosen("noise", cfg.noise)) is not None:
+        if self._noises and (rng := draws.with_probability("noise", cfg.noise)) is not None:
             snr = cfg.snrs[rng.integers(len(cfg.snrs))]
             wave = mix_noise(wave, _draw_sound(self._noises, rng, BAD_NOISE), snr, rng)
-        if (rng := draws.chosen("volume", cfg.volume)) is not None:
+        if (rng := draws.with_probability("volume", cfg.volume)) is not None:
             wave = wave * np.float32(rng.uniform(cfg.quietest, cfg.loudest))
         return wave
 
@@ -66,7 +59,7 @@ NO_EFFECTS = Effects(Augment())
 def change_speed(wave: Float32[np.ndarray, "w"], factor: float) -> Float32[np.ndarray, "w2"]:
     """The sound `factor` times as fast and as high, of w / factor samples.
 
-    It is taken for one recorded at factor · 16 kHz, to the nearest Hz: exact for 0.9 and 1.1.
+    It is treated as recorded at factor · 16 kHz, to the nearest Hz: exact for 0.9 and 1.1.
     """
     return resample(wave, round(SAMPLE_RATE * factor))
 
@@ -108,13 +101,13 @@ def mix_noise(
 
 
 def _convolve(wave: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Linear convolution [w + taps - 1 and more], zero beyond that.
+    """Linear convolution [w + taps - 1 or more], zero at the end.
 
     By FFTs over four responses at a time, whose tails are added: for 25 s of sound in 1 s of room
     half the time of one FFT over all, which leaves the cache.
     """
-    whole = scipy.fft.next_fast_len(wave.size + response.size - 1, real=True)
-    points = min(whole, 1 << (4 * response.size - 1).bit_length())
+    full = scipy.fft.next_fast_len(wave.size + response.size - 1, real=True)
+    points = min(full, 1 << (4 * response.size - 1).bit_length())
     step = points - response.size + 1
     filtered = scipy.fft.rfft(response, points)
     wet = np.zeros(wave.size + points, np.float32)
@@ -143,8 +136,8 @@ def _open_sounds(name: str, cfg: Sounds) -> Corpus:
 def _draw_sound(
     corpus: Corpus, rng: np.random.Generator, reason: str
 ) -> Float32[np.ndarray, "samples"]:
-    """The sound of one of `corpus`. Raises BadEffect with that reason where it is none."""
+    """A random sound of `corpus`. Raises Unusable with that reason where it is unusable."""
     try:
         return load_utterance_wave(corpus[int(rng.integers(len(corpus)))])
-    except BadAudio as error:
-        raise BadEffect(reason, str(error)) from error
+    except Unusable as error:
+        raise Unusable(reason, str(error)) from error

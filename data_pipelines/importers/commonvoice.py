@@ -1,8 +1,8 @@
 """Common Voice: clips/ and TSVs with a header; train, dev and test are taken where none is named.
 
 The others (validated, invalidated, other) overlap these or are not checked: name them by
-`read_splits`.
-clip_durations.tsv gives the durations where it is there; headers of MP3 files are slow and rough.
+options.splits. clip_durations.tsv gives the durations if it exists; reading the headers of MP3
+files is slow and inexact.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _DURATIONS = "clip_durations.tsv"
 
 
 def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
-    """Rows of the splits asked for."""
+    """Rows of the chosen splits."""
     if not (source / "clips").is_dir():
         within = [path.name for path in source.iterdir() if (path / "clips").is_dir()]
         hint = f": give one of its folders: {join_names(within)}" if within else ""
@@ -41,18 +41,18 @@ def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterato
 def _rows(
     table: epath.Path, options: ImportOptions, seconds: dict[str, float]
 ) -> Iterator[ManifestRow]:
-    for where, told in _records(table):
-        clip = told["path"] if told["path"].rpartition(".")[1] else f"{told['path']}.mp3"
+    for where, fields in _records(table):
+        clip = fields["path"] if fields["path"].rpartition(".")[1] else f"{fields['path']}.mp3"
         text = options.text or "sentence"
-        if text not in told:
-            raise Mistake(f"{where}: has no column {text}: has {', '.join(told)}")
+        if text not in fields:
+            raise Mistake(f"{where}: has no column {text}: has {', '.join(fields)}")
         yield make_row(
             clip.rpartition(".")[0],
-            told[text],
+            fields[text],
             table.parent / "clips" / clip,
             seconds=seconds.get(clip),
-            speaker=told.get("client_id", ""),
-            language=told.get("locale", ""),
+            speaker=fields.get("client_id", ""),
+            language=fields.get("locale", ""),
         )
 
 
@@ -61,16 +61,16 @@ def _durations(path: epath.Path) -> dict[str, float]:
     if not path.exists():
         return {}
     seconds = {}
-    for where, told in _records(path):
-        length = told.get("duration[ms]", told.get("duration", ""))
-        if "clip" not in told or not length.isdigit():
+    for where, fields in _records(path):
+        length = fields.get("duration[ms]", fields.get("duration", ""))
+        if "clip" not in fields or not length.isdigit():
             raise Mistake(f"{where}: must have clip and duration[ms], whole milliseconds")
-        seconds[told["clip"]] = int(length) / 1000
+        seconds[fields["clip"]] = int(length) / 1000
     return seconds
 
 
 def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Place and columns by name of every line; quotation marks mean nothing in these files."""
+    """File and line, and columns by name, of every line; quotation marks have no meaning here."""
     rows = read_lines(path)
     header = next(rows, (0, ""))[1].split("\t")
     for count, line in rows:

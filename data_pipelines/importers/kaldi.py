@@ -54,14 +54,14 @@ def _rows(folder: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
     timed = (folder / "segments").exists() or (folder / "utt2dur").exists()
     seconds = _Column(folder / ("utt2dur" if timed else "reco2dur"), optional=True)
     languages = _Column(folder / "utt2lang", optional=True)
-    for name, place, offset, length, where in _utterances(folder, options):
-        told = seconds.value(name)
-        if length is None and told is not None:
-            length = parse_seconds(told, "duration", where)
+    for name, location, offset, length, where in _utterances(folder, options):
+        duration = seconds.value(name)
+        if length is None and duration is not None:
+            length = parse_seconds(duration, "duration", where)
         yield make_row(
             name,
             texts.value(name) or "",
-            place,
+            location,
             seconds=length,
             offset=offset,
             speaker=speakers.value(name) or "",
@@ -92,15 +92,15 @@ def _utterances(folder: epath.Path, options: ImportOptions) -> Iterator[KaldiUtt
             raise Mistake(f"{where}: must be UTTERANCE RECORDING START END")
         if parts[0] not in recordings:
             raise Mistake(f"{where}: wav.scp has no recording {parts[0]}")
-        place = scp.path(*recordings[parts[0]])
+        location = scp.path(*recordings[parts[0]])
         start = parse_seconds(parts[1], "start", where) or 0.0
         if parts[2] in ("-1", "-1.0"):  # up to where the recording ends
-            yield name, place, start, None, where
+            yield name, location, start, None, where
             continue
         end = parse_seconds(parts[2], "end", where) or 0.0
         if end <= start:
             raise Mistake(f"{where}: end={end}: must lie after start={start}")
-        yield name, place, start, end - start, where
+        yield name, location, start, end - start, where
 
 
 class _Paths:
@@ -124,7 +124,7 @@ class _Paths:
 
 
 class _Column:
-    """The values of a file by id, asked for in rising order of ids."""
+    """The values of a file by id, to be requested in rising order of ids."""
 
     def __init__(self, path: epath.Path, *, optional: bool = False) -> None:
         rows = iter(()) if optional and not path.exists() else _sorted_lines(path)
@@ -132,7 +132,7 @@ class _Column:
         self._next = next(self._rows, None)
 
     def value(self, name: str) -> str | None:
-        """None where the file has no line of that id. Raises Mistake for a line nobody needs."""
+        """The value of an id, or None. Raises Mistake for a line whose id was passed over."""
         if self._next is None or self._next[0] > name:
             return None
         key, value, where = self._next
@@ -142,7 +142,7 @@ class _Column:
         return value
 
     def check_empty(self) -> None:
-        """Raises Mistake where a line was never asked for."""
+        """Raises Mistake where a line was never requested."""
         if self._next is not None:
             raise Mistake(
                 f"{self._next[2]}: {self._next[0]} is no utterance of segments or wav.scp"
@@ -150,7 +150,7 @@ class _Column:
 
 
 def _sorted_lines(path: epath.Path) -> Iterator[tuple[str, str, str]]:
-    """Id, rest and place of every line. Raises Mistake where the ids do not rise."""
+    """Id, rest, and file and line of every line. Raises Mistake where the ids do not rise."""
     last, before = "", ""
     file = os.fspath(path)  # once: epath takes 7 us for it
     for count, line in read_lines(path):

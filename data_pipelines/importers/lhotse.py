@@ -48,31 +48,35 @@ def _rows(path: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
         if not (absolute := name.startswith("/") or "://" in name) and base is None:
             tried = [epath.Path().absolute(), path.parent, path.parent.parent]
             base = find_audio_folder(tried, name, options, where)
-        place = epath.Path(name) if absolute or base is None else base / name
-        yield from _supervision_rows(cut, place, where)
+        location = epath.Path(name) if absolute or base is None else base / name
+        yield from _supervision_rows(cut, location, where)
 
 
-def _supervision_rows(cut: dict[str, Any], place: epath.Path, where: str) -> Iterator[ManifestRow]:
+def _supervision_rows(
+    cut: dict[str, Any], location: epath.Path, where: str
+) -> Iterator[ManifestRow]:
     begin = parse_seconds(cut.get("start"), "start", where) or 0.0
     whole = parse_seconds(cut["recording"].get("duration"), "recording.duration", where)
     # What has no supervision becomes a row without text.
-    for told in cut.get("supervisions") or [{"id": cut.get("id"), "duration": cut.get("duration")}]:
-        ahead = told.get("start") or 0.0  # of its cut, where it reaches over its edge
+    for supervision in cut.get("supervisions") or [
+        {"id": cut.get("id"), "duration": cut.get("duration")}
+    ]:
+        ahead = supervision.get("start") or 0.0  # of its cut, where it reaches over its edge
         if not isinstance(ahead, int | float):
             raise Mistake(f"{where}: supervision.start={ahead!r}: must be seconds")
         offset = begin + ahead
-        seconds = parse_seconds(told.get("duration"), "supervision.duration", where) or 0.0
+        seconds = parse_seconds(supervision.get("duration"), "supervision.duration", where) or 0.0
         if offset < -_SAMPLE:
             raise Mistake(f"{where}: a supervision starts {-offset:g} s before its recording")
         full = offset < _SAMPLE and whole is not None and abs(whole - seconds) < _SAMPLE
         yield make_row(
-            str(told.get("id") or cut.get("id")),
-            told.get("text") or "",
-            place,
+            str(supervision.get("id") or cut.get("id")),
+            supervision.get("text") or "",
+            location,
             seconds=seconds,
             offset=None if full else round(max(0.0, offset), 6),
-            speaker=told.get("speaker") or "",
-            language=told.get("language") or "",
+            speaker=supervision.get("speaker") or "",
+            language=supervision.get("language") or "",
         )
 
 

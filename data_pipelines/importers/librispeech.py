@@ -52,10 +52,10 @@ def _chapter(chapter: epath.Path, speaker: str) -> Iterator[ManifestRow]:
             if name in seen:
                 raise Mistake(f"{where}: id {name} stands already at {seen[name]}")
             seen[name] = where
-            place = sounds.pop(name, chapter / f"{name}.flac")  # missing: preparing says so
-            yield make_row(name, text.strip(), place, speaker=speaker)
-    for name, place in sounds.items():  # without a transcript
-        yield make_row(name, "", place, speaker=speaker)
+            location = sounds.pop(name, chapter / f"{name}.flac")  # missing: preparing says so
+            yield make_row(name, text.strip(), location, speaker=speaker)
+    for name, location in sounds.items():  # without a transcript
+        yield make_row(name, "", location, speaker=speaker)
 
 
 def _is_subset(path: epath.Path) -> bool:

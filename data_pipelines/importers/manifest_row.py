@@ -1,9 +1,9 @@
-"""What the importers share: a row of the manifest, the options, and files read line by line.
+"""What importers share: a row of the manifest, the options, and files read line by line.
 
-An importer is a function of (source, options) that gives, by split, an iterator over rows. Rows are
-made one at a time: a corpus of 100,000 hours has 50 million. One bad file ends no import: where
-its header cannot be read the duration is 0, and preparing says what is wrong with it. What has
-sound and no text becomes a row with an empty text, which preparing rejects and counts.
+An importer is a function of (source, options) that returns, by split, an iterator over rows. Rows
+are made one at a time: a corpus of 100,000 hours has 50 million. One bad file does not end an
+import: where its header cannot be read the duration is 0, and preparing reports what is wrong with
+it. Sound without text becomes a row with an empty text, which preparing rejects and counts.
 """
 
 import codecs
@@ -15,9 +15,10 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.audio.file_io import BadAudio, read_duration
+from data_pipelines.audio.file_io import read_duration
 from data_pipelines.corpora import audio_reference
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Fault, Mistake
 
 ManifestRow = dict[str, Any]
@@ -27,7 +28,7 @@ _LISTED_NAMES = 8  # names that a message lists
 
 @dataclasses.dataclass(frozen=True)
 class ImportOptions:
-    """What a user may say of a corpus; each format uses what it needs."""
+    """What a user can specify about a corpus; each format uses what it needs."""
 
     audio: str = ""  # column or feature of the sound; found where empty
     text: str = ""  # column, feature or JSON field of the text; found where empty
@@ -42,7 +43,7 @@ class ImportOptions:
 def make_row(
     name: str,
     text: str,
-    place: epath.Path | AudioReference,
+    location: epath.Path | AudioReference,
     *,
     seconds: float | None = None,
     offset: float | None = None,
@@ -51,30 +52,31 @@ def make_row(
 ) -> ManifestRow:
     """A row of the manifest; `seconds` of None are read from the header of the sound."""
     if seconds is None:
-        seconds = max(0.0, header_duration(place) - (offset or 0.0))
-    if isinstance(place, AudioReference):
-        where = {k: v for k, v in dataclasses.asdict(place).items() if v not in (None, "")}
+        seconds = max(0.0, header_duration(location) - (offset or 0.0))
+    if isinstance(location, AudioReference):
+        where = {k: v for k, v in dataclasses.asdict(location).items() if v not in (None, "")}
         where["audio_filepath"] = where.pop("path")
     else:
-        where = {"audio_filepath": os.fspath(place)}
-    told = {"offset": offset, "speaker": speaker or None, "language": language or None}
-    return {"id": name, **where, "text": text, "duration": round(seconds, 6), **told}
+        where = {"audio_filepath": os.fspath(location)}
+    optional = {"offset": offset, "speaker": speaker or None, "language": language or None}
+    return {"id": name, **where, "text": text, "duration": round(seconds, 6), **optional}
 
 
-def header_duration(place: epath.Path | AudioReference) -> float:
+def header_duration(location: epath.Path | AudioReference) -> float:
     """Seconds of the sound as its header says, 0 where that cannot be read."""
     try:
-        if isinstance(place, AudioReference) or "://" in os.fspath(place):
+        if isinstance(location, AudioReference) or "://" in os.fspath(location):
             return read_duration(
-                audio_reference.read_audio_bytes(place), audio_reference.describe_location(place)
+                audio_reference.read_audio_bytes(location),
+                audio_reference.describe_location(location),
             )
-        return read_duration(place)
-    except BadAudio:
+        return read_duration(location)
+    except Unusable:
         return 0.0
 
 
 def read_lines(path: epath.Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not blank. Raises Mistake for what is no UTF-8."""
+    """Line number, from 1, and text of every filled line. Raises Mistake for what is no UTF-8."""
     number = 0
     try:
         with path.open("rb") as file:
@@ -102,7 +104,7 @@ def parse_json_object(line: str, where: str) -> dict[str, Any]:
 
 
 def parse_seconds(value: object, name: str, where: str) -> float | None:
-    """Seconds from a file: None where there are none. Raises Mistake that starts with `where`."""
+    """Seconds from a file, None for None. Raises Mistake that starts with `where`."""
     if value is None:
         return None
     try:
@@ -115,15 +117,15 @@ def parse_seconds(value: object, name: str, where: str) -> float | None:
 
 
 def absolute_path(path: epath.PathLike) -> epath.Path:
-    """The absolute path, of a bucket as it stands (`epath` would put it below this folder)."""
-    place = epath.Path(path)
-    return place if "://" in os.fspath(place) else place.expanduser().absolute()
+    """The absolute path; that of a bucket unchanged (`epath` would put it below this folder)."""
+    location = epath.Path(path)
+    return location if "://" in os.fspath(location) else location.expanduser().absolute()
 
 
 def find_audio_folder(
     paths: Sequence[epath.Path], first: str, options: ImportOptions, where: str
 ) -> epath.Path:
-    """Where relative paths to audio start: options.root, or the first of `paths` with `first`."""
+    """The folder of relative paths to audio: options.root, or the first of `paths` with `first`."""
     if options.root:
         return absolute_path(options.root)
     for path in paths:
@@ -134,14 +136,14 @@ def find_audio_folder(
 
 
 def find_files(folder: epath.Path, endings: tuple[str, ...]) -> list[epath.Path]:
-    """Files at any depth whose names end so, in order of their paths."""
+    """Files at any depth whose names end in one of `endings`, in order of their paths."""
     held = sorted(folder.iterdir())
     parts = (find_files(path, endings) if path.is_dir() else [path] for path in held)
     return [path for part in parts for path in part if path.name.endswith(endings)]
 
 
 def select_splits(found: Mapping[str, Any], options: ImportOptions, source: object) -> list[str]:
-    """The splits to import, in order of their names. Raises Mistake for one that is not there."""
+    """The splits to import, in order of their names. Raises Mistake for one not in `found`."""
     for split in options.splits:
         if split not in found:
             raise Mistake(f"splits={split}: {source} has {join_names(found)}")

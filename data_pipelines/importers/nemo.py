@@ -36,33 +36,35 @@ def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterato
 def _rows(path: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
     for count, line in read_lines(path):
         where = f"{path}:{count}"
-        told = parse_json_object(line, where)
-        if "shard_id" in told:
+        fields = parse_json_object(line, where)
+        if "shard_id" in fields:
             rule = "is tarred: give the manifest that the tars were made from"
-            raise Mistake(f"{where}: shard_id={told['shard_id']}: {rule}")
-        name = told.get("audio_filepath")
+            raise Mistake(f"{where}: shard_id={fields['shard_id']}: {rule}")
+        name = fields.get("audio_filepath")
         if not isinstance(name, str) or not name:
             raise Mistake(f"{where}: audio_filepath={name!r}: must be a path")
-        offset = parse_seconds(told.get("offset"), "offset", where)
+        offset = parse_seconds(fields.get("offset"), "offset", where)
         made = name.rpartition(".")[0] or name
         yield make_row(
-            str(told.get(options.id or "id") or (made if offset is None else f"{made}@{offset:g}")),
-            _text(told, path, options, where),
+            str(
+                fields.get(options.id or "id") or (made if offset is None else f"{made}@{offset:g}")
+            ),
+            _text(fields, path, options, where),
             epath.Path(name) if "://" in name else path.parent / name,
-            seconds=parse_seconds(told.get("duration"), "duration", where),
+            seconds=parse_seconds(fields.get("duration"), "duration", where),
             offset=offset,
-            speaker=_word(told.get("speaker")),
-            language=_word(told.get("lang") or told.get("source_lang")),
+            speaker=_word(fields.get("speaker")),
+            language=_word(fields.get("lang") or fields.get("source_lang")),
         )
 
 
-def _text(told: ManifestRow, path: epath.Path, options: ImportOptions, where: str) -> str:
+def _text(fields: ManifestRow, path: epath.Path, options: ImportOptions, where: str) -> str:
     field = options.text or "text"
-    if field in told:
-        return _word(told[field])
-    if "text_filepath" not in told:
-        raise Mistake(f"{where}: lacks {field} or text_filepath: has {', '.join(told)}")
-    beside = path.parent / _word(told["text_filepath"])
+    if field in fields:
+        return _word(fields[field])
+    if "text_filepath" not in fields:
+        raise Mistake(f"{where}: lacks {field} or text_filepath: has {', '.join(fields)}")
+    beside = path.parent / _word(fields["text_filepath"])
     try:
         return beside.read_text().strip()
     except (FileNotFoundError, UnicodeDecodeError, IsADirectoryError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.audio.file_io import BadAudio, read_duration
+from data_pipelines.audio.file_io import read_duration
 from data_pipelines.corpora import parquet_audio
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.importers.manifest_row import (
@@ -23,6 +23,7 @@ from data_pipelines.importers.manifest_row import (
     parse_seconds,
     select_splits,
 )
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 _TEXTS = ("text", "sentence", "transcription", "transcript", "normalized_text")
@@ -92,13 +93,15 @@ def _row(
     made = f"{path.stem}-{count}"
     language = values[columns.language] if columns.language else ""
     speaker = values[columns.speaker] if columns.speaker else None
-    told = parse_seconds(values[columns.duration], "duration", where) if columns.duration else None
+    duration = (
+        parse_seconds(values[columns.duration], "duration", where) if columns.duration else None
+    )
     return make_row(
         # A file's name before an id: FLEURS counts sentences by its id, not recordings.
         str(own) if options.id else str(named or (made if own is None else own)),
         text or "",
         AudioReference(os.fspath(path), row=count, column=columns.audio),
-        seconds=_seconds(content, where) if told is None else told,
+        seconds=_seconds(content, where) if duration is None else duration,
         speaker="" if speaker is None else str(speaker),
         language=language if isinstance(language, str) else "",
     )
@@ -135,5 +138,5 @@ def _seconds(content: bytes | None, where: str) -> float:
         return 0.0
     try:
         return read_duration(content, where)
-    except BadAudio:
+    except Unusable:
         return 0.0

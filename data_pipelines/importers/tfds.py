@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, BadAudio, read_duration
+from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, read_duration
 from data_pipelines.corpora import tfds_audio
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
@@ -21,6 +21,7 @@ from data_pipelines.importers.manifest_row import (
     make_row,
     select_splits,
 )
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 
@@ -56,7 +57,7 @@ def _builder(source: str) -> Any:
 
 def _rows(home: str, split: str, rate: int | None, options: ImportOptions) -> Iterator[ManifestRow]:
     for count, held in enumerate(tfds_audio.open_data_source(home, split)):
-        place = AudioReference(
+        location = AudioReference(
             f"{TFDS_PREFIX}{home}:{split}", row=count, column=options.audio, rate=rate
         )
         own = next((f for f in (options.id, "id", "utterance_id") if f and f in held), None)
@@ -64,24 +65,24 @@ def _rows(home: str, split: str, rate: int | None, options: ImportOptions) -> It
         yield make_row(
             f"{split}-{count}" if own is None else _word(held[own]),
             _word(held[options.text]),
-            place,
-            seconds=_seconds(place),
+            location,
+            seconds=_seconds(location),
             speaker="" if speaker is None else _word(held[speaker]),
             language=_word(held["language"]) if "language" in held else "",
         )
 
 
-def _seconds(place: AudioReference) -> float:
-    """Raises Mistake for samples whose rate nobody knows."""
+def _seconds(location: AudioReference) -> float:
+    """Seconds of a row's sound. Raises Mistake for samples of unknown rate."""
     try:
-        held = tfds_audio.read_feature(place)
+        held = tfds_audio.read_feature(location)
         if isinstance(held, bytes):
-            return read_duration(held, place.path)
-    except BadAudio:
+            return read_duration(held, location.path)
+    except Unusable:
         return 0.0
-    if place.rate is None:
-        raise Mistake(f"rate=None: the feature {place.column} does not say its Hz: give --rate")
-    return len(held) / place.rate
+    if location.rate is None:
+        raise Mistake(f"rate=None: the feature {location.column} does not say its Hz: give --rate")
+    return len(held) / location.rate
 
 
 def _word(value: Any) -> str:

@@ -33,12 +33,12 @@ _TEXTS = ("text", "sentence", "transcription", "transcript")
 
 @dataclasses.dataclass
 class _Sample:
-    """Members of one key, as they come."""
+    """The members of one key, in the order of the tar."""
 
     key: str
-    place: AudioReference | None = None
+    location: AudioReference | None = None
     text: str | None = None
-    told: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
@@ -98,9 +98,9 @@ def _add_member(
     where = f"{path}, {member.name}"
     last = kind.rpartition(".")[2]
     if last not in ("txt", "json"):
-        if sample.place is not None:
+        if sample.location is not None:
             raise Mistake(f"{where}: {sample.key} has two sounds: needs one")
-        sample.place = AudioReference(str(path), start=member.offset_data, size=member.size)
+        sample.location = AudioReference(str(path), start=member.offset_data, size=member.size)
         return
     stream = tar.extractfile(member)
     content = stream.read() if stream else b""
@@ -111,28 +111,29 @@ def _add_member(
     if last == "txt":
         sample.text = text.strip()
     else:
-        sample.told = parse_json_object(text, where)
+        sample.metadata = parse_json_object(text, where)
 
 
 def _row(sample: _Sample, path: epath.Path, options: ImportOptions) -> ManifestRow:
-    where, told = f"{path}, {sample.key}", sample.told
-    if sample.place is None:
+    where, metadata = f"{path}, {sample.key}", sample.metadata
+    if sample.location is None:
         raise Mistake(f"{where}: has text and no sound: {', '.join(SOUND_SUFFIXES)}")
     names = (options.text,) if options.text else _TEXTS
     text = sample.text
     if text is None or options.text:
-        text = next((str(told[name]) for name in names if told.get(name) is not None), None)
-    if text is None and told:
+        text = next((str(metadata[name]) for name in names if metadata.get(name) is not None), None)
+    if text is None and metadata:
         rule = f"has no text in {' or '.join(names)}: name it by --text; there are"
-        raise Mistake(f"{where}: {rule} {', '.join(told)}")
-    speaker = next((told[n] for n in ("speaker", "speaker_id") if told.get(n) is not None), "")
+        raise Mistake(f"{where}: {rule} {', '.join(metadata)}")
+    fields = ("speaker", "speaker_id")
+    speaker = next((metadata[name] for name in fields if metadata.get(name) is not None), "")
     return make_row(
         f"{path.stem}/{sample.key}",  # keys may start anew in every tar
         text or "",
-        sample.place,
-        seconds=parse_seconds(told.get("duration"), "duration", where),
+        sample.location,
+        seconds=parse_seconds(metadata.get("duration"), "duration", where),
         speaker=str(speaker),
-        language=str(told.get("language") or told.get("lang") or ""),
+        language=str(metadata.get("language") or metadata.get("lang") or ""),
     )
 
 

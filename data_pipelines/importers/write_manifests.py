@@ -22,8 +22,9 @@ from data_pipelines.importers import (
 from data_pipelines.importers.manifest_row import ImportOptions, ManifestRow, absolute_path
 from melllm_jax.errors import Mistake
 
-Importer = Callable[[epath.Path, ImportOptions], dict[str, Iterator[ManifestRow]]]
-_FILE_IMPORTERS: Mapping[str, Importer] = types.MappingProxyType(
+# Given the path of the corpus, or the name of a TFDS dataset.
+Importer = Callable[[Any, ImportOptions], dict[str, Iterator[ManifestRow]]]
+IMPORTERS: Mapping[str, Importer] = types.MappingProxyType(  # by kind of corpus
     {
         "librispeech": librispeech.read_splits,
         "kaldi": kaldi.read_splits,
@@ -32,12 +33,11 @@ _FILE_IMPORTERS: Mapping[str, Importer] = types.MappingProxyType(
         "parquet": parquet.read_splits,
         "webdataset": webdataset.read_splits,
         "lhotse": lhotse.read_splits,
+        "tfds": tfds.read_splits,
     }
 )
-KINDS = (*_FILE_IMPORTERS, "tfds")
-COMPARED_IDS = (
-    500_000  # ids of a split that are held against each other, 70 MB; preparing does the rest
-)
+# Ids of a split that are compared with one another, in 70 MB; preparing compares the rest.
+COMPARED_IDS = 500_000
 
 
 def import_corpus(
@@ -45,37 +45,38 @@ def import_corpus(
     kind: str,
     folder: epath.Path,
     *,
-    tick: Callable[[ManifestRow], None] = lambda row: None,
+    on_row: Callable[[ManifestRow], None] = lambda row: None,
     **options: Any,
 ) -> dict[str, int]:
-    """Writes SPLIT.jsonl of every split of `source` into `folder`: the lines of each.
+    """Writes SPLIT.jsonl of every split of `source` into `folder` and returns the lines of each.
 
-    options: fields of `importers.rows.Options`. tick is told of every row. A split without any
-    row is 0 and has no file. Paths within `folder` are written relative to it, others absolute.
+    kind: a key of IMPORTERS; options: fields of `ImportOptions`; on_row is called with every row. A
+    split without any row has 0 lines and no file. Paths within `folder` are written relative to
+    it, others absolute.
     Raises Mistake for what the source lacks, naming file and line, and for a folder that holds a
     manifest or shards.
     """
-    if kind not in KINDS:
-        raise Mistake(f"kind={kind}: must be one of {', '.join(KINDS)}")
+    if kind not in IMPORTERS:
+        raise Mistake(f"kind={kind}: must be one of {', '.join(IMPORTERS)}")
     folder = absolute_path(folder)
     _check_free(folder)
-    told = ImportOptions(**options)
+    chosen = ImportOptions(**options)
     if kind == "tfds":
-        found = tfds.read_splits(source, told)
+        splits = IMPORTERS[kind](source, chosen)
         name = tfds.dataset_name(source)
     else:
-        place = absolute_path(source)
-        if not place.exists():
+        path = absolute_path(source)
+        if not path.exists():
             raise Mistake(f"source={source}: is missing")
-        found = _FILE_IMPORTERS[kind](place, told)
-        name = place.parent.name if place.is_file() else place.name
-    told = dataclasses.replace(told, name=told.name or name)
+        splits = IMPORTERS[kind](path, chosen)
+        name = path.parent.name if path.is_file() else path.name
+    chosen = dataclasses.replace(chosen, name=chosen.name or name)
     written = {}
-    for split, rows in found.items():
+    for split, rows in splits.items():
         if "/" in split or f"{split}{manifest.MANIFEST_SUFFIX}" == shard_index.REJECTS:
             raise Mistake(f"splits={split}: cannot be the name of a manifest")
         written[split] = manifest.write_manifest(
-            folder, split, _complete_rows(rows, folder, told, tick)
+            folder, split, _complete_rows(rows, folder, chosen, on_row)
         )
     return written
 
@@ -84,9 +85,9 @@ def _complete_rows(
     rows: Iterator[ManifestRow],
     folder: epath.Path,
     options: ImportOptions,
-    tick: Callable[[ManifestRow], None],
+    on_row: Callable[[ManifestRow], None],
 ) -> Iterator[ManifestRow]:
-    """Rows with what is the same in all; Mistake where an id comes again."""
+    """Rows with the fields that all share filled in. Raises Mistake for a repeated id."""
     lines: dict[int, int] = {}
     inside = f"{os.fspath(folder)}/"
     for line, row in enumerate(rows, 1):
@@ -98,18 +99,13 @@ def _complete_rows(
         row["audio_filepath"] = row["audio_filepath"].removeprefix(inside)
         row["source"] = options.name
         row["language"] = row.get("language") or options.language or None
-        tick(row)
+        on_row(row)
         yield row
 
 
 def _check_free(folder: epath.Path) -> None:
     if not folder.exists():
         return
-    names = [path.name for path in folder.iterdir()]
-    held = [
-        name
-        for name in names
-        if name == shard_index.INDEX or name.endswith(manifest.MANIFEST_SUFFIX)
-    ]
-    if held:
-        raise Mistake(f"out={folder}: holds {held[0]} already: choose another folder")
+    for name in [path.name for path in folder.iterdir()]:
+        if name == shard_index.INDEX or name.endswith(manifest.MANIFEST_SUFFIX):
+            raise Mistake(f"out={folder}: holds {name} already: choose another folder")

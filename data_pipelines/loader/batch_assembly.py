@@ -1,4 +1,4 @@
-"""Lanes side by side: what they give in turn, as the rows of one batch."""
+"""Assembles the rows of several lanes into one batch, in one buffer of memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import math
@@ -16,16 +16,16 @@ from data_pipelines.loader.reject_counts import LaneCounts, check_reject_share
 from melllm_jax.batch import Batch
 from melllm_jax.config.run import Run
 
-ALIGNMENT = 64  # bytes: where an array may start, as XLA wants it of memory that it takes over
+ALIGNMENT = 64  # bytes: XLA takes over host memory without a copy only if it is aligned so
 
 
 def batch_bytes(run: Run, rows: int) -> int:
-    """Bytes of a batch of so many rows."""
+    """Bytes of a batch with `rows` rows."""
     return max(start + count for _, _, start, count in _array_layout(run, rows))
 
 
 def allocate_batch(run: Run, rows: int, memory: UInt8[np.ndarray, "bytes"] | None = None) -> Batch:
-    """A batch of so many rows in `memory`, or in new memory, with whatever lies there."""
+    """A batch with `rows` rows in `memory`, or in new memory; its content is not initialised."""
     if memory is None:
         memory = np.empty(batch_bytes(run, rows), np.uint8)
     return Batch(
@@ -37,9 +37,9 @@ def allocate_batch(run: Run, rows: int, memory: UInt8[np.ndarray, "bytes"] | Non
 
 
 def _array_layout(run: Run, rows: int) -> Iterator[tuple[tuple[int, ...], np.dtype, int, int]]:
-    """Shape, type, first byte and number of bytes of each array, in the order of Batch."""
+    """Shape, dtype, first byte and size in bytes of each array, in the order of Batch."""
     special = {
-        "patches": ((run.mel.r * run.mel.m,), TRANSFER_DTYPES[run.data.wire]),
+        "patches": ((run.patch_width,), TRANSFER_DTYPES[run.data.wire]),
         "loss_weight": ((), np.dtype(np.float32)),
     }
     start = 0
@@ -52,10 +52,10 @@ def _array_layout(run: Run, rows: int) -> Iterator[tuple[tuple[int, ...], np.dty
 
 
 class LaneBatcher(grain.DatasetIterator):
-    """Batches of the rows of some lanes, in their order.
+    """Batches of the rows of some lanes, in the order of the lanes.
 
-    The end is that of the lane that ends first. What others gave then is in no batch; the place
-    that was taken after the last one, by what makes batches ahead, has it still.
+    It ends with the lane that ends first. Rows that other lanes have given by then are in no
+    batch; the state that a prefetcher took after the last batch still contains them.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class LaneBatcher(grain.DatasetIterator):
         counts: Sequence[LaneCounts],
     ) -> None:
         super().__init__(list(lanes.values()))
-        self.numbers, self.mixture = tuple(lanes), mixture
+        self.lane_indices, self.mixture = tuple(lanes), mixture
         self._run, self._lanes, self._readers, self._counts = run, lanes, readers, counts
 
     @property
     def rows(self) -> int:
-        """Rows of a batch."""
+        """Rows of these lanes in a batch."""
         return len(self._lanes) * self._run.data.b // self._run.data.lane_count
 
     def __next__(self) -> Batch:
@@ -81,24 +81,25 @@ class LaneBatcher(grain.DatasetIterator):
         check_reject_share(self._run.data, self._counts)
         return batch
 
-    def fill(self, batch: Batch, places: Sequence[int]) -> None:
-        """Write the next rows of each lane to its place in a batch, whose other rows stay.
+    def fill(self, batch: Batch, slots: Sequence[int]) -> None:
+        """Writes the next rows of each lane to its slot of a batch, whose other rows stay.
 
-        Raises StopIteration where a lane has ended.
+        slots: of each lane, which of the equal parts of the batch is its. Raises StopIteration
+        where a lane has ended.
         """
         parts = [next(lane) for lane in self._lanes.values()]
-        for place, rows in zip(places, parts, strict=True):
-            write_rows(batch, place * len(rows), rows)
+        for slot, rows in zip(slots, parts, strict=True):
+            write_rows(batch, slot * len(rows), rows)
 
     def get_state(self) -> dict[str, Any]:
-        lanes = {str(number): lane.get_state() for number, lane in self._lanes.items()}
+        lanes = {str(index): lane.get_state() for index, lane in self._lanes.items()}
         return {"lanes": lanes, "phases": self.mixture.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.mixture.go_on(state["phases"], state.get("names", ()))
-        for number, lane in self._lanes.items():
-            lane.set_state(state["lanes"][str(number)])
+        self.mixture.set_phases(state["phases"], state.get("names", ()))
+        for index, lane in self._lanes.items():
+            lane.set_state(state["lanes"][str(index)])
 
     def close(self) -> None:
-        """Let the readers end."""
+        """Ends the reader threads."""
         self._readers.close()

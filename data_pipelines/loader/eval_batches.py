@@ -1,4 +1,4 @@
-"""A split as packed batches, each utterance once and in order: what a loss is held out on."""
+"""A split as packed batches, each utterance once and in order, to compute a held-out loss on."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.corpora.corpus import Corpus
-from data_pipelines.examples.asr_example import ExampleMaker, Reject
+from data_pipelines.examples.run_examples import make_examples
 from data_pipelines.loader.packing import ExampleColumns, pack_row
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Augment
@@ -17,16 +18,16 @@ from melllm_jax.config.run import Run
 
 @dataclasses.dataclass
 class EvalBatches:
-    """Batches [b t ...] of up to `most` utterances of a corpus (0: all), not augmented.
+    """Batches [b t ...] of up to `limit` utterances of a corpus (0: all), not augmented.
 
-    Utterances that give no example are left out, and counted in `rejected` by reason; `utterances`
-    counts the others. The last batch is filled with empty rows.
+    Unusable utterances are left out, and counted in `rejected` by reason; `utterances` counts the
+    others. The last batch is filled up with empty rows.
     """
 
     corpus: Corpus
     run: Run
     tokenizer: Tokenizer
-    most: int = 0
+    limit: int = 0
 
     def __post_init__(self) -> None:
         self.utterances = 0
@@ -45,7 +46,7 @@ class EvalBatches:
             yield _stack_rows([*rows, *[empty] * (data.b - len(rows))])
 
     def _rows(self) -> Iterator[ExampleColumns]:
-        """Rows of examples in order, each row as many as it holds."""
+        """Packed rows: examples in order, as many in each row as fit."""
         row: list[ExampleColumns] = []
         room = self.run.data.t
         for example in self._examples():
@@ -60,16 +61,16 @@ class EvalBatches:
 
     def _examples(self) -> Iterator[ExampleColumns]:
         plain = dataclasses.replace(self.run.data, augment=Augment())
-        made = ExampleMaker(dataclasses.replace(self.run, data=plain), self.tokenizer)
+        maker = make_examples(dataclasses.replace(self.run, data=plain), self.tokenizer)
         count = len(self.corpus)
         self.utterances, self.rejected = 0, {}
-        for index in range(min(count, self.most) if self.most else count):
-            example = made.train((0, self.corpus[index]), np.random.default_rng(index))
+        for index in range(min(count, self.limit) if self.limit else count):
+            example = maker.train((0, self.corpus[index]), np.random.default_rng(index))
             if isinstance(example, Reject):
                 self.rejected[example.reason] = self.rejected.get(example.reason, 0) + 1
                 continue
             self.utterances += 1
-            yield example | {"turn": index, "lost": RejectsBefore(())}
+            yield example | {"draw_index": index, "rejects_before": RejectsBefore(())}
 
 
 def _stack_rows(rows: list[ExampleColumns]) -> Batch:

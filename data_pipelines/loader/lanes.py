@@ -1,8 +1,8 @@
-"""A run's stream in lanes: chains of their own, whichever host runs them.
+"""Splits a run's stream into lanes: independent chains, whichever host runs them.
 
-Lane j of L draws every L-th example from the j-th on and gives rows j·b/L … of each global batch.
-A host runs some lanes and saves a place for each of them, so that another number of hosts goes on
-with the same batches.
+Lane j of L draws one of every L consecutive examples and gives rows j·b/L to (j+1)·b/L of each
+global batch. A host runs some lanes and saves a state for each of them, so that another number of
+hosts continues with the same batches.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,7 +20,7 @@ from data_pipelines.loader.batch_assembly import LaneBatcher
 from data_pipelines.loader.mixture import Mixture, MixtureChange
 from data_pipelines.loader.packing import draw_range
 from data_pipelines.loader.prefetch import ReaderPool
-from data_pipelines.loader.reject_counts import LaneCounts
+from data_pipelines.loader.reject_counts import LaneCounts, stream_counts
 from data_pipelines.loader.worker_pool import WorkerPool, WorkerSetup
 from melllm_jax.batch import Batch
 from melllm_jax.config.run import Run
@@ -28,14 +28,14 @@ from melllm_jax.errors import Fault, Mistake
 
 
 class PendingDirectory(Protocol):
-    """A folder of a checkpoint that is still being made."""
+    """A checkpoint's folder that is still being created, as Orbax passes it."""
 
     async def await_creation(self) -> epath.Path:
-        """The folder, once it is there."""
+        """Waits for the folder and returns it."""
 
 
 class _IteratorAsDataset(grain.IterDataset):
-    """An iterator as a dataset: it goes on where it is."""
+    """An iterator as a dataset, which continues from the iterator's present state."""
 
     def __init__(self, iterator: grain.DatasetIterator) -> None:
         super().__init__()
@@ -49,67 +49,68 @@ Chain = Callable[[int, Mixture, ReaderPool, list[LaneCounts]], grain.IterDataset
 
 
 class Lanes(grain.IterDataset):
-    """Batches of these lanes' rows, made ahead by one thread or by processes.
+    """Batches of the rows of some lanes, prefetched by a thread or by worker processes.
 
-    `chain` gives a lane's rows of each batch; it is told the number of the lane, what all draw
-    from, who reads for them, and the counts of what they have read.
+    `chain` makes the dataset of a lane's rows of each batch, given the lane's index, the mixture
+    that all draw from, the threads that read for them, and the list of their counts.
     """
 
     def __init__(
-        self, chain: Chain, run: Run, lanes: Sequence[int], mixture: Mixture, elsewhere: WorkerSetup
+        self, chain: Chain, run: Run, lanes: Sequence[int], mixture: Mixture, workers: WorkerSetup
     ) -> None:
         super().__init__()
         self._chain, self._run, self._lanes = chain, run, tuple(lanes)
-        self._mixture, self._elsewhere = mixture, elsewhere
+        self._mixture, self._workers = mixture, workers
 
-    def side(self) -> LaneBatcher:
-        """The lanes side by side, from the start, with a mixture of their own."""
-        mixture, counts = self._mixture.own(), list[LaneCounts]()
+    def batcher(self) -> LaneBatcher:
+        """Assembles batches of the lanes in this process, from the start, with its own mixture."""
+        mixture, counts = self._mixture.fork(), list[LaneCounts]()
         readers = ReaderPool(self._run.data.threads, len(self._lanes))
         chain = lambda lane: self._chain(lane, mixture, readers, counts)
         lanes = {lane: chain(lane).__iter__() for lane in self._lanes}
         return LaneBatcher(self._run, lanes, mixture, readers, counts)
 
     def __iter__(self) -> "LanesIterator":
-        side, data = self.side(), self._run.data
+        batcher, data = self.batcher(), self._run.data
         batches = (
-            WorkerPool(side, self._run, self._elsewhere)
+            WorkerPool(batcher, self._run, self._workers)
             if data.workers
             else experimental.ThreadPrefetchIterDataset(
-                _IteratorAsDataset(side), prefetch_buffer_size=data.ahead
+                _IteratorAsDataset(batcher), prefetch_buffer_size=data.ahead
             ).__iter__()
         )
-        return LanesIterator(batches, data.lane_count, side.mixture)
+        return LanesIterator(batches, data.lane_count, batcher.mixture)
 
 
 class LanesIterator(grain.DatasetIterator):
-    """A host's batches; its place is saved in one file a lane, and any host reads any of them."""
+    """A host's batches; the state is saved in one file a lane, which any host can read."""
 
     def __init__(self, parent: grain.DatasetIterator, count: int, mixture: Mixture) -> None:
         super().__init__(parent)
         self._count, self._mixture = count, mixture
-        # The number that each source had in the place it went on from; -1: none.
+        # The index that each source had in the restored state; -1: none.
         self.carried = list(range(len(mixture.sources)))
-        # What is no longer held may be collected in a thread that closing would wait for.
-        gone = SimpleQueue[None]()
-        self._closer = threading.Thread(target=_close_after, args=(gone, parent), daemon=True)
+        # An iterator that nobody holds may be collected in one of the threads that closing waits
+        # for: so another thread closes the parent.
+        dropped = SimpleQueue[None]()
+        self._closer = threading.Thread(target=_close_after, args=(dropped, parent), daemon=True)
         self._closer.start()
-        self._gone = weakref.finalize(self, gone.put, None)
-        weakref.finalize(self, _close, weakref.ref(self))  # at exit, before modules are taken down
+        self._drop = weakref.finalize(self, dropped.put, None)
+        weakref.finalize(self, _close, weakref.ref(self))  # at exit, before modules are torn down
 
     def __next__(self) -> Batch:
         return next(self._parent)
 
     def get_state(self) -> dict[str, Any]:
-        """By lane, `of` how many, `sources` with their `sizes`, and the phases of the mixture."""
+        """State by lane, `of` how many, `sources` with their `sizes`, and the mixture's phases."""
         mixture = self._mixture
         rest = {"of": self._count, "sources": mixture.sources, "sizes": mixture.sizes}
         return self._parent.get_state() | rest
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a place, of all lanes where the mixture is another one now.
+        """Continues from a state, which must have all lanes where the mixture has changed since.
 
-        Raises Mistake where the place is of another number of lanes, and as `Mixture.resumed` does.
+        Raises Mistake where the state is of another number of lanes, and as `Mixture.resume` does.
         """
         if state["of"] != self._count:
             raise Mistake(f"data: the saved place has of={state['of']}, the run {self._count}")
@@ -124,9 +125,13 @@ class LanesIterator(grain.DatasetIterator):
         self._parent.set_state(state | {"phases": phases})
 
     @property
-    def worked(self) -> float:
-        """Seconds of cores that processes other than this one took for the batches so far."""
-        return self._parent.worked if isinstance(self._parent, WorkerPool) else 0.0
+    def worker_cpu_seconds(self) -> float:
+        """CPU time in seconds that the worker processes took for the batches so far."""
+        return self._parent.worker_cpu_seconds if isinstance(self._parent, WorkerPool) else 0.0
+
+    def counts(self) -> dict[str, Any]:
+        """How far the batches handed out have come: see `reject_counts.stream_counts`."""
+        return stream_counts(self)
 
     @property
     def sizes(self) -> list[int]:
@@ -135,11 +140,11 @@ class LanesIterator(grain.DatasetIterator):
 
     @property
     def change(self) -> MixtureChange | None:
-        """What changed in the mixture at the place that it went on from."""
+        """How the mixture changed when the state was set; None if it did not."""
         return self._mixture.change
 
     async def save(self, directory: PendingDirectory) -> Awaitable[None]:
-        """As Orbax asks: take the place now, write it once `directory` is there."""
+        """Takes the state now and writes it once `directory` exists, as Orbax expects."""
         state = self.get_state()
         parts = {
             name: json.dumps(state | {"lanes": {name: lane}})
@@ -154,10 +159,10 @@ class LanesIterator(grain.DatasetIterator):
         return write()
 
     async def load(self, directory: epath.Path) -> Awaitable[None]:
-        """As Orbax asks: go to the place saved in `directory`, by whichever hosts."""
+        """Restores the state saved in `directory`, by any hosts, as Orbax expects."""
 
         async def read() -> None:
-            # Of all lanes: where a changed mixture starts follows from the one farthest on.
+            # Of all lanes: a changed mixture starts where the lane farthest ahead has come to.
             lanes: dict[str, Any] = {}
             state: dict[str, Any] = {"of": 1}
             while len(lanes) < state["of"]:
@@ -171,18 +176,18 @@ class LanesIterator(grain.DatasetIterator):
         return read()
 
     def close(self) -> None:
-        """Stops who reads and lets go of them: Grain's own cannot close again at exit."""
+        """Ends the readers and forgets them: Grain cannot close its own iterators again at exit."""
         self._closed = True
         self._parents = ()
-        self._gone()
+        self._drop()
         self._closer.join()
 
     def __del__(self) -> None:
-        """Grain's closes here and now."""
+        """Does nothing: Grain's own would close in this thread, now."""
 
 
-def _close_after(gone: SimpleQueue[None], parent: grain.DatasetIterator) -> None:
-    gone.get()
+def _close_after(dropped: SimpleQueue[None], parent: grain.DatasetIterator) -> None:
+    dropped.get()
     parent.close()
 
 

@@ -1,7 +1,7 @@
-"""The examples of a run by number: which corpus each comes of is a function of that number.
+"""The examples of a run by global index, which alone decides the corpus that each comes from.
 
-Corpora are told apart by their content: by the digest of what is in them and by their subset. So a
-run resumed with other shares, or with a corpus more or less, finds again how far each had come.
+Corpora are identified by content: by the digest of their examples, and by their subset. So a run
+resumed with other shares, or with corpora added or removed, knows how much of each was drawn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +30,14 @@ from melllm_jax.config.data import Data
 from melllm_jax.errors import Fault, Mistake
 
 AnyCorpus = Manifest | ShardReader | Subset
-ROUNDS = 4  # of Grain's shuffle, as its own `shuffle` does
+ROUNDS = 4  # of index_shuffle, as in Grain's own `shuffle`
 
 
 @dataclasses.dataclass(frozen=True)
 class MixtureChange:
-    """What a run resumed with another mixture goes on with."""
+    """How the mixture of a run changed when it was resumed with another one."""
 
-    example: int  # number of the first that is drawn by it
+    example: int  # global index of the first example drawn by the new mixture
     before: Mapping[str, float]  # share by folder
     now: Mapping[str, float]
 
@@ -51,11 +51,11 @@ class MixtureChange:
 
 
 class Mixture:
-    """All examples of a run, read at random by any number of threads; without end, or with.
+    """All examples of a run, finite or endless, read at random by any number of threads.
 
-    `check` is called with every corpus that is opened, and raises Mistake for one that is unfit.
-    An example is the number of its corpus in data.sources and the utterance, or Damaged in its
-    place where data.corrupt says to skip it.
+    `check` is called with every corpus that is opened, and raises Mistake for one that does not
+    suit the run. An example is the index of its corpus in `names` and the utterance, or a
+    DamagedShard in place of the utterance where data.corrupt says to skip it.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Mixture:
         self._data, self._split, self._seed, self._check = data, split, seed, check
         self.names: list[str] = []  # of all corpora open, those of data.sources first
         self._corpora: list[AnyCorpus] = []
-        found = [split_digest(source.path, split) for source in data.sources]
-        for source, now in zip(data.sources, found, strict=True):
+        digests = [split_digest(source.path, split) for source in data.sources]
+        for source, now in zip(data.sources, digests, strict=True):
             if split == "train" and source.digest not in ("", now):
                 raise Mistake(f"data.sources.digest={source.digest}: {source.path} has {now} now")
             self._open(_corpus_name(now, source.hours, self.names), source.path, source.hours)
@@ -79,10 +79,10 @@ class Mixture:
         """Names of the corpora of data.sources."""
         return self.names[: len(self._data.sources)]
 
-    def tokenized(self, digest: str) -> frozenset[int]:
-        """Numbers of the corpora whose records hold ids of the tokenizer of that digest."""
+    def sources_with_ids_of(self, digest: str) -> frozenset[int]:
+        """Indices of the corpora whose records hold token ids of the tokenizer of that digest."""
         corpora = enumerate(self._corpora)
-        return frozenset(number for number, corpus in corpora if corpus.tokenizer == digest)
+        return frozenset(index for index, corpus in corpora if corpus.tokenizer == digest)
 
     @property
     def sizes(self) -> list[int]:
@@ -92,35 +92,35 @@ class Mixture:
     def __len__(self) -> int:
         return self.phases[-1].stop
 
-    def __getitem__(self, number: int) -> tuple[int, Utterance | DamagedShard]:
-        phase = next(phase for phase in reversed(self.phases) if phase.start <= number)
-        chosen, drawn = phase.choice(number)
-        place = self.names.index(phase.parts[chosen].name)
-        corpus = self._corpora[place]
+    def __getitem__(self, global_index: int) -> tuple[int, Utterance | DamagedShard]:
+        phase = next(phase for phase in reversed(self.phases) if phase.start <= global_index)
+        chosen, drawn = phase.choice(global_index)
+        source = self.names.index(phase.parts[chosen].name)
+        corpus = self._corpora[source]
         epoch, index = divmod(drawn, len(corpus))
         seed = (phase.parts[chosen].seed + epoch) % 2**32  # another order each epoch
         index = experimental.index_shuffle(index, len(corpus) - 1, seed, ROUNDS)
         try:
-            return place, corpus[index]
+            return source, corpus[index]
         except DamagedShard as damage:
             if self._data.corrupt == "stop":
                 raise
-            return place, damage
+            return source, damage
 
     def state(self) -> list[dict[str, Any]]:
-        """The phases, as JSON has them."""
+        """The phases as a JSON tree."""
         return to_tree(self.phases)
 
-    def own(self) -> "Mixture":
-        """Another over the same corpora: what one goes on with, or opens more, is its own."""
+    def fork(self) -> "Mixture":
+        """A copy over the same open corpora, with phases and later opened corpora of its own."""
         other = copy.copy(self)
         other.names, other._corpora = list(self.names), list(self._corpora)
         return other
 
-    def go_on(self, state: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> None:
-        """In these phases, from where nothing is read any more.
+    def set_phases(self, state: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> None:
+        """Continues in these phases; nothing may be being read.
 
-        `names` are those of a mixture that was `resume` so: its corpora are opened here too.
+        names: those of the mixture whose `resume` gave the phases; its corpora are opened here too.
         """
         self.phases = from_tree(state)
         parts = {part.name: part for phase in self.phases for part in phase.parts}
@@ -131,11 +131,12 @@ class Mixture:
     def resume(
         self, state: Sequence[dict[str, Any]], first: int, reached: int
     ) -> list[dict[str, Any]]:
-        """The saved phases to go on in, and a new one where data says otherwise: see `change`.
+        """The saved phases to continue in, and a new one if data asks for other shares.
 
-        first: number of the first example still to be read again; reached: one that nothing has
-        been drawn past. Raises Mistake where a corpus has changed in its place, where none of the
-        saved ones is left, or where one that has gone is still needed.
+        Sets `change`. first: global index of the first example still to be read again; reached:
+        one past which nothing has been drawn. Raises Mistake where the content at a corpus's path
+        has changed, where none of the saved corpora is left, or where a removed one is still
+        needed.
         """
         saved, wanted = from_tree(state), self._wanted()
         last = saved[-1]
@@ -152,7 +153,7 @@ class Mixture:
         return to_tree(phases)
 
     def _wanted(self) -> Phase:
-        """The phase that data asks for, from the start."""
+        """The phase that data asks for, starting at 0."""
         data = self._data
         corpora = self._corpora[: len(data.sources)]
         powers = [1.0] * len(corpora)
@@ -172,19 +173,19 @@ class Mixture:
         return Phase(0, data.epochs, tuple(parts))
 
     def _open(self, name: str, path: str, size: float) -> None:
-        whole = open_corpus(path, self._split, skip=self._data.corrupt == "skip")
-        corpus = draw_subset(whole, size) if size else whole
+        full = open_corpus(path, self._split, skip=self._data.corrupt == "skip")
+        corpus = draw_subset(full, size) if size else full
         self._check(corpus)
         self.names.append(name)
         self._corpora.append(corpus)
 
     def _reopen(self, part: MixturePart) -> None:
-        """Open a corpus that data.sources has no longer."""
+        """Opens a corpus that is no longer in data.sources."""
         try:
-            found = split_digest(part.path, self._split)
+            digest = split_digest(part.path, self._split)
         except (Mistake, Fault) as error:
-            found = str(error)
-        if not part.name.startswith(found):
+            digest = str(error)
+        if not part.name.startswith(digest):
             raise Mistake(
                 f"data: {part.path} is no source any more, but examples drawn before are still to "
                 f"be read from it: let it lie there, as it was, for one more checkpoint"
@@ -193,7 +194,7 @@ class Mixture:
 
 
 def _corpus_name(content: str, size: float, taken: Sequence[str]) -> str:
-    """What tells a corpus from others, from its digest and the hours of its subset."""
+    """The name that identifies a corpus: its digest, the hours of its subset, `#2` for a repeat."""
     name = f"{content}:{size:g}h" if size else content
     count = sum(other.partition("#")[0] == name for other in taken)
     return f"{name}#{count + 1}" if count else name

@@ -1,10 +1,10 @@
-"""Rows of examples: some are filled side by side, and the fullest is handed out when it must be.
+"""Packs examples into rows by best fit: several rows are open, and the fullest is yielded.
 
-Each example goes where it leaves the least room. Where it fits nowhere and as many rows are open as
-may be, the one with the least room left is full: the others stay open, unlike in Grain's packers,
-which close all of them at once. Of utterances of 12 s in rows of 1,024 positions that fills 98 %
-instead of 95 %. And a place in the stream is the turns of what lies in open rows: going on from it
-reads these alone again.
+Each example goes into the row where it leaves the least room. Where it fits into none and the
+largest number of rows is open, the row with the least room left is yielded: the others stay open,
+unlike in Grain's packers, which close all of them at once. For utterances of 12 s in rows of 1,024
+positions that fills 98 % instead of 95 %. The state is the draw indices of the examples in open
+rows: only these are read again after a resume.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipelines.examples.asr_example import Reject
 from data_pipelines.loader.prefetch import PendingExample
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from melllm_jax.batch import Batch
 from melllm_jax.errors import Fault
 
-ExampleColumns = dict[str, Any]  # columns [t ...], with the `turn` it is of and `lost`
-META = ("turn", "lost")
+ExampleColumns = dict[str, Any]  # columns [t ...], with its `draw_index` and `rejects_before`
+META = ("draw_index", "rejects_before")
 
 
 @dataclasses.dataclass
@@ -34,34 +34,34 @@ class OpenRow:
 
 
 class BestFitPacking(grain.IterDataset):
-    """The examples of each row of `t` positions, at most `bins` rows being open at a time.
+    """The examples of each row of `t` positions, with at most `bins` rows open at a time.
 
-    `again` reads the example of a turn once more. `pack_row` makes arrays of a row.
+    `reread` starts to read the example of a draw once more. `pack_row` makes arrays of a row.
     """
 
     def __init__(
-        self, parent: grain.IterDataset, again: Callable[[int], PendingExample], t: int, bins: int
+        self, parent: grain.IterDataset, reread: Callable[[int], PendingExample], t: int, bins: int
     ) -> None:
         super().__init__(parent)
-        self._how = again, t, bins
+        self._arguments = reread, t, bins
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _BestFitPackingIterator(self._parent.__iter__(), *self._how)
+        return _BestFitPackingIterator(self._parent.__iter__(), *self._arguments)
 
 
 class _BestFitPackingIterator(grain.DatasetIterator):
     def __init__(
         self,
         parent: grain.DatasetIterator,
-        again: Callable[[int], PendingExample],
+        reread: Callable[[int], PendingExample],
         t: int,
         bins: int,
     ) -> None:
         super().__init__(parent)
-        self._again, self._t, self._bins = again, t, bins
+        self._reread, self._t, self._bins = reread, t, bins
         self._open: list[OpenRow] = []
-        # Of a place that was gone to: turn, what was lost before it, and the example under way.
-        self._left: list[list[tuple[int, RejectsBefore, PendingExample]]] = []
+        # Rows of a restored state: draw index, rejects before it and the example being read.
+        self._restored: list[list[tuple[int, RejectsBefore, PendingExample]]] = []
 
     def __next__(self) -> list[ExampleColumns]:
         self._reopen()
@@ -84,74 +84,77 @@ class _BestFitPackingIterator(grain.DatasetIterator):
                 return full
 
     def _fullest(self) -> list[ExampleColumns]:
-        """What is in the fullest of the open rows, which is open no more."""
+        """The examples of the fullest open row, which is closed."""
         row = min(self._open, key=lambda row: row.room)
         self._open = [other for other in self._open if other is not row]
         return row.examples
 
     def _reopen(self) -> None:
-        """Fill the rows of a place that was gone to."""
-        for row in self._left:
+        """Open the rows of a restored state with the examples that were read again for them."""
+        for row in self._restored:
             examples = []
-            for turn, lost, reading in row:
+            for draw_index, rejects, reading in row:
                 example = reading.result()
                 if isinstance(example, Reject):
                     raise Fault(f"{example.detail}: it could be read before the checkpoint")
-                examples.append(example | {"turn": turn, "lost": lost})
+                examples.append(example | {"draw_index": draw_index, "rejects_before": rejects})
             room = self._t - sum(len(example["tokens"]) for example in examples)
             self._open.append(OpenRow(room, examples))
-        self._left = []
+        self._restored = []
 
     def get_state(self) -> dict[str, Any]:
-        """The turns in the open rows, as text: Grain and Orbax want states of one form."""
-        rows = [[(e["turn"], e["lost"].rejects) for e in row.examples] for row in self._open]
-        rows += [[(turn, lost.rejects) for turn, lost, _ in row] for row in self._left]
+        """The open rows' draw indices, as text: Grain and Orbax want states of one structure."""
+        rows = [
+            [(e["draw_index"], e["rejects_before"].rejects) for e in row.examples]
+            for row in self._open
+        ]
+        rows += [[(index, before.rejects) for index, before, _ in row] for row in self._restored]
         return {"parent": self._parent.get_state(), "open": json.dumps(rows)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["parent"])
         self._open = []
-        self._left = [
+        self._restored = [
             [
                 (
-                    turn,
-                    RejectsBefore(tuple((source, reason) for source, reason in lost)),
-                    self._again(turn),
+                    draw_index,
+                    RejectsBefore(tuple((source, reason) for source, reason in rejects)),
+                    self._reread(draw_index),
                 )
-                for turn, lost in row
+                for draw_index, rejects in row
             ]
             for row in json.loads(state["open"])
         ]
 
 
 def draw_range(state: dict[str, Any]) -> tuple[int, int]:
-    """The first turn that a lane in this state still needs, and the first that it has not read."""
+    """The first draw index that a lane in this state still needs, and the first not yet read."""
     while "open" not in state:
         state = state["parent"]
     rows = json.loads(state["open"])
     while "next" not in state:
         state = state["parent"]
     reached = int(state["next"])
-    return min([turn for row in rows for turn, _ in row] + [reached]), reached
+    return min([draw_index for row in rows for draw_index, _ in row] + [reached]), reached
 
 
 def write_rows(batch: Batch, first: int, rows: Sequence[Sequence[ExampleColumns]]) -> None:
-    """Write rows of examples to those of a batch from number `first` on."""
-    for number, examples in enumerate(rows, first):
-        into = {name: array[number] for name, array in batch._asdict().items()}
+    """Writes rows of examples to the rows of a batch from index `first` on."""
+    for index, examples in enumerate(rows, first):
+        into = {name: array[index] for name, array in batch._asdict().items()}
         pack_row(examples, batch.tokens.shape[1], into)
 
 
 def pack_row(
     examples: Sequence[ExampleColumns], t: int, into: Mapping[str, np.ndarray] | None = None
 ) -> ExampleColumns:
-    """Examples as one row: [t ...] of each column, `segments` and `positions`; and their `lost`.
+    """Packs examples into one row: each column [t ...], `segments`, `positions`, `rejects_before`.
 
-    It is zero behind them. The columns are written to `into`, arrays of that form, if it is given.
+    Behind the examples it is zero. Columns are written into the arrays of `into` if it is given.
     """
     lengths = [len(example["tokens"]) for example in examples]
     used = sum(lengths)
-    row: ExampleColumns = {"lost": [example["lost"] for example in examples]}
+    row: ExampleColumns = {"rejects_before": [example["rejects_before"] for example in examples]}
     numbers = np.arange(1, len(lengths) + 1, dtype=np.int32)
     columns = {name: [e[name] for e in examples] for name in examples[0] if name not in META}
     columns["segments"] = [np.repeat(numbers, lengths)]

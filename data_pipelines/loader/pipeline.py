@@ -1,8 +1,16 @@
-"""The Grain chain: corpora on disk → packed batches, its place in the stream saved exactly.
+"""The Grain chain from corpora on disk to packed batches; its state is saved and restored exactly.
 
-mix → shuffle → repeat → example → a lane's share → screen → pack → rows → tally, and the lanes'
-rows side by side, made ahead. Up to the share all is a function of the seed and of one global
-index; from there on of the lane alone, whichever host runs it. Imports no jax itself (Grain does).
+mix → shuffle → repeat → example → a lane's sample → drop rejects → pack → rows → count rejects.
+Then the rows of the lanes are assembled into batches and prefetched. Up to the lane's sample all
+is a function of the seed and of one global index, from there on of the lane alone, whichever host
+runs it. This module imports no jax itself (Grain does).
+
+Three parts of Grain are not used, because batches must be equal to the bit, also after a resume,
+for any number of hosts and worker processes. `mp_prefetch` warns that packing changes with the
+number of workers: hence lanes, `worker_pool` and `shared_buffers`. `ElasticIterator` (0.2.18)
+refuses datasets that make one element of many, as packing does: hence a state saved by lane. (Grain
+0.2.19 has elastic interleaving: to be looked at.) Its best-fit packing fills 95 % of a row where
+`packing` fills 98 %, and its state is not the handful of draw indices that ours is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +25,9 @@ from data_pipelines.corpora.corpus import Corpus
 from data_pipelines.corpora.shard_reader import DamagedShard
 from data_pipelines.corpora.subset import Subset
 from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.examples.asr_example import EvalExample, ExampleMaker, Reject
+from data_pipelines.examples.asr_example import EvalExample, ExampleMaker
+from data_pipelines.examples.run_examples import make_examples
+from data_pipelines.examples.text_example import TextExampleMaker
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.loader.lanes import Lanes
 from data_pipelines.loader.mixture import Mixture
@@ -31,6 +41,7 @@ from data_pipelines.loader.reject_counts import (
     RejectFilter,
 )
 from data_pipelines.loader.worker_pool import WorkerSetup
+from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
@@ -44,22 +55,24 @@ def train_batches(
     *,
     lanes: Sequence[int] | None = None,
     split: str = "train",
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Lanes:
-    """A stream of the Batch of some lanes, in NumPy: [rows t ...], all of them if None.
+    """A stream of batches with the rows of some lanes, in NumPy: [rows t ...]; None: all lanes.
 
-    It ends with the last full batch once every corpus is drawn data.epochs times, or never. `say`
-    is told, once each, of damaged shards that are skipped.
+    It ends with the last full batch once every corpus is drawn data.epochs times, or never. `log`
+    is called, once each, with damaged shards that are skipped.
 
-    Every host must draw it with the same run, and with the lanes of its rows (`layout.lanes`). Of
-    one corpus, all lanes together see every example once before any of them sees one again. The
-    iterator's state is small and JSON; set in a new iterator over the same data and lanes, it goes
-    on as if nothing had happened, and what Orbax saves of it is read by any hosts. Raises Mistake
-    for data that is missing or is not what the run says, and later, from the iterator, once the
-    share of unusable examples exceeds data.bad.
+    Every host must make it with the same run, and with the lanes of its own rows
+    (`sharding.host_lanes`). Of one corpus, all lanes together see every example once before any of
+    them sees one again. The iterator's state is small and JSON; set in a new iterator over the same
+    data and lanes, it continues as if nothing had happened, and what Orbax saves of it can be read
+    by any hosts.
+
+    Raises Mistake for data that is missing or is not what the run says, and later, from the
+    iterator, once the share of unusable examples exceeds data.max_reject_share.
     """
     given = range(run.data.lane_count) if lanes is None else lanes
-    return make_lanes(run, tokenizer, given, split, LogOnce(say))
+    return make_lanes(run, tokenizer, given, split, LogOnce(log))
 
 
 def make_lanes(
@@ -67,49 +80,52 @@ def make_lanes(
     tokenizer: Tokenizer,
     lanes: Sequence[int],
     split: str,
-    told: Callable[[str, str], None],
+    log_once: Callable[[str, str], None],
 ) -> Lanes:
-    """`train_batches` of these lanes; `told` is told of damaged shards, and what is wrong."""
+    """`train_batches` of these lanes; `log_once` gets a damaged shard and what is wrong with it."""
     data = run.data
     window, augment, order = _seeds(run.seed, 3)
-    mixed = Mixture(data, split, order, functools.partial(_check, run))
-    ready = mixed.tokenized(tokenizer.digest())
+    run_mixture = Mixture(data, split, order, functools.partial(_check, run))
+    ready = run_mixture.sources_with_ids_of(tokenizer.digest())
     train = functools.partial(
-        _train_example, ExampleMaker(run, tokenizer, Effects(data.augment), ready)
+        _train_example, make_examples(run, tokenizer, Effects(data.augment), ready)
     )
 
     def chain(
         lane: int, mixture: Mixture, readers: ReaderPool, counts: list[LaneCounts]
     ) -> grain.IterDataset:
-        made = ExampleMap(mixture, train, augment)
-        read = PrefetchDataset(made, mixture, LaneSampler(lane, data.lane_count, window), readers)
-        rows = BestFitPacking(RejectFilter(read, data, counts, told), read.again, data.t, data.bins)
+        make_example = ExampleMap(mixture, train, augment)
+        sampler = LaneSampler(lane, data.lane_count, window)
+        examples = PrefetchDataset(make_example, mixture, sampler, readers)
+        usable = RejectFilter(examples, data, counts, log_once)
+        rows = BestFitPacking(usable, examples.reread, data.t, data.bins)
         batches = rows.batch(data.b // data.lane_count, drop_remainder=True, batch_fn=list)
         return RejectCounter(batches, data, mixture)
 
-    return Lanes(chain, run, lanes, mixed, WorkerSetup(split, tokenizer.digest(), told))
+    workers = WorkerSetup(split, tokenizer.digest(), log_once)
+    return Lanes(chain, run, lanes, run_mixture, workers)
 
 
 def eval_examples(
     corpus: Corpus, run: Run, tokenizer: Tokenizer, *, order: Sequence[int] | None = None
-) -> Iterator[EvalExample | Reject]:
-    """Every utterance of `corpus` once, in `order` or in that of the file, unusable ones as Reject.
+) -> Iterator[EvalExample | Reject[int]]:
+    """Every utterance of `corpus` once, in `order` or in the file's, unusable ones as Reject.
 
-    `sources.by_length(corpus)` is the order that wastes least in batches. Utterances longer than
-    data.longest, and references that no tokenizer knows, are tried like others.
+    `corpus.indices_longest_first(corpus)` is the order that pads batches least. Utterances longer
+    than data.longest, and references that the tokenizer cannot encode, are included.
     """
     _check_mel(corpus, run.mel)
     indices = range(len(corpus)) if order is None else order
-    trials = grain.MapDataset.source(indices).map(corpus.__getitem__)
-    yield from _prefetch(trials.map(ExampleMaker(run, tokenizer).trial), run.data)
+    utterances = grain.MapDataset.source(indices).map(corpus.__getitem__)
+    yield from _prefetch(utterances.map(ExampleMaker(run, tokenizer).eval_example), run.data)
 
 
 class ExampleMap:
-    """The example of each number, made with a generator of its own.
+    """Makes the example of a global index, with a random generator of its own.
 
-    It draws as Grain's `random_map` lets it: by Philox (Salmon et al. 2011), keyed by the seed,
-    from a counter that is the number. Grain's own takes 20 µs more an example, to set the state of
-    a generator and to estimate what was read.
+    It draws the same numbers as in Grain's `random_map`: by Philox (Salmon et al. 2011), keyed by
+    the seed, from a counter that is the index. Grain's own takes 20 µs more an example, to set the
+    state of a generator and to estimate what was read.
     """
 
     def __init__(
@@ -121,14 +137,16 @@ class ExampleMap:
         self._mixture, self._example = mixture, example
         self._key = np.random.Philox(seed).state["state"]["key"]
 
-    def __call__(self, number: int) -> Any:
-        rng = np.random.Philox(key=self._key, counter=[0, 0, 0, number])
-        return self._example(self._mixture[number], np.random.Generator(rng))
+    def __call__(self, index: int) -> Any:
+        rng = np.random.Philox(key=self._key, counter=[0, 0, 0, index])
+        return self._example(self._mixture[index], np.random.Generator(rng))
 
 
 def _train_example(
-    examples: ExampleMaker, drawn: tuple[int, Utterance | DamagedShard], rng: np.random.Generator
-) -> dict[str, np.ndarray] | Reject:
+    examples: ExampleMaker | TextExampleMaker,
+    drawn: tuple[int, Utterance | DamagedShard],
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray] | Reject[int]:
     source, utterance = drawn
     if isinstance(utterance, DamagedShard):
         return Reject(source, utterance.path, DAMAGED, str(utterance))
@@ -137,6 +155,8 @@ def _train_example(
 
 def _check(run: Run, corpus: Corpus | Subset) -> None:
     """Raises Mistake where a corpus does not suit the run."""
+    if run.model.front == "none":  # its sound is not read
+        return
     _check_mel(corpus, run.mel)
     if corpus.mel is not None and (changes := run.data.augment.waveform_fields):
         names = ", ".join(changes)
@@ -144,7 +164,7 @@ def _check(run: Run, corpus: Corpus | Subset) -> None:
 
 
 def _check_mel(corpus: Corpus | Subset, cfg: Mel) -> None:
-    """Raises Mistake where ready mel was made otherwise; r, how it is cut, is not in it."""
+    """Raises Mistake where ready mel was made with other settings; `r` plays no part in it."""
     if corpus.mel is None:
         return
     for field in dataclasses.fields(Mel):

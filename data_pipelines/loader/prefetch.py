@@ -1,4 +1,4 @@
-"""Reading ahead: the threads of a process, and the examples of a lane in their order."""
+"""Prefetches a lane's examples in the threads of its process and yields them in draw order."""
 
 from collections import deque
 from collections.abc import Callable
@@ -10,26 +10,25 @@ import grain
 
 from data_pipelines.loader.mixture import Mixture
 
-BUFFER = 8  # examples read ahead by each thread
+BUFFER = 8  # examples prefetched by each thread
 
-
-ExampleFn = Callable[[int], Any]  # the example of a number
+ExampleFn = Callable[[int], Any]  # makes the example of a global index
 
 
 @runtime_checkable
 class PendingExample(Protocol):
-    """An example under way: a future, or what is `PrefetchDataset` already."""
+    """An example being read: a future, or an example that has been read already."""
 
     def result(self) -> Any:
-        """The example, once it is there."""
+        """Waits for the example and returns it."""
 
     def cancel(self) -> bool:
-        """Leave it unread if nobody has begun to."""
+        """Skips the reading if no thread has begun it; returns whether it was skipped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _ReadyExample:
-    """An example that was read when it was asked for."""
+    """An example that was read by the thread that requested it."""
 
     example: Any
 
@@ -41,90 +40,91 @@ class _ReadyExample:
 
 
 class ReaderPool:
-    """The threads of a process, which read for all its lanes; of 0 threads, whoever asks reads."""
+    """The reader threads of a process, shared by its lanes; with 0, the caller reads by itself."""
 
     def __init__(self, threads: int, lanes: int) -> None:
         self._pool = ThreadPoolExecutor(threads) if threads else None
-        # A lane packs alone: what is read ahead for it must keep every thread busy.
-        self.ahead = max(threads, BUFFER * threads // lanes)
+        # Lanes are packed one after another: one lane's look-ahead must keep every thread busy.
+        self.lookahead = max(threads, BUFFER * threads // lanes)
 
-    def read(self, examples: ExampleFn, number: int) -> PendingExample:
-        """The example of that number, under way."""
+    def read(self, make_example: ExampleFn, index: int) -> PendingExample:
+        """Starts to read the example of a global index."""
         if self._pool is None:
-            return _ReadyExample(examples(number))
-        return self._pool.submit(examples, number)
+            return _ReadyExample(make_example(index))
+        return self._pool.submit(make_example, index)
 
     def close(self) -> None:
-        """Let the threads end; what nobody has begun to read is left."""
+        """Ends the threads; examples that none has begun to read are dropped."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class LaneSampler:
-    """Which examples are a lane's: one of each `lanes` in turn, and which of them is chance.
+    """The global index of each draw of a lane.
 
-    A mix of two corpora alternates: without the chance, two lanes would get one each.
+    Of every `lanes` consecutive examples each lane draws one; a random rotation decides which.
+    Without it, a mixture that alternates between two corpora would give each of two lanes one only.
     """
 
     lane: int
     lanes: int
     seed: int
 
-    def __getitem__(self, turn: int) -> int:
-        """The index of the example of a turn, by SplitMix64 (Steele, Lea, Flood 2014)."""
-        mixed = (self.seed + turn * 0x9E3779B97F4A7C15) % 2**64
+    def __getitem__(self, draw_index: int) -> int:
+        """The global index of a draw, by SplitMix64 (Steele, Lea, Flood 2014)."""
+        mixed = (self.seed + draw_index * 0x9E3779B97F4A7C15) % 2**64
         mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % 2**64
         mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % 2**64
-        return turn * self.lanes + (self.lane + (mixed ^ mixed >> 31)) % self.lanes
+        return draw_index * self.lanes + (self.lane + (mixed ^ mixed >> 31)) % self.lanes
 
 
 class PrefetchDataset(grain.IterDataset):
-    """A lane's examples in order, each with its turn, read ahead by `readers`."""
+    """A lane's examples in draw order, each as (draw index, example), prefetched by `readers`."""
 
     def __init__(
-        self, examples: ExampleFn, mixture: Mixture, share: LaneSampler, readers: ReaderPool
+        self, make_example: ExampleFn, mixture: Mixture, sampler: LaneSampler, readers: ReaderPool
     ) -> None:
         super().__init__()
-        self._how = examples, mixture, share, readers
+        self._arguments = make_example, mixture, sampler, readers
 
-    def again(self, turn: int) -> PendingExample:
-        """The example of a turn, under way once more."""
-        examples, _, share, readers = self._how
-        return readers.read(examples, share[turn])
+    def reread(self, draw_index: int) -> PendingExample:
+        """Starts to read the example of a draw once more."""
+        make_example, _, sampler, readers = self._arguments
+        return readers.read(make_example, sampler[draw_index])
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _PrefetchIterator(*self._how)
+        return _PrefetchIterator(*self._arguments)
 
 
 class _PrefetchIterator(grain.DatasetIterator):
     def __init__(
-        self, examples: ExampleFn, mixture: Mixture, share: LaneSampler, readers: ReaderPool
+        self, make_example: ExampleFn, mixture: Mixture, sampler: LaneSampler, readers: ReaderPool
     ) -> None:
         super().__init__()
-        self._examples, self._mixture = examples, mixture
-        self._share, self._readers = share, readers
-        self._at = 0
-        self._coming: deque[PendingExample] = deque()
+        self._make_example, self._mixture = make_example, mixture
+        self._sampler, self._readers = sampler, readers
+        self._next_draw = 0
+        self._pending: deque[PendingExample] = deque()
 
     def __next__(self) -> tuple[int, Any]:
         end = len(self._mixture)
-        if self._share[self._at] >= end:
+        if self._sampler[self._next_draw] >= end:
             raise StopIteration
-        while len(self._coming) < max(self._readers.ahead, 1):
-            index = self._share[self._at + len(self._coming)]
+        while len(self._pending) < max(self._readers.lookahead, 1):
+            index = self._sampler[self._next_draw + len(self._pending)]
             if index >= end:
                 break
-            self._coming.append(self._readers.read(self._examples, index))
-        example = self._coming.popleft().result()
-        self._at += 1
-        return self._at - 1, example
+            self._pending.append(self._readers.read(self._make_example, index))
+        example = self._pending.popleft().result()
+        self._next_draw += 1
+        return self._next_draw - 1, example
 
     def get_state(self) -> dict[str, Any]:
-        return {"next": self._at}
+        return {"next": self._next_draw}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        for future in self._coming:
-            future.cancel()
-        self._coming.clear()
-        self._at = state["next"]
+        for pending in self._pending:
+            pending.cancel()
+        self._pending.clear()
+        self._next_draw = state["next"]

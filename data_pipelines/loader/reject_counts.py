@@ -1,9 +1,9 @@
-"""What is unusable is counted, in the iterator's state, and stops the run where it is too much.
+"""Counts unusable examples, in the iterator's state, and stops a run that has too many of them.
 
-Counted twice, for two questions. `RejectFilter` counts what a lane has read, which is ahead of its
-rows: after each batch `check_reject_share` stops a run whose share of bad examples is too large in
-all lanes of the host. `RejectCounter` counts what is in the batches of a lane, so that the figures
-of a run stopped and resumed are those of one that was not.
+They are counted twice, for two questions. `RejectFilter` counts what a lane has read, which is
+ahead of its rows: after each batch `check_reject_share` stops a run whose share of bad examples
+over all lanes of the host is too large. `RejectCounter` counts what is in the batches of a lane, so
+that the figures of a run that was stopped and resumed equal those of one that was not.
 """
 
 from collections import Counter
@@ -14,19 +14,20 @@ from typing import Any
 
 import grain
 
-from data_pipelines.examples.asr_example import Reject, reject_reasons
+from data_pipelines.examples.asr_example import reject_reasons
 from data_pipelines.loader.mixture import Mixture
+from data_pipelines.reject import Reject
 from melllm_jax.config.data import Data
 from melllm_jax.errors import Mistake
 
-DAMAGED = "damaged shard"  # the reason of what cannot be read of one
+DAMAGED = "damaged shard"  # the reason of records of a shard that cannot be read
 MIN_EXAMPLES = 100  # examples seen before a share of bad ones means anything
 MAX_NAMED = 5  # bad examples that the message names
 
 
 @dataclasses.dataclass(frozen=True)
 class RejectsBefore:
-    """The bad examples between a good one and the one before it: (source, reason) of each."""
+    """The (source, reason) of each bad example between a good one and the good one before it."""
 
     rejects: tuple[tuple[int, str], ...]
 
@@ -37,11 +38,11 @@ class LaneCounts:
 
     bad: dict[str, int]
     seen: int = 0
-    # Of a fixed length: Orbax and Grain want states of one form.
+    # Of a fixed length: Orbax and Grain want states of one structure.
     first: list[str] = dataclasses.field(default_factory=lambda: [""] * MAX_NAMED)
 
-    def add(self, reject: Reject) -> None:
-        """Count an unusable example that has been seen."""
+    def add(self, reject: Reject[int]) -> None:
+        """Counts an unusable example, which `seen` includes already."""
         name = f"{reject.id} ({reject.reason})"
         if "" in self.first and name not in self.first:
             self.first[self.first.index("")] = name
@@ -49,15 +50,15 @@ class LaneCounts:
 
 
 class LogOnce:
-    """Says what is wrong with a shard, once each: `say` is given a line for people."""
+    """Logs what is wrong with a shard, once for each; `log` is called with a line for people."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._shards = say, set[str]()
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log, self._shards = log, set[str]()
 
     def __call__(self, shard: str, text: str) -> None:
         if shard not in self._shards:
             self._shards.add(shard)
-            self._say(text)
+            self._log(text)
 
 
 def all_reject_reasons(cfg: Data) -> tuple[str, ...]:
@@ -66,12 +67,12 @@ def all_reject_reasons(cfg: Data) -> tuple[str, ...]:
 
 
 def stream_counts(iterator: grain.DatasetIterator) -> dict[str, Any]:
-    """How far the batches handed out have come: counts of the examples of this host's lanes.
+    """Counts of the examples in the batches handed out, over this host's lanes.
 
     seen: examples drawn, bad ones included; bad: unusable ones by reason; sources: by corpus,
-    in the order of Data.sources, `seen`, and `epoch`, how often all lanes have drawn it if they
-    have drawn as much as these. A bad example counts with the good one after it, so that what
-    is read or packed ahead does not count yet; the counts lie in the iterator's state.
+    in the order of Data.sources, `seen`, and `epoch`, how often all lanes have drawn it if each
+    has drawn as much as these. A bad example counts with the good one after it, so that examples
+    read or packed ahead do not count yet. The counts are part of the iterator's state.
     """
     state = iterator.get_state()
     while "lanes" not in state:
@@ -90,32 +91,34 @@ def stream_counts(iterator: grain.DatasetIterator) -> dict[str, Any]:
 
 
 def lane_counts(state: dict[str, Any]) -> LaneCounts:
-    """What the lane in this state has read."""
+    """Counts of what a lane has read, from its state."""
     while "read" not in state:
         state = state["parent"]
     return LaneCounts(**state["read"])
 
 
 def check_reject_share(cfg: Data, counts: Sequence[LaneCounts]) -> None:
-    """Raises Mistake where the share of bad examples in all of `counts` exceeds data.bad."""
+    """Raises Mistake where bad examples in all of `counts` exceed data.max_reject_share."""
     seen = sum(count.seen for count in counts)
     total = sum(sum(count.bad.values()) for count in counts)
-    if seen < MIN_EXAMPLES or total <= cfg.bad * seen:
+    if seen < MIN_EXAMPLES or total <= cfg.max_reject_share * seen:
         return
     bad = {reason: sum(count.bad[reason] for count in counts) for reason in all_reject_reasons(cfg)}
     names = dict.fromkeys(name for count in counts for name in count.first if name)
-    kinds = ", ".join(f"{number} {reason}" for reason, number in bad.items() if number)
+    kinds = ", ".join(f"{count} {reason}" for reason, count in bad.items() if count)
     share = f"{total} of {seen} examples ({total / seen:.1%})"
     first = ", ".join(list(names)[:MAX_NAMED])
-    raise Mistake(f"data.bad={cfg.bad}: {share} are unusable: {kinds}. First: {first}")
+    limit = f"data.max_reject_share={cfg.max_reject_share}"
+    raise Mistake(f"{limit}: {share} are unusable: {kinds}. First: {first}")
 
 
 class RejectFilter(grain.IterDataset):
-    """Examples without the Rejects, which it counts; each carries those before it as `lost`.
+    """Removes Rejects from the examples and counts them; the next good one has them beside it.
 
-    Its count takes its place among `counts`; `told` is called with every damaged shard. Raises
-    Mistake where the lane alone has as many bad examples too many as FEWEST in a row are: a batch,
-    for `check_reject_share` to look at, may never come.
+    It has them as `rejects_before`. The counts are appended to `counts`; `log_once` is called with
+    every damaged shard. Raises Mistake where the lane alone exceeds the allowed share by as many
+    bad examples as MIN_EXAMPLES in a row would: a batch, after which `check_reject_share` is
+    called, may never come.
     """
 
     def __init__(
@@ -123,15 +126,15 @@ class RejectFilter(grain.IterDataset):
         parent: grain.IterDataset,
         cfg: Data,
         counts: list[LaneCounts],
-        told: Callable[[str, str], None],
+        log_once: Callable[[str, str], None],
     ) -> None:
         super().__init__(parent)
-        self._cfg, self._counts, self._told = cfg, counts, told
+        self._cfg, self._counts, self._log_once = cfg, counts, log_once
 
     def __iter__(self) -> grain.DatasetIterator:
         count = LaneCounts(dict.fromkeys(all_reject_reasons(self._cfg), 0))
         self._counts.append(count)
-        return _RejectFilterIterator(self._parent.__iter__(), self._cfg, count, self._told)
+        return _RejectFilterIterator(self._parent.__iter__(), self._cfg, count, self._log_once)
 
 
 class _RejectFilterIterator(grain.DatasetIterator):
@@ -140,24 +143,26 @@ class _RejectFilterIterator(grain.DatasetIterator):
         parent: grain.DatasetIterator,
         cfg: Data,
         count: LaneCounts,
-        told: Callable[[str, str], None],
+        log_once: Callable[[str, str], None],
     ) -> None:
         super().__init__(parent)
-        self._cfg, self._count, self._told = cfg, count, told
+        self._cfg, self._count, self._log_once = cfg, count, log_once
 
     def __next__(self) -> dict[str, Any]:
-        lost: list[tuple[int, str]] = []
+        rejects: list[tuple[int, str]] = []
         while True:
-            turn, example = next(self._parent)
+            draw_index, example = next(self._parent)
             self._count.seen += 1
             if not isinstance(example, Reject):
-                return example | {"turn": turn, "lost": RejectsBefore(tuple(lost))}
+                before = RejectsBefore(tuple(rejects))
+                return example | {"draw_index": draw_index, "rejects_before": before}
             if example.reason == DAMAGED:
-                self._told(example.id, f"{example.detail}: what cannot be read of it is skipped")
+                text = f"{example.detail}: what cannot be read of it is skipped"
+                self._log_once(example.id, text)
             self._count.add(example)
-            lost.append((example.source, example.reason))
-            bad, may = sum(self._count.bad.values()), self._cfg.bad
-            if bad - may * self._count.seen >= MIN_EXAMPLES * (1 - may):
+            rejects.append((example.source, example.reason))
+            bad, allowed = sum(self._count.bad.values()), self._cfg.max_reject_share
+            if bad - allowed * self._count.seen >= MIN_EXAMPLES * (1 - allowed):
                 check_reject_share(self._cfg, [self._count])
 
     def get_state(self) -> dict[str, Any]:
@@ -178,7 +183,7 @@ class _RejectFilterIterator(grain.DatasetIterator):
 
 
 class RejectCounter(grain.IterDataset):
-    """A lane's rows of a batch, whose examples it counts by corpus, and those lost before them."""
+    """Counts the examples in a lane's rows by corpus, and the rejects before them by reason."""
 
     def __init__(self, parent: grain.IterDataset, cfg: Data, mixture: Mixture) -> None:
         super().__init__(parent)
@@ -200,11 +205,11 @@ class _RejectCounterIterator(grain.DatasetIterator):
         drawn: Counter[int] = Counter()
         for example in itertools.chain.from_iterable(rows):
             drawn[int(example["sources"][0])] += 1
-            for source, reason in example["lost"].rejects:
+            for source, reason in example["rejects_before"].rejects:
                 drawn[source] += 1
                 self._bad[reason] += 1
-        for number, count in drawn.items():
-            name = self._mixture.names[number]
+        for source, count in drawn.items():
+            name = self._mixture.names[source]
             self._drawn[name] = self._drawn.get(name, 0) + count
         return rows
 

@@ -20,10 +20,10 @@ from melllm_jax.config.run import Run
 
 
 class SharedBatchBuffers:
-    """Memory of batches that processes fill, used again once nobody here holds such a batch.
+    """Buffers that worker processes fill; each is reused once nobody here holds its batch.
 
-    It has no name, so it goes with the processes, however they end; and /dev/shm, of 64 MB in many
-    a container, is not asked for it.
+    The memory file has no name, so it goes with the processes, however they end, and takes nothing
+    of /dev/shm, which has 64 MB in many a container.
     """
 
     def __init__(self, run: Run, rows: int) -> None:
@@ -32,8 +32,8 @@ class SharedBatchBuffers:
         self._maps: list[mmap.mmap] = []
         self._free: deque[int] = deque()
 
-    def take(self) -> int:
-        """A slot that nobody uses."""
+    def acquire(self) -> int:
+        """The index of a free buffer, a new one if there is none."""
         if self._free:
             return self._free.popleft()
         size, count = buffer_bytes(self._run, self._rows), len(self._maps)
@@ -41,37 +41,37 @@ class SharedBatchBuffers:
         self._maps.append(mmap.mmap(self.file, size, offset=size * count))
         return count
 
-    def give(self, slot: int) -> None:
-        """It is used no more."""
-        self._free.append(slot)
+    def release(self, index: int) -> None:
+        """Marks a buffer as free."""
+        self._free.append(index)
 
-    def batch(self, slot: int) -> Batch:
-        """What is in a slot; it is used until none of the arrays is held any more."""
-        memory = np.frombuffer(self._maps[slot], np.uint8)
-        weakref.finalize(memory, self._free.append, slot).atexit = False
+    def batch(self, index: int) -> Batch:
+        """The batch in a buffer, which is released once none of its arrays is held any more."""
+        memory = np.frombuffer(self._maps[index], np.uint8)
+        weakref.finalize(memory, self._free.append, index).atexit = False
         return batch_assembly.allocate_batch(self._run, self._rows, memory)
 
     def close(self) -> None:
-        """Let go of the file; what is mapped of it stays as long as a batch is held."""
+        """Closes the file; a mapping of it stays as long as its batch is held."""
         os.close(self.file)
         self._maps.clear()
 
 
 def buffer_bytes(run: Run, rows: int) -> int:
-    """Bytes from one slot to the next: whole pages."""
+    """Bytes from one buffer to the next: whole pages."""
     return -(-batch_assembly.batch_bytes(run, rows) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class MappedBatchBuffers:
-    """Batches by slot, mapped when they are first asked for."""
+    """The same buffers in a worker process, each mapped at its first use."""
 
     def __init__(self, run: Run, setup: Mapping[str, Any]) -> None:
         self._run, self._rows, self._file = run, setup["rows"], setup["memory"]
-        self._found: dict[int, Batch] = {}
+        self._batches: dict[int, Batch] = {}
 
-    def __getitem__(self, slot: int) -> Batch:
-        if slot not in self._found:
+    def __getitem__(self, index: int) -> Batch:
+        if index not in self._batches:
             size = buffer_bytes(self._run, self._rows)
-            memory = np.frombuffer(mmap.mmap(self._file, size, offset=size * slot), np.uint8)
-            self._found[slot] = batch_assembly.allocate_batch(self._run, self._rows, memory)
-        return self._found[slot]
+            memory = np.frombuffer(mmap.mmap(self._file, size, offset=size * index), np.uint8)
+            self._batches[index] = batch_assembly.allocate_batch(self._run, self._rows, memory)
+        return self._batches[index]

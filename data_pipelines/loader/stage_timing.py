@@ -1,7 +1,7 @@
-"""The chain from records to batches taken apart, so that each stage can be timed by itself.
+"""Takes the chain from records to batches apart, so that each stage can be timed by itself.
 
-The stages are those of `pipeline.train_batches`, by the same functions, on the same utterances; one
-thread runs them, one after another.
+The stages are those of `pipeline.train_batches`, with the same functions, on the same utterances.
+One thread runs them, one after another.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +16,13 @@ import numpy as np
 
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave
-from data_pipelines.examples.asr_example import TRANSFER_DTYPES, ExampleMaker, Reject, wave_to_mel
+from data_pipelines.examples.asr_example import TRANSFER_DTYPES, ExampleMaker, wave_to_mel
 from data_pipelines.examples.interleave import asr_columns
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.loader.batch_assembly import allocate_batch
 from data_pipelines.loader.packing import BestFitPacking, ExampleColumns, write_rows
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch
@@ -32,26 +33,28 @@ from melllm_jax.features.mel_filters import HOP, SAMPLE_RATE
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """What does each stage over all utterances, in the order of the chain."""
+    """A function for each stage, which does it for all utterances; in the order of the chain."""
 
     actions: Mapping[str, Callable[[], object]]
-    utterances: int  # usable ones of those asked for
-    audio: float  # seconds of sound that every stage but pack works on
-    packed: float  # seconds of sound that pack works on, some of it several times
+    utterances: int  # usable ones of those given
+    audio: float  # seconds of sound that every stage but pack processes
+    packed: float  # seconds of sound that pack processes, some of it several times
 
 
 def make_stages(run: Run, tokenizer: Tokenizer, corpus: Corpus, indices: Iterable[int]) -> Stages:
-    """The stages over the utterances at `indices`, unusable ones left out; all is in memory then.
+    """The stages over the utterances at `indices`, without unusable ones; loads all into memory.
 
     read: the record or the manifest's line. decode: to 16 kHz samples (a manifest's files are read
     here). change and augment: as run.data.augment says, of sound and of mel; each seed is the
     index. mel, tokenise, assemble: one example. pack: into rows, and rows into batches. Ready mel
     has no decode, change and mel. Raises Mistake where no utterance is usable.
     """
+    if run.model.front == "none":
+        raise Mistake('model.front="none": the stages are those of speech: choose linear or conv')
     effects, prompt = Effects(run.data.augment), asr_prompt(tokenizer, run.text)
-    made = ExampleMaker(run, tokenizer, effects)
-    trial = lambda index: made.train((0, corpus[index]), np.random.default_rng(index))
-    tried = {int(index): trial(int(index)) for index in indices}
+    maker = ExampleMaker(run, tokenizer, effects)
+    make_example = lambda index: maker.train((0, corpus[index]), np.random.default_rng(index))
+    tried = {int(index): make_example(int(index)) for index in indices}
     examples = {i: one for i, one in tried.items() if not isinstance(one, Reject)}
     if not examples:
         reasons = {one.reason for one in tried.values() if isinstance(one, Reject)}
@@ -101,20 +104,20 @@ def _ready_mel(mel: Float[np.ndarray, "frames m"] | None) -> Float[np.ndarray, "
 def _repeat_examples(
     examples: list[dict[str, np.ndarray]], run: Run
 ) -> list[dict[str, np.ndarray]]:
-    """The examples so often that they would fill the packer's rows twice."""
+    """The examples, repeated until they would fill the packer's rows twice."""
     positions = sum(len(one["tokens"]) for one in examples)
     return examples * -(-2 * run.data.bins * run.data.t // positions)
 
 
 def _batches(examples: Sequence[dict[str, Any]], run: Run) -> Iterator[Any]:
-    """Batches of one lane."""
+    """The batches of one lane."""
     packed = BestFitPacking(_ExampleList(examples), _no_reread, run.data.t, run.data.bins)
     count = run.data.b // run.data.lane_count
     return iter(packed.batch(count, batch_fn=functools.partial(_make_batch, run)))
 
 
-def _no_reread(turn: int) -> "Future[Any]":
-    raise AssertionError(f"example {turn} is asked for again, though no place was gone to")
+def _no_reread(draw_index: int) -> "Future[Any]":
+    raise AssertionError(f"example {draw_index} is asked for again, though no place was gone to")
 
 
 def _make_batch(run: Run, rows: Sequence[Sequence[ExampleColumns]]) -> Batch:
@@ -124,7 +127,7 @@ def _make_batch(run: Run, rows: Sequence[Sequence[ExampleColumns]]) -> Batch:
 
 
 class _ExampleList(grain.IterDataset):
-    """Examples that are there already, in order."""
+    """Examples that are in memory already, in order."""
 
     def __init__(self, examples: Sequence[dict[str, np.ndarray]]) -> None:
         super().__init__()
@@ -143,7 +146,8 @@ class _ExampleListIterator(grain.DatasetIterator):
         if self._at == len(self._examples):
             raise StopIteration
         self._at += 1
-        return self._examples[self._at - 1] | {"turn": self._at - 1, "lost": RejectsBefore(())}
+        index = self._at - 1
+        return self._examples[index] | {"draw_index": index, "rejects_before": RejectsBefore(())}
 
     def get_state(self) -> dict[str, Any]:
         return {"next": self._at}

@@ -1,4 +1,8 @@
-"""A process of `workers.Workers`: fills the rows of its lanes in the slots that it is told."""
+"""A worker process of `worker_pool.WorkerPool`: fills the rows of its lanes in shared buffers.
+
+It reads messages from standard input, a JSON object a line: first the setup, then "fill" with the
+index of a buffer, which it answers, or "go" with a state to continue from.
+"""
 
 from collections.abc import Callable, Mapping
 import json
@@ -22,44 +26,44 @@ SendReply = Callable[[Mapping[str, Any]], None]
 
 
 def main() -> None:
-    """Take orders on standard input, a line each, the first of what to read, until it closes."""
+    """Serves messages from standard input until it closes."""
     setup = json.loads(sys.stdin.readline())
-    orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    messages: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    threading.Thread(target=_receive_messages, args=(messages,), daemon=True).start()
     with open(setup["answers"], "w") as out:
-        answer: SendReply = lambda message: print(json.dumps(message), file=out, flush=True)
+        reply: SendReply = lambda message: print(json.dumps(message), file=out, flush=True)
         run = from_json(setup["run"], Run)
-        slots = MappedBatchBuffers(run, setup)
+        buffers = MappedBatchBuffers(run, setup)
         try:
-            side = _make_batcher(run, setup, answer)
+            batcher = _make_batcher(run, setup, reply)
         except (Mistake, Fault) as error:
-            trouble = _error_reply(error)
+            error_reply = _error_reply(error)
             while True:
-                if "fill" in orders.get():
-                    answer(trouble)
+                if "fill" in messages.get():
+                    reply(error_reply)
         while True:
-            order = orders.get()
-            if "fill" in order:
-                answer(_fill_slot(side, slots[order["fill"]], setup["places"]))
+            message = messages.get()
+            if "fill" in message:
+                reply(_fill_buffer(batcher, buffers[message["fill"]], setup["places"]))
             else:
-                side.set_state(order["go"])
+                batcher.set_state(message["go"])
 
 
-def _make_batcher(run: Run, setup: Mapping[str, Any], answer: SendReply) -> LaneBatcher:
+def _make_batcher(run: Run, setup: Mapping[str, Any], reply: SendReply) -> LaneBatcher:
     tokenizer = load_tokenizer(run.text.tokenizer)
     if (digest := tokenizer.digest()) != setup["tokenizer"]:
         rule = f"has digest {digest}, the run's is {setup['tokenizer']}"
         raise Mistake(f"text.tokenizer={run.text.tokenizer}: {rule}")
-    told = lambda shard, said: answer({"told": [shard, said]})
-    return make_lanes(run, tokenizer, setup["lanes"], setup["split"], told).side()
+    log_once = lambda shard, text: reply({"told": [shard, text]})
+    return make_lanes(run, tokenizer, setup["lanes"], setup["split"], log_once).batcher()
 
 
-def _fill_slot(side: LaneBatcher, batch: Batch, places: list[int]) -> dict[str, Any]:
+def _fill_buffer(batcher: LaneBatcher, batch: Batch, slots: list[int]) -> dict[str, Any]:
     try:
-        side.fill(batch, places)
+        batcher.fill(batch, slots)
     except (Mistake, Fault, StopIteration) as error:
         return _error_reply(error)
-    return {"lanes": side.get_state()["lanes"], "worked": time.process_time()}
+    return {"lanes": batcher.get_state()["lanes"], "worked": time.process_time()}
 
 
 def _error_reply(error: Exception) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def _error_reply(error: Exception) -> dict[str, Any]:
     return {"trouble": [kinds[0], str(error)]}
 
 
-def _listen(orders: "SimpleQueue[dict[str, Any]]") -> None:
+def _receive_messages(messages: "SimpleQueue[dict[str, Any]]") -> None:
     for line in sys.stdin:
-        orders.put(json.loads(line))
-    os._exit(1)  # nobody is there to read for
+        messages.put(json.loads(line))
+    os._exit(1)  # the process that trains is gone

@@ -18,23 +18,23 @@ from melllm_jax.errors import Fault, Mistake
 
 DIRECT = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
-QUIET = ("apache_beam", "distributed")  # loggers that tell every step
+QUIET = ("apache_beam", "distributed")  # loggers that report every step
 
 
 def run_pipeline(
     tasks: list[Task],
     job: Job,
-    tick: Callable[[int], None],
+    progress: Callable[[int], None],
     *,
     runner: str,
     workers: int,
     words: Sequence[str],
 ) -> None:
-    """The pipeline, on the runner of that name."""
+    """Runs the pipeline on the Beam runner of that name, with the flags `words`."""
     beam = import_beam()
     cores = workers or os.cpu_count() or 1
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watch_progress(tasks, job, tick))
+        stack.enter_context(watch_progress(tasks, job, progress))
         if runner.lower() in ("direct", "directrunner"):
             # Beam's own DirectRunner first tries to fetch a program from the network (Prism); this
             # is what it then runs. Each task is a process, so threads are enough to wait for them.
@@ -76,14 +76,14 @@ def run_pipeline(
 
 
 def runner_flags(options: str) -> list[str]:
-    """Options in one string as Beam takes them, with or without their hyphens."""
+    """Beam's flags from one string of options, with or without their hyphens."""
     return [word if word.startswith("--") else f"--{word}" for word in shlex.split(options)]
 
 
 def import_beam() -> Any:
     """Apache Beam as a module. Raises Mistake where the extra `beam` is not installed."""
     try:
-        logging.disable(logging.WARNING)  # of parts of Google Cloud that nobody asked for
+        logging.disable(logging.WARNING)  # of parts of Google Cloud that are not installed
         import apache_beam  # noqa: PLC0415
         import apache_beam.options.pipeline_options  # noqa: PLC0415
     except ImportError as error:
@@ -95,7 +95,7 @@ def import_beam() -> Any:
 
 
 def _dask_flags(stack: contextlib.ExitStack, cores: int, words: Sequence[str]) -> list[str]:
-    """Options for a cluster on this machine, unless one is named, and for tasks one by one."""
+    """Flags for a Dask cluster on this machine, unless one is named, and for one task at a time."""
     try:
         from dask import distributed  # noqa: PLC0415
     except ImportError as error:

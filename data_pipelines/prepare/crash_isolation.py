@@ -1,9 +1,9 @@
-"""A task in a process of its own, so that a file that crashes or hangs a decoder costs one line.
+"""Runs a task in a process of its own, so that a file that crashes a decoder costs one line.
 
-The process notes the line that it is about to read in a file of eight bytes. Where it dies of a
-fault in compiled code, or stands still, that line becomes a reject and the task is done again
-without it: sound that brings a decoder down does so each time, so the result stays a function of
-the input. It ends with whoever started it, as their pipe closes.
+The process writes the index of the line that it is about to read to a file of eight bytes. Where it
+dies of a fault in compiled code, or hangs, that line becomes a reject and the task is done again
+without it: sound that crashes a decoder does so each time, so the result stays a function of the
+input. The process ends with the one that started it, when the pipe between them closes.
 """
 
 from collections.abc import Iterator
@@ -24,23 +24,23 @@ from data_pipelines.prepare.shard_task import stage_task
 from data_pipelines.prepare.tasks import Job, Task, decode_task, encode_task
 from melllm_jax.errors import Fault, Mistake
 
-STALL_SECONDS = 300.0  # seconds on one line: an hour of sound takes a few
-MARK_SUFFIX = ".at"  # suffix of the file with the number of the line
+STALL_SECONDS = 300.0  # on one line until it counts as hung: an hour of sound takes a few
+MARK_SUFFIX = ".at"  # of the file with the line being read
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 ERROR_PREFIX = "trouble: "  # the last line of a process that could not do its task
-_LINE = struct.Struct("<Q")  # number of the line under way, from 1; 0 is none yet
+_LINE = struct.Struct("<Q")  # the line being read, counted from 1; 0: none yet
 
 
 def run_isolated(task: Task, job: Job) -> None:
-    """`stage_task` in a process of its own. Raises as it does, and Fault where that is killed."""
+    """Does a task in another process. Raises as `stage_task`, and Fault where that is killed."""
     skip: dict[int, str] = {}
     while True:
         with _mark_file(task, job) as mark:
-            code, said = _run(task, job, skip, mark)
+            code, output = _run(task, job, skip, mark)
             line = read_mark(mark)
         if code == 0:
             return
-        last = said.strip().rpartition("\n")[2]  # decoders say things too
+        last = output.strip().rpartition("\n")[2]  # decoders print too
         if code in (1, 2) and last.startswith(ERROR_PREFIX):
             kind, message = json.loads(last.removeprefix(ERROR_PREFIX))
             raise {"Mistake": Mistake, "Fault": Fault}[kind](message)
@@ -49,29 +49,29 @@ def run_isolated(task: Task, job: Job) -> None:
         elif code is not None and -code in CRASHES and line and line - 1 not in skip:
             skip[line - 1] = f"crashes its decoder ({signal.Signals(-code).name})"
         else:
-            raise Fault(f"{task.name}: its process ended with {code}: {said.strip()[-2000:]}")
+            raise Fault(f"{task.name}: its process ended with {code}: {output.strip()[-2000:]}")
 
 
 def read_mark(mark: pathlib.Path) -> int:
-    """Lines begun by a process, as its mark says."""
+    """How many lines a process has begun, from its mark file."""
     return int(_LINE.unpack(mark.read_bytes())[0])
 
 
 def _run(task: Task, job: Job, skip: dict[int, str], mark: pathlib.Path) -> tuple[int | None, str]:
-    """Exit status of the process, None where it stood still; and what it said."""
-    known = [path for path in sys.path if path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(known)}
-    words = [sys.executable, "-m", "data_pipelines.prepare.crash_isolation"]
+    """The exit status of the process, None where it hung, and its output."""
+    paths = [path for path in sys.path if path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "data_pipelines.prepare.crash_isolation"]
     with (
-        tempfile.TemporaryFile("w+") as said,
+        tempfile.TemporaryFile("w+") as output,
         subprocess.Popen(
-            words,
+            command,
             stdin=subprocess.PIPE,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             text=True,
             env=environment,
-            start_new_session=True,  # an interrupt is for whoever started it, whose end it sees
+            start_new_session=True,  # an interrupt is for the parent, whose end it sees
         ) as process,
     ):
         try:
@@ -83,8 +83,8 @@ def _run(task: Task, job: Job, skip: dict[int, str], mark: pathlib.Path) -> tupl
             code = _wait(process, mark)
         finally:
             process.kill()
-        said.seek(0)
-        return code, said.read()
+        output.seek(0)
+        return code, output.read()
 
 
 def _wait(process: "subprocess.Popen[str]", mark: pathlib.Path) -> int | None:
@@ -113,12 +113,13 @@ def _mark_file(task: Task, job: Job) -> Iterator[pathlib.Path]:
 
 
 def _main() -> int:
-    words, skip, mark = json.loads(sys.stdin.readline())
+    encoded, skip, mark = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    task, job = decode_task(words)
+    task, job = decode_task(encoded)
     with open(mark, "r+b") as file, mmap.mmap(file.fileno(), _LINE.size) as line:
         try:
-            stage_task(task, job, skip=dict(skip), tick=lambda n: _LINE.pack_into(line, 0, n + 1))
+            mark_line = lambda n: _LINE.pack_into(line, 0, n + 1)
+            stage_task(task, job, skip=dict(skip), progress=mark_line)
         except (Mistake, Fault) as error:
             kind = Mistake if isinstance(error, Mistake) else Fault
             print("\n" + ERROR_PREFIX + json.dumps([kind.__name__, str(error)]), flush=True)
@@ -127,7 +128,7 @@ def _main() -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()  # nothing more is written: it returns when the other end is gone
+    sys.stdin.read()  # nothing more is written: it returns when the parent is gone
     os._exit(1)
 
 

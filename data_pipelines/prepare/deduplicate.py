@@ -1,8 +1,10 @@
-"""Which records repeat an earlier one: pure functions that a group-by-key lies between.
+"""Finds records that repeat an earlier one, by digest: pure functions between group-by-key steps.
 
-Only digests travel, in bundles of one shard's share of a bucket, so that a shard of 5,000 records
-sends 64 small elements. Earlier means: in a split not to train on, then in order of split, shard
-and row, so that what is held out stays and training loses the copy.
+`bundles` sends the digests of a shard's records to buckets; `find_repeats` compares those of one
+bucket; `merge_repeats` collects what the buckets found of one shard. Only digests travel, all of a
+shard for a bucket in one element, so that a shard of 5,000 records sends 64 small elements. Earlier
+means: in a split that is not trained on, then in order of split, shard and row; so held-out data
+stays and training loses the copy.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,7 +14,7 @@ import numpy as np
 from data_pipelines.prepare.record_statistics import ROW
 
 BUCKETS = 64
-REASONS = ("duplicate id", "duplicate")  # by kind; an id counts only within its split
+REASONS = ("duplicate id", "duplicate")  # by kind; ids are compared only within a split
 ENTRY = np.dtype(
     [
         ("digest", "<u8", 2),
@@ -25,21 +27,21 @@ ENTRY = np.dtype(
 )
 REPEAT = np.dtype(
     [("row", "<u4"), ("kind", "u1"), ("rank", "<u2"), ("line", "<u4")]
-)  # a record, and the split and line of the one that stays
+)  # row of a record that repeats another, and split and line of the one that stays
 
 
 def sort_splits(splits: Iterable[str]) -> list[str]:
-    """Splits in the order in which their records come first."""
+    """Splits in order of precedence: of equal records that of the first split stays."""
     return sorted(splits, key=lambda split: (is_train_split(split), split))
 
 
 def is_train_split(split: str) -> bool:
-    """Whether a split is to train on, by its name: train, train-clean-100, train_960."""
+    """Whether a split is trained on, by its name: train, train-clean-100, train_960."""
     return split.startswith("train")
 
 
 def bundles(rows: np.ndarray, rank: int, shard: int, sounds: bool) -> Iterator[tuple[int, bytes]]:
-    """The digests of a shard's records by bucket: those of ids, and of sound where asked for."""
+    """The digests of a shard's records by bucket: of their ids and, with `sounds`, their sound."""
     assert rows.dtype == ROW
     parts = []
     for kind, field in enumerate(("name", "sound") if sounds else ("name",)):
@@ -49,13 +51,13 @@ def bundles(rows: np.ndarray, rank: int, shard: int, sounds: bool) -> Iterator[t
         part["row"] = np.arange(len(rows))
         parts.append(part)
     entries = np.concatenate(parts)
-    bucket = entries["digest"][:, 0] % BUCKETS
-    for number in np.unique(bucket):
-        yield int(number), entries[bucket == number].tobytes()
+    buckets = entries["digest"][:, 0] % BUCKETS
+    for bucket in np.unique(buckets):
+        yield int(bucket), entries[buckets == bucket].tobytes()
 
 
 def find_repeats(parts: Iterable[bytes]) -> Iterator[tuple[tuple[int, int], bytes]]:
-    """Of one bucket, the records that repeat an earlier one, by rank of split and shard."""
+    """The records of one bucket that repeat an earlier one, by (rank of split, shard)."""
     entries = np.frombuffer(b"".join(parts), ENTRY)
     high, low = entries["digest"][:, 0], entries["digest"][:, 1]
     scope = np.where(entries["kind"] == 0, entries["rank"].astype(np.int64) + 1, 0)
@@ -67,10 +69,10 @@ def find_repeats(parts: Iterable[bytes]) -> Iterator[tuple[tuple[int, int], byte
     columns = (entries["digest"][:, 0], entries["digest"][:, 1], entries["kind"], scope)
     first[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     kept = entries[np.maximum.accumulate(np.where(first, np.arange(len(entries)), 0))]
-    # A runner may send an element twice: a record is no copy of itself.
-    places = [entries[field] != kept[field] for field in ("rank", "shard", "row")]
-    lost = np.any(places, axis=0)
-    entries, kept = entries[lost], kept[lost]
+    # A runner may send an element twice: a record does not repeat itself.
+    differs = [entries[field] != kept[field] for field in ("rank", "shard", "row")]
+    repeated = np.any(differs, axis=0)
+    entries, kept = entries[repeated], kept[repeated]
     found = np.zeros(len(entries), REPEAT)
     found["row"], found["kind"] = entries["row"], entries["kind"]
     found["rank"], found["line"] = kept["rank"], kept["line"]
@@ -80,6 +82,6 @@ def find_repeats(parts: Iterable[bytes]) -> Iterator[tuple[tuple[int, int], byte
 
 
 def merge_repeats(parts: Iterable[bytes]) -> np.ndarray:
-    """The losses of one shard in order of row, one a record: as a repeated id where it is both."""
-    found = np.unique(np.frombuffer(b"".join(parts), REPEAT))  # by row, then kind
-    return found[np.unique(found["row"], return_index=True)[1]]
+    """The repeats of one shard in order of row, one a record: a repeated id where it is both."""
+    repeats = np.unique(np.frombuffer(b"".join(parts), REPEAT))  # by row, then kind
+    return repeats[np.unique(repeats["row"], return_index=True)[1]]

@@ -1,4 +1,4 @@
-"""A job of preparing from its start to the verdict on what it left out."""
+"""Runs a preparing job, watches its progress, and fails it if too many utterances are unusable."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,8 +20,8 @@ from data_pipelines.prepare.tasks import Job, Task
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
 
-POLL_SECONDS = 1.0  # seconds between looks at what is done
-ProgressCallback = Callable[[int, int], None]  # utterances done, of how many
+POLL_SECONDS = 1.0  # between looks at what is done
+ProgressCallback = Callable[[int, int], None]  # given the utterances done, and all
 TaskRunner = Callable[[list[Task], Job, Callable[[int], None]], None]
 
 
@@ -32,9 +32,14 @@ def run_job(
     out: epath.Path,
     tasks: list[Task],
     bad: float,
-    tick: ProgressCallback,
+    progress: ProgressCallback,
 ) -> None:
-    """All tasks done, and found good enough; else what is left out is listed and it raises."""
+    """Does all tasks and checks that few enough utterances were rejected.
+
+    launch: runs the tasks; progress: called with the utterances done, and all. Raises Mistake where
+    rejects exceed the share `bad`, or a split has no usable utterance, after writing rejects.jsonl
+    to `out`; Fault where the runner leaves a task undone; and what a task raised.
+    """
     work = epath.Path(job.work)
     work.mkdir(parents=True, exist_ok=True)
     for path in work.iterdir():
@@ -44,7 +49,7 @@ def run_job(
             path.unlink()
     total = sum(task.lines for task in tasks)
     try:
-        launch(tasks, job, lambda done: tick(done, total))
+        launch(tasks, job, lambda done: progress(done, total))
     finally:
         _raise_task_error(work)
     undone = [task.name for task in tasks if shard_task.read_sidecar(task, job) is None]
@@ -55,7 +60,7 @@ def run_job(
     counts = Counter(reject["reason"] for reject in read_rejects(tasks, job))
     for reason in deduplicate.REASONS:
         del counts[reason]
-    if counts.total() > job.allowed:
+    if counts.total() > job.max_rejects:
         write_rejects(out, tasks, job)
         named = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         least = " or more" if (work / shard_task.STOP).exists() else ""
@@ -80,29 +85,27 @@ def _raise_task_error(work: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def watch_progress(tasks: list[Task], job: Job, tick: Callable[[int], None]) -> Iterator[None]:
-    """Looks at what is done from a thread of its own, tells `tick`, and stops a job gone bad."""
+def watch_progress(tasks: list[Task], job: Job, progress: Callable[[int], None]) -> Iterator[None]:
+    """Polls what is done in a thread, calls `progress`, and stops a job with too many rejects."""
     ended = threading.Event()
     lines = {task.name: task.lines for task in tasks}
 
     def watch() -> None:
-        refused: dict[str, int] = {}  # by task that is done
+        rejected: dict[str, int] = {}  # by task that is done
         took = 0.0
-        while not ended.wait(
-            max(POLL_SECONDS, 10 * took)
-        ):  # a bucket of many files takes long to list
+        while not ended.wait(max(POLL_SECONDS, 10 * took)):  # a large bucket is slow to list
             began, begun = time.monotonic(), 0
             for path in epath.Path(job.work).iterdir():
                 name = path.name.removesuffix(shard_task.SIDECAR)
-                if name in lines and name != path.name and name not in refused:
+                if name in lines and name != path.name and name not in rejected:
                     with contextlib.suppress(OSError, ValueError):
-                        refused[name] = len(json.loads(path.read_bytes())["rejects"])
+                        rejected[name] = len(json.loads(path.read_bytes())["rejects"])
                 elif path.name.endswith(crash_isolation.MARK_SUFFIX):
                     with contextlib.suppress(OSError, struct.error):
                         begun += crash_isolation.read_mark(pathlib.Path(os.fspath(path)))
             took = time.monotonic() - began
-            tick(sum(lines[name] for name in refused) + begun)
-            if sum(refused.values()) > max(job.allowed, shard_task.MIN_REJECTS):
+            progress(sum(lines[name] for name in rejected) + begun)
+            if sum(rejected.values()) > max(job.max_rejects, shard_task.MIN_REJECTS):
                 files.write_bytes(epath.Path(job.work) / shard_task.STOP, b"too many are unusable")
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -112,4 +115,4 @@ def watch_progress(tasks: list[Task], job: Job, tick: Callable[[int], None]) -> 
     finally:
         ended.set()
         watcher.join()
-    tick(sum(lines.values()))
+    progress(sum(lines.values()))

@@ -1,7 +1,7 @@
-"""Manifests to shards: an Apache Beam pipeline, or the same steps in this process.
+"""Prepares a corpus as shards, by an Apache Beam pipeline or by the same steps in this process.
 
-What must hold: what is written is a function of the input and the options alone, whatever runs it
-and however often it was cut off. `OUT/.work` holds what is done so far; a second run goes on there.
+What must hold: the output is a function of the input and the options alone, whatever runner is used
+and however often it was cut off. `OUT/.work` holds what is done so far; a second run continues it.
 Only tasks and digests travel between the steps of the pipeline, never sound.
 """
 
@@ -22,7 +22,7 @@ from data_pipelines.prepare import beam_steps, deduplicate
 from data_pipelines.prepare.beam_pipeline import import_beam, run_pipeline, runner_flags
 from data_pipelines.prepare.job import ProgressCallback, TaskRunner, run_job
 from data_pipelines.prepare.publish import publish_shards, staged_mel_statistics
-from data_pipelines.prepare.tasks import Job, plan_tasks
+from data_pipelines.prepare.tasks import Job, Task, plan_tasks
 from data_pipelines.prepare.validate import Limits, RecordConfig, Store
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax import files
@@ -30,7 +30,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.errors import Fault, Mistake
 
 WORK = ".work"  # folder in OUT that is removed at the end
-INLINE = "inline"  # the runner that is none: one process, without Beam
+INLINE = "inline"  # instead of a runner: this process, without Beam
 LIMITS = Limits()
 
 
@@ -49,56 +49,67 @@ def prepare(
     runner: str = INLINE,
     workers: int = 0,
     beam: str = "",
-    tick: ProgressCallback = lambda done, total: None,
-    say: Callable[[str], None] = lambda line: None,
+    progress: ProgressCallback = lambda done, total: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> shard_index.ShardIndex:
-    """Writes every split of `source` into `out`; the index it returns is written last.
+    """Writes every split of `source` as shards into `out`; returns the index, written last.
 
-    kind, options: what source is, and what the importer of that kind takes. store: if not said,
+    kind, options: "jsonl" for manifests, or a kind of importer and its options. store: by default
     mel where `mel` is given, else FLAC; `mel` is also what is measured where it is not stored.
     per_shard: utterances a shard. bad: share of unusable utterances that stops the work; repeated
     ones do not count. runner: Beam's, by its name, or "inline"; workers: processes of direct and
-    dask, 0 for one a core; beam: further options of the runner, as "project=x region=y". tick is
-    told how many utterances are done, of how many. What is left out stands in rejects.jsonl, also
-    where the work stops. Raises Mistake for that, for manifest errors, and for an `out` that is
-    already whole.
+    dask, 0 for one a core; beam: further options of the runner, as "project=x region=y". progress
+    is called with how many utterances are done, and of how many; log with lines for people. What
+    is left out is listed in rejects.jsonl, also where the work stops. Raises Mistake for that, for
+    manifest errors, and for an `out` that is already complete.
     """
     folder = epath.Path(out)
     _check_arguments(folder, per_shard, bad)
     if runner != INLINE:
-        import_beam()  # or it says now that it is not there
+        import_beam()  # raises now if it is not installed
     digest = load_tokenizer(tokenizer).digest() if tokenizer else ""
-    making = RecordConfig(store or ("mel" if mel else "flac"), mel or Mel(), limits)
-    told = dict(options or {})
-    asked = [os.fspath(source), kind, told, dataclasses.asdict(making), digest, per_shard]
+    record_config = RecordConfig(store or ("mel" if mel else "flac"), mel or Mel(), limits)
+    given = dict(options or {})
+    asked = [os.fspath(source), kind, given, dataclasses.asdict(record_config), digest, per_shard]
     if kind == "jsonl":
         lines = epath.Path(source)
-        plan_tasks(lines, per_shard)  # what is wrong with it shows before anything is made
+        plan_tasks(lines, per_shard)  # raises for a bad manifest before anything is written
     work = _work_folder(folder, json.dumps(asked, sort_keys=True))
     if kind != "jsonl":
-        lines = _import_corpus(source, kind, work, told, say)
+        lines = _import_corpus(source, kind, work, given, log)
     tasks = plan_tasks(lines, per_shard)
-    allowed = math.floor(bad * sum(task.lines for task in tasks) + 1e-9)
+    max_rejects = math.floor(bad * sum(task.lines for task in tasks) + 1e-9)
     splits = tuple(deduplicate.sort_splits({task.split for task in tasks}))
-    job = Job(os.fspath(work), making, splits, tokenizer, digest, allowed)
-    run = functools.partial(run_job, out=folder, tasks=tasks, bad=bad, tick=tick)
-    piped = functools.partial(
+    job = Job(os.fspath(work), record_config, splits, tokenizer, digest, max_rejects)
+    run = functools.partial(run_job, out=folder, tasks=tasks, bad=bad, progress=progress)
+    run_beam = functools.partial(
         run_pipeline, runner=runner, workers=workers, words=runner_flags(beam)
     )
-    launch: TaskRunner = beam_steps.run_inline if runner == INLINE else piped
-    if making.store == "mel" and making.mel.normalize == "global" and not making.mel.mean:
-        say("mel.normalize=global has no constants yet: a first pass takes them from all sound")
-        first = RecordConfig("nothing", dataclasses.replace(making.mel, normalize="none"), limits)
-        measured = dataclasses.replace(job, work=os.fspath(work / "measured"), making=first)
-        run(measured, launch)
-        found = staged_mel_statistics(tasks, measured)
-        stored = dataclasses.replace(making.mel, mean=found.mean, invstd=found.invstd)
-        job = dataclasses.replace(job, making=dataclasses.replace(making, mel=stored))
-        say("second pass: storing mel, normalised")
+    launch: TaskRunner = beam_steps.run_inline if runner == INLINE else run_beam
+    wanted = record_config.mel
+    if record_config.store == "mel" and wanted.normalize == "global" and not wanted.mean:
+        log("mel.normalize=global has no constants yet: a first pass takes them from all sound")
+        job = _measure_mel(job, tasks, lambda first: run(first, launch))
+        log("second pass: storing mel, normalised")
     run(job, launch)
     index = publish_shards(folder, tasks, job)
     work.rmtree()
     return index
+
+
+def _measure_mel(job: Job, tasks: list[Task], run: Callable[[Job], None]) -> Job:
+    """The job with the mel constants that a first pass, which stores nothing, measures."""
+    config = job.record_config
+    plain = dataclasses.replace(config.mel, normalize="none")
+    first = dataclasses.replace(
+        job,
+        work=os.fspath(epath.Path(job.work) / "measured"),
+        record_config=RecordConfig("nothing", plain, config.limits),
+    )
+    run(first)
+    found = staged_mel_statistics(tasks, first)
+    mel = dataclasses.replace(config.mel, mean=found.mean, invstd=found.invstd)
+    return dataclasses.replace(job, record_config=dataclasses.replace(config, mel=mel))
 
 
 def _check_arguments(folder: epath.Path, per_shard: int, bad: float) -> None:
@@ -113,14 +124,14 @@ def _check_arguments(folder: epath.Path, per_shard: int, bad: float) -> None:
 
 
 def _work_folder(folder: epath.Path, asked: str) -> epath.Path:
-    """The folder of what is staged, emptied where something else was asked for when it was made."""
+    """The folder of staged files, emptied where it was made with other arguments."""
     work = folder / WORK
-    said = work / "asked.json"
+    asked_file = work / "asked.json"
     try:
-        if work.exists() and not (said.exists() and said.read_text() == asked):
+        if work.exists() and not (asked_file.exists() and asked_file.read_text() == asked):
             work.rmtree()
         work.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(said, asked.encode())
+        files.write_bytes(asked_file, asked.encode())
     except OSError as error:
         raise Fault(f"{work}: cannot be written: {error}") from error
     return work
@@ -131,14 +142,14 @@ def _import_corpus(
     kind: str,
     work: epath.Path,
     options: Mapping[str, Any],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> epath.Path:
-    """The folder of manifests of a foreign corpus, written now or by a run that was cut off."""
+    """The folder of manifests of a foreign corpus, written now or by a run cut off earlier."""
     lines, done = work / "lines", work / "imported.json"
     if not done.exists():
         if lines.exists():
             lines.rmtree()
-        say(f"reading the {kind} corpus {os.fspath(source)}")
+        log(f"reading the {kind} corpus {os.fspath(source)}")
         try:
             counts = write_manifests.import_corpus(os.fspath(source), kind, lines, **options)
         except Mistake:  # nothing is begun

@@ -1,4 +1,4 @@
-"""What all tasks have staged to a folder of shards, whose index is written last.
+"""Publishes what all tasks have staged as a folder of shards, whose index is written last.
 
 A file is linked to its final name, or copied where links are unknown, and the staged one stays
 until all is done: publishing can be cut off anywhere and done again.
@@ -26,7 +26,7 @@ SHARD_NAME = re.compile(r".+-\d{5,}" + re.escape(shard_index.SHARD_SUFFIX))
 
 
 def publish_shards(out: epath.Path, tasks: Sequence[Task], job: Job) -> shard_index.ShardIndex:
-    """Moves what is staged into `out` and writes its index."""
+    """Links or copies the staged shards into `out` and writes the index, which it returns."""
     _clear(out)
     splits: dict[str, tuple[shard_index.Shard, ...]] = {}
     facts, tallies = {}, []
@@ -37,12 +37,12 @@ def publish_shards(out: epath.Path, tasks: Sequence[Task], job: Job) -> shard_in
         count = sum(shard["count"] for shard in described if shard)
         parts = _link_shards(mine, job, out, tally, found, refused)
         shard_writer.write_columns(out, split, parts, count)
-        splits[split], facts[split] = tuple(found), tally.facts(dict(sorted(refused.items())))
+        splits[split], facts[split] = tuple(found), tally.summary(dict(sorted(refused.items())))
         tallies.append(tally)
     write_rejects(out, tasks, job)
-    making, store = job.making, job.making.store
+    record_config, store = job.record_config, job.record_config.store
     index = shard_index.ShardIndex(
-        mel=making.mel if store == "mel" else None,
+        mel=record_config.mel if store == "mel" else None,
         splits=dict(sorted(splits.items())),
         facts=facts,
         sound=store if store == "opus" or store == "original" else "flac",
@@ -55,21 +55,22 @@ def publish_shards(out: epath.Path, tasks: Sequence[Task], job: Job) -> shard_in
 
 
 def staged_mel_statistics(tasks: Sequence[Task], job: Job) -> shard_index.MelStatistics:
-    """Of the mel of all staged sound to train on, or of all splits where none is named for that.
+    """Mel statistics over the staged train splits, or over all splits where none is named so.
 
-    Also of records that were taken out since because they repeat others: these are constants to
-    centre the bands by, and counting them out would mean to hear them again.
+    Records that were removed later, because they repeat others, are included: the statistics only
+    centre the bands, and to leave those out would mean to decode them again.
     """
     train = [task for task in tasks if deduplicate.is_train_split(task.split)]
     total = Moments()
     for task in train or tasks:
         moments = _sidecar(task, job)["moments"]
         total += Moments(moments["count"], tuple(moments["mean"]), tuple(moments["squares"]))
-    return shard_index.MelStatistics(job.making.mel.kind, job.making.mel.m, *total.constants())
+    mel = job.record_config.mel
+    return shard_index.MelStatistics(mel.kind, mel.m, *total.constants())
 
 
 def read_rejects(tasks: Sequence[Task], job: Job) -> Iterator[dict[str, str]]:
-    """What is left out so far, in order, as rejects.jsonl has it."""
+    """The utterances rejected so far, in order, as lines of rejects.jsonl."""
     for task in tasks:
         for tree in (shard_task.read_sidecar(task, job), shard_task.read_repeats(task, job)):
             for reject in tree["rejects"] if tree else ():
@@ -77,14 +78,14 @@ def read_rejects(tasks: Sequence[Task], job: Job) -> Iterator[dict[str, str]]:
 
 
 def write_rejects(out: epath.Path, tasks: Sequence[Task], job: Job) -> None:
-    """rejects.jsonl of what is staged so far."""
+    """Writes rejects.jsonl for what is staged so far."""
     lines = (json.dumps(reject, ensure_ascii=False) + "\n" for reject in read_rejects(tasks, job))
     # Half of a surrogate pair is written as JSON spells it.
     files.write_bytes(out / shard_index.REJECTS, "".join(lines).encode(errors="backslashreplace"))
 
 
 class _StagedShard:
-    """What one task has left, less the records that repeat others."""
+    """The staged shard of one task, without the records that repeat others."""
 
     def __init__(self, task: Task, job: Job) -> None:
         self._task, self._job = task, job
@@ -108,7 +109,7 @@ def _link_shards(
     found: list[shard_index.Shard],
     refused: Counter[str],
 ) -> Iterator[np.ndarray]:
-    """Gives each shard of a split its final name and counts it: its columns."""
+    """Links each shard of a split to its final name, adds it to the totals; yields its columns."""
     for task in tasks:
         part = _StagedShard(task, job)
         rows = part.rows()
@@ -128,7 +129,7 @@ def _sidecar(task: Task, job: Job) -> dict[str, Any]:
 
 
 def _clear(out: epath.Path) -> None:
-    """Removes what an interrupted publishing, of other options perhaps, has left."""
+    """Removes files of an interrupted run of publishing, perhaps with other options."""
     for path in out.iterdir():
         if SHARD_NAME.fullmatch(path.name) or path.name.endswith(shard_index.COLUMNS_SUFFIX):
             path.unlink()

@@ -1,4 +1,4 @@
-"""What is known of every record of a shard, and what that adds up to over a split."""
+"""Statistics of every record of a shard, and their totals over a split."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -20,11 +20,11 @@ ROW = np.dtype(
         ("line", "<u4"),  # of the manifest, counted from 0
         ("sound", "<u8", 2),  # digest of sound and text
         ("name", "<u8", 2),  # digest of the id
-        *((name, "<u4") for name in ("speaker", "language", "source")),  # numbers in `Names`
+        *((name, "<u4") for name in ("speaker", "language", "source")),  # indices in `Names`
     ]
 )
 NAMES = ("speaker", "language", "source")
-Names = Mapping[str, Sequence[str]]  # what the numbers of a row's fields stand for
+Names = Mapping[str, Sequence[str]]  # by field, the names that the indices in rows stand for
 
 
 class RecordRows:
@@ -32,25 +32,25 @@ class RecordRows:
 
     def __init__(self) -> None:
         self._rows: list[tuple[Any, ...]] = []
-        self._numbers: dict[str, dict[str, int]] = {name: {} for name in NAMES}
+        self._indices: dict[str, dict[str, int]] = {name: {} for name in NAMES}
 
-    def add(self, made: PreparedRecord, line: int) -> None:
-        """One more record, of that line of the manifest."""
-        said = made.utterance
-        numbers = [
-            known.setdefault(getattr(said, name), len(known))
-            for name, known in self._numbers.items()
+    def add(self, prepared: PreparedRecord, line: int) -> None:
+        """Adds a record, made of that line of the manifest, counted from 0."""
+        utterance = prepared.utterance
+        indices = [
+            known.setdefault(getattr(utterance, name), len(known))
+            for name, known in self._indices.items()
         ]
         self._rows.append(
             (
-                shard_index.utterance_hash(said.source, said.id),
-                len(said.text),
-                said.duration,
-                made.decibels,
+                shard_index.utterance_hash(utterance.source, utterance.id),
+                len(utterance.text),
+                utterance.duration,
+                prepared.decibels,
                 line,
-                _halves(made.digest),
-                _halves(hashlib.sha256(said.id.encode()).digest()),
-                *numbers,
+                _halves(prepared.digest),
+                _halves(hashlib.sha256(utterance.id.encode()).digest()),
+                *indices,
             )
         )
 
@@ -59,13 +59,13 @@ class RecordRows:
         return np.array(self._rows, ROW)
 
     def names(self) -> Names:
-        """What their numbers stand for."""
-        return {name: list(known) for name, known in self._numbers.items()}
+        """The names that the indices in the rows stand for."""
+        return {name: list(known) for name, known in self._indices.items()}
 
 
 @dataclasses.dataclass
 class SplitTotals:
-    """Adds up the shards of one split, in any order but for its columns."""
+    """Totals over the shards of one split, which may be added in any order."""
 
     count: int = 0
     characters: int = 0
@@ -76,7 +76,7 @@ class SplitTotals:
     levels: dict[str, Int64[np.ndarray, "bins"]] = dataclasses.field(default_factory=dict)
 
     def add(self, rows: np.ndarray, names: Names) -> None:
-        """The records of one shard."""
+        """Adds the records of one shard."""
         self.count += len(rows)
         self.characters += int(rows["characters"].sum())
         self.speakers |= {names["speaker"][i] for i in np.unique(rows["speaker"])} - {""}
@@ -90,8 +90,8 @@ class SplitTotals:
             source = names["source"][number]
             self.levels[source] = self.levels.get(source, 0) + counts
 
-    def facts(self, rejects: Mapping[str, int]) -> shard_index.SplitSummary:
-        """What the index says of the split."""
+    def summary(self, rejects: Mapping[str, int]) -> shard_index.SplitSummary:
+        """The summary of the split for the index, with its rejects by reason."""
         shares = {
             field: {
                 name: shard_index.Subtotal(n, s / 3600) for name, (n, s) in sorted(found.items())
@@ -113,7 +113,7 @@ def loudness_by_source(tallies: Iterable[SplitTotals]) -> dict[str, Mapping[str,
 
 
 def columns(rows: np.ndarray) -> np.ndarray:
-    """The part of the rows that lies beside the shards for good."""
+    """The columns of the rows that are published beside the shards."""
     found = np.zeros(len(rows), shard_index.COLUMNS_DTYPE)
     for field in shard_index.COLUMNS_DTYPE.names or ():
         found[field] = rows[field]
@@ -121,7 +121,7 @@ def columns(rows: np.ndarray) -> np.ndarray:
 
 
 def _groups(numbers: np.ndarray) -> Iterable[tuple[int, Int64[np.ndarray, "n"]]]:
-    """Each number with the places where it stands."""
+    """Each different number with the indices where it stands."""
     return [(int(one), np.flatnonzero(numbers == one)) for one in np.unique(numbers)]
 
 

@@ -1,8 +1,9 @@
-"""One task of preparing: consecutive lines of a manifest to a shard that waits to be published.
+"""Does one task of preparing: turns consecutive lines of a manifest into a staged shard.
 
-What must hold: a task's files are a function of its lines and of `Job`'s identity alone, and its
-sidecar, written last, says so; a task whose sidecar fits is not done again. Any number of workers
-may do the same task at once: each writes in a folder of its own and renames.
+What must hold: a task's files are a function of its lines and of `Job`'s identity alone. Its
+sidecar, written last, has a hash of both; a task whose sidecar has the right hash is not done
+again. Any number of workers may do the same task at once: each writes in a folder of its own and
+renames.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,29 +32,29 @@ from data_pipelines.prepare.record_statistics import RecordRows
 from data_pipelines.prepare.tasks import Job, Task, shard_stem
 from data_pipelines.prepare.validate import (
     PreparedRecord,
-    RejectedUtterance,
     make_records,
     reject_crashed,
 )
+from data_pipelines.reject import Reject
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax import files
 from melllm_jax.errors import Fault
 
 STOP = "stop"  # a file of this name in the work folder ends all tasks
-# Files of a task beside its shard, after its name: what is known of the shard and, where records
-# are taken out of it, the shard without them and which they are.
+# Suffixes of a task's files beside its shard: a JSON summary, a row for each record and, where
+# records repeat others, the shard without them and which they are.
 SIDECAR, ROWS, DEDUPLICATED, REPEATS = (
     ".json",
     ".npy",
     ".kept" + shard_index.SHARD_SUFFIX,
     ".lost.json",
 )
-MIN_REJECTS = 100  # unusable utterances before a job stops early: a few are all listed
-LAYOUT_VERSION = 1  # of what is staged: another one is not gone on with
+MIN_REJECTS = 100  # unusable utterances before a job stops early, so that a few are all listed
+LAYOUT_VERSION = 1  # of staged files: those of another version are made anew
 
 
 def read_sidecar(task: Task, job: Job) -> dict[str, Any] | None:
-    """What the task left, or None where it is not done."""
+    """The task's JSON summary, or None where the task is not done."""
     try:
         return json.loads((epath.Path(job.work) / (task.name + SIDECAR)).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -61,7 +62,7 @@ def read_sidecar(task: Task, job: Job) -> dict[str, Any] | None:
 
 
 def read_repeats(task: Task, job: Job) -> dict[str, Any] | None:
-    """What `write_without_repeats` left, or None where no record repeats another."""
+    """The summary of `write_without_repeats`, or None where no record repeats another."""
     try:
         return json.loads((epath.Path(job.work) / (task.name + REPEATS)).read_bytes())
     except FileNotFoundError:
@@ -69,12 +70,12 @@ def read_repeats(task: Task, job: Job) -> dict[str, Any] | None:
 
 
 def is_stopped(job: Job) -> bool:
-    """Whether the job is to end without being done."""
+    """Whether the job is to end before all tasks are done."""
     return (epath.Path(job.work) / STOP).exists()
 
 
 def read_rows(task: Task, job: Job) -> np.ndarray:
-    """What is known of each record that the task left."""
+    """A row for each record of the task's shard."""
     content = (epath.Path(job.work) / (task.name + ROWS)).read_bytes()
     return np.load(io.BytesIO(content))
 
@@ -84,12 +85,13 @@ def stage_task(
     job: Job,
     *,
     skip: Mapping[int, str],
-    tick: Callable[[int], None] = lambda line: None,
+    progress: Callable[[int], None] = lambda line: None,
 ) -> None:
-    """Does the task, unless it is done or the job is to stop.
+    """Does the task, unless it is done already or the job is stopped.
 
-    skip: lines that brought a process down, counted from the task's first, and how. tick is told
-    the number of each line before it is read. Raises Mistake for a line that is none, and Fault.
+    skip: lines that crashed a process, counted from the task's first, and how. progress is
+    called with the index of each line before it is read. Raises Mistake for a malformed line, and
+    Fault.
     """
     work = epath.Path(job.work)
     content = _content(task)
@@ -98,26 +100,26 @@ def stage_task(
         return
     with _folder(work) as folder:
         writer = shard_writer.ShardWriter(epath.Path(folder), task.split, per_shard=sys.maxsize)
-        rows_, rejects, moments = RecordRows(), list[RejectedUtterance](), Moments()
-        for number, one in _outcomes(task, job, content, skip, tick):
-            if isinstance(one, RejectedUtterance):
+        record_rows, rejects, moments = RecordRows(), list[Reject[str]](), Moments()
+        for index, one in _outcomes(task, job, content, skip, progress):
+            if isinstance(one, Reject):
                 rejects.append(one)
             else:
-                rows_.add(one, task.line + number)
+                record_rows.add(one, task.line + index)
                 moments += one.moments
                 if one.record:
                     writer.add(one.record, one.utterance.duration)
-            if len(rejects) > max(job.allowed, MIN_REJECTS):
-                key = ""  # what is there is not the whole of it
+            if len(rejects) > max(job.max_rejects, MIN_REJECTS):
+                key = ""  # no valid key: the shard is incomplete
                 files.write_bytes(work / STOP, b"too many utterances are unusable")
                 break
         shard = next(iter(writer.close()), None)
-        array = rows_.array()
+        array = record_rows.array()
         tree = {
             "key": key,
             "shard": _shard_dict(shard),
             "count": len(array),
-            "names": rows_.names(),
+            "names": record_rows.names(),
             "moments": dataclasses.asdict(moments),
             "rejects": _reject_dicts(rejects),
         }
@@ -129,10 +131,13 @@ def stage_task(
         _put(folder, work / (task.name + SIDECAR), json.dumps(tree).encode())
 
 
-def write_without_repeats(split: str, number: int, job: Job, losses: np.ndarray) -> None:
-    """The staged shard without the records that repeat others: a second one, and what it lacks."""
+def write_without_repeats(split: str, number: int, job: Job, repeats: np.ndarray) -> None:
+    """Writes the staged shard once more, without the records that repeat others, and lists those.
+
+    number: of the shard in its split; repeats: rows of `deduplicate.REPEAT`.
+    """
     work, name = epath.Path(job.work), shard_stem(split, number)
-    gone = {int(loss["row"]): loss for loss in losses}
+    repeat_of = {int(repeat["row"]): repeat for repeat in repeats}
     rejects = []
     with _folder(work) as folder:
         writer = shard_writer.ShardWriter(epath.Path(folder), split, per_shard=sys.maxsize)
@@ -140,19 +145,19 @@ def write_without_repeats(split: str, number: int, job: Job, losses: np.ndarray)
             shard_reader.read_records(work / (name + shard_index.SHARD_SUFFIX))
         ):
             utterance = decode_record(record)
-            if (loss := gone.get(row)) is None:
+            if (repeat := repeat_of.get(row)) is None:
                 writer.add(record, utterance.duration)
                 continue
-            same = "id" if loss["kind"] == 0 else "sound and text"
-            first = f"{job.splits[loss['rank']]}{MANIFEST_SUFFIX}:{loss['line'] + 1}"
+            same = "id" if repeat["kind"] == 0 else "sound and text"
+            first = f"{job.splits[repeat['rank']]}{MANIFEST_SUFFIX}:{repeat['line'] + 1}"
             detail = f"{utterance.id}: has the same {same} as {first}"
-            reason = deduplicate.REASONS[loss["kind"]]
-            rejects.append(RejectedUtterance(utterance.source, utterance.id, reason, detail))
+            reason = deduplicate.REASONS[repeat["kind"]]
+            rejects.append(Reject(utterance.source, utterance.id, reason, detail))
         shard = next(iter(writer.close()), None)
         if shard:
             files.move_into_place(folder / shard.name, work / (name + DEDUPLICATED))
         tree = {
-            "rows": sorted(gone),
+            "rows": sorted(repeat_of),
             "shard": _shard_dict(shard),
             "rejects": _reject_dicts(rejects),
         }
@@ -164,28 +169,30 @@ def _outcomes(
     job: Job,
     content: bytes,
     skip: Mapping[int, str],
-    tick: Callable[[int], None],
-) -> Iterator[tuple[int, PreparedRecord | RejectedUtterance]]:
-    """What becomes of each line, with its number in the task."""
+    progress: Callable[[int], None],
+) -> Iterator[tuple[int, PreparedRecord | Reject[str]]]:
+    """The records and rejects that the lines become, each with the line's index in the task."""
     tokenizer = load_tokenizer(job.tokenizer) if job.tokenizer else None
-    for number, utterance in _utterances(task, content):
-        tick(number)
-        if number in skip:
-            yield number, reject_crashed(utterance, skip[number])
+    for index, utterance in _utterances(task, content):
+        progress(index)
+        if index in skip:
+            yield index, reject_crashed(utterance, skip[index])
         else:
-            yield from ((number, one) for one in make_records(utterance, job.making, tokenizer))
+            yield from (
+                (index, one) for one in make_records(utterance, job.record_config, tokenizer)
+            )
 
 
 def _utterances(task: Task, content: bytes) -> Iterator[tuple[int, Utterance]]:
     path = epath.Path(task.source)
     if path.is_dir():
         corpus = open_corpus(path, task.split)
-        yield from ((number, corpus[task.start + number]) for number in range(task.lines))
+        yield from ((index, corpus[task.start + index]) for index in range(task.lines))
         return
-    for number, line in enumerate(content.split(b"\n")):
+    for index, line in enumerate(content.split(b"\n")):
         if line:
-            where = f"{task.source}:{task.line + number + 1}"
-            yield number, parse_line(line, path.parent, where)
+            where = f"{task.source}:{task.line + index + 1}"
+            yield index, parse_line(line, path.parent, where)
 
 
 def _content(task: Task) -> bytes:
@@ -201,15 +208,20 @@ def _content(task: Task) -> bytes:
 
 
 def _key(task: Task, job: Job, content: bytes, skip: Mapping[int, str]) -> str:
-    """Hash of all that decides what the task leaves."""
-    said = [dataclasses.asdict(task), dataclasses.asdict(job.making), job.digest, sorted(skip)]
-    parts = json.dumps([LAYOUT_VERSION, *said]).encode()
+    """Hash of everything that decides the task's files."""
+    identity = [
+        dataclasses.asdict(task),
+        dataclasses.asdict(job.record_config),
+        job.digest,
+        sorted(skip),
+    ]
+    parts = json.dumps([LAYOUT_VERSION, *identity]).encode()
     return hashlib.sha256(hashlib.sha256(parts).digest() + content).hexdigest()
 
 
 @contextlib.contextmanager
 def _folder(work: epath.Path) -> Iterator[pathlib.Path]:
-    """A folder on this machine for files under way: that of no other worker."""
+    """A temporary folder of this worker alone, on this machine, for files being written."""
     try:
         path = tempfile.mkdtemp(dir=None if "://" in os.fspath(work) else os.fspath(work))
     except OSError as error:
@@ -239,5 +251,5 @@ def _shard_dict(shard: shard_index.Shard | None) -> dict[str, Any] | None:
     return None if shard is None else dataclasses.asdict(shard)
 
 
-def _reject_dicts(rejects: list[RejectedUtterance]) -> list[dict[str, str]]:
+def _reject_dicts(rejects: list[Reject[str]]) -> list[dict[str, str]]:
     return [dataclasses.asdict(one) for one in rejects]

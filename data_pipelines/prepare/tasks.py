@@ -1,4 +1,4 @@
-"""The tasks of preparing a folder: which lines become which shard."""
+"""Plans the tasks of preparing a folder: which lines become which shard."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -19,13 +19,13 @@ from melllm_jax.errors import Mistake
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The lines of one shard: a range of bytes, so that no worker reads a manifest from its top.
+    """The lines of one shard, as a range of bytes, so that no worker reads a manifest from its top.
 
-    Where a prepared folder is prepared anew, its records are what is counted in place of bytes.
+    Where a prepared folder is prepared again, `start` and `stop` count its records, not bytes.
     """
 
     split: str
-    number: int  # of the shard in its split
+    number: int  # of the shard in its split, from 0
     source: str  # path of the manifest, or of the prepared folder
     start: int  # first byte
     stop: int  # byte after the last
@@ -34,20 +34,20 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """What the names of its files start with."""
         return shard_stem(self.split, self.number)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What all tasks share."""
+    """What all tasks of a preparing job share."""
 
-    work: str  # folder of what is staged
-    making: RecordConfig
-    splits: tuple[str, ...]  # in the order in which their records come first
+    work: str  # folder of the staged files
+    record_config: RecordConfig
+    splits: tuple[str, ...]  # in order of precedence: of equal records the first one stays
     tokenizer: str = ""  # path, or "bytes"; empty stores no tokens
     digest: str = ""  # of the tokenizer
-    allowed: int = 0  # unusable utterances after which a task stops the job
+    max_rejects: int = 0  # unusable utterances; with more a task stops the job
 
 
 def shard_stem(split: str, number: int) -> str:
@@ -56,30 +56,30 @@ def shard_stem(split: str, number: int) -> str:
 
 
 def encode_task(task: Task, job: Job) -> str:
-    """Both as one line of JSON, for another process."""
+    """Task and job as one line of JSON, for another process."""
     return json.dumps([dataclasses.asdict(task), dataclasses.asdict(job)])
 
 
 def decode_task(line: str) -> tuple[Task, Job]:
-    """What `encode_task` wrote."""
+    """Task and job from the line that `encode_task` wrote."""
     task, job = json.loads(line)
-    making = job.pop("making")
-    whole = RecordConfig(
-        making["store"], shard_index.mel_from_json(making["mel"]), Limits(**making["limits"])
-    )
-    return Task(**task), Job(**job | {"making": whole, "splits": tuple(job["splits"])})
+    tree = job.pop("record_config")
+    mel, limits = shard_index.mel_from_json(tree["mel"]), Limits(**tree["limits"])
+    record_config = RecordConfig(tree["store"], mel, limits)
+    job |= {"record_config": record_config, "splits": tuple(job["splits"])}
+    return Task(**task), Job(**job)
 
 
 CHUNK = 1 << 24  # bytes searched at a time for line ends
 
 
 def plan_tasks(source: epath.PathLike, per_shard: int) -> list[Task]:
-    """Those of every split of a folder, so many utterances each, in the order that records have.
+    """The tasks of every split of a folder, `per_shard` utterances each, in order of precedence.
 
     A folder of manifests is searched for line ends only. Raises Mistake where there is nothing to
     prepare, or only mel, which has lost its sound.
     """
-    folder, found = epath.Path(source), []
+    folder, tasks = epath.Path(source), []
     for split in sort_splits(list_splits(folder)):
         path = folder / f"{split}{MANIFEST_SUFFIX}"
         if path.exists():
@@ -91,15 +91,15 @@ def plan_tasks(source: epath.PathLike, per_shard: int) -> list[Task]:
             starts = range(0, len(corpus), per_shard)
             stops = [min(start + per_shard, len(corpus)) for start in starts]
             cuts = ((a, b, a, b - a) for a, b in zip(starts, stops, strict=True))
-        mine = [Task(split, i, os.fspath(path), *cut) for i, cut in enumerate(cuts)]
-        if not mine:
+        planned = [Task(split, i, os.fspath(path), *cut) for i, cut in enumerate(cuts)]
+        if not planned:
             raise Mistake(f"{path}: has 0 lines: needs one an utterance")
-        found += mine
-    return found
+        tasks += planned
+    return tasks
 
 
 def _cuts(content: mmap.mmap | bytes, per_shard: int) -> Iterator[tuple[int, int, int, int]]:
-    """First byte, byte after the last, first line and filled lines of each part."""
+    """First byte, byte after the last, first line and number of filled lines of each part."""
     start = line = 0  # of the part
     begins = number = filled = 0  # of the next line: its first byte and number; those of the part
     for base in range(0, len(content), CHUNK):

@@ -1,7 +1,7 @@
-"""One utterance to the records that are kept of it, or to the reason why there are none.
+"""Turns one utterance into the records to be stored, or into a reject with a reason.
 
 A pure function: the same utterance gives the same bytes on any machine with the same codecs. Text
-is stored as it is; of a tokenizer only the ids are added.
+is stored unchanged; a tokenizer only adds its ids.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,18 @@ from jaxtyping import Float32
 import numpy as np
 
 from data_pipelines.audio import loudness, pauses
-from data_pipelines.audio.file_io import BadAudio, to_flac, to_opus
+from data_pipelines.audio.file_io import to_flac, to_int16, to_opus
 from data_pipelines.audio.log_mel import Moments, extract_log_mel, frame_count, normalize_mel
 from data_pipelines.corpora import audio_reference
 from data_pipelines.corpora.corpus import load_utterance_wave
 from data_pipelines.corpora.utterance import Utterance, encode_record
-from data_pipelines.text.tokenizer import BadText, Tokenizer
+from data_pipelines.reject import Reject, Unusable
+from data_pipelines.text.tokenizer import (
+    EMPTY_TRANSCRIPT,
+    UNKNOWN_CHARACTERS,
+    Tokenizer,
+    unusable_text,
+)
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.mel_filters import SAMPLE_RATE
@@ -29,16 +35,18 @@ Store = Literal["flac", "opus", "original", "mel", "nothing"]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is refused. The defaults refuse only what no model can learn from."""
+    """Which utterances are rejected. The defaults reject only what no model can learn from."""
 
     shortest: float = 0.05  # seconds
     longest: float = 600.0  # seconds
     long: Literal["refuse", "split"] = "refuse"  # longer sound without text may be cut at pauses
     untranscribed: Literal["refuse", "keep"] = "refuse"  # utterances whose text is blank
-    rate: float = 40.0  # characters a second of sound, with one second granted: faster is no speech
-    silence: float = -70.0  # dBFS: quieter as a whole is silent
-    tolerance: float = 0.5  # seconds between the manifest's duration and what was decoded
-    duplicates: Literal["refuse", "keep"] = "refuse"  # equal sound with equal text, but the first
+    rate: float = 40.0  # characters a second of sound, one second added: faster is no speech
+    silence: float = -70.0  # dBFS: an utterance quieter than that is silent
+    tolerance: float = (
+        0.5  # seconds of difference between the manifest's duration and the decoded one
+    )
+    duplicates: Literal["refuse", "keep"] = "refuse"  # equal sound and text, but for the first
 
     def __post_init__(self) -> None:
         for name in ("shortest", "longest", "rate", "tolerance"):
@@ -54,16 +62,16 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class RecordConfig:
-    """How records are made."""
+    """How records are made and which utterances are rejected."""
 
-    store: Store = "flac"  # nothing: only what is known of the sound
-    mel: Mel = Mel()  # stored, or else only measured
+    store: Store = "flac"  # nothing: only statistics are gathered
+    mel: Mel = Mel()  # stored, or else only measured for the index
     limits: Limits = Limits()
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedRecord:
-    """A record, and what is known of it."""
+    """A record, and its statistics."""
 
     utterance: Utterance  # without its sound
     record: bytes  # empty where nothing is stored
@@ -72,90 +80,70 @@ class PreparedRecord:
     digest: bytes  # of 16 bits a sample at 16 kHz, and the text: 16 bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class RejectedUtterance:
-    """An utterance, or a piece of one, that is left out."""
-
-    source: str
-    id: str
-    reason: str  # few fixed words, to count by
-    detail: str  # one line for a reader
-
-
-class InvalidUtterance(Mistake):
-    """Sound or text that is whole but no use; `reason` is what is counted."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 def make_records(
-    utterance: Utterance, making: RecordConfig, tokenizer: Tokenizer | None = None
-) -> Iterator[PreparedRecord | RejectedUtterance]:
-    """What becomes of one utterance: one thing, unless it is cut at its pauses."""
-    limits, name = making.limits, utterance.id
+    utterance: Utterance, record_config: RecordConfig, tokenizer: Tokenizer | None = None
+) -> Iterator[PreparedRecord | Reject[str]]:
+    """The records and rejects of one utterance: a single one unless it is cut at its pauses."""
+    limits, name = record_config.limits, utterance.id
     try:
         tokens = _tokens(utterance, limits, tokenizer)
         _check_longest(utterance, utterance.duration, limits)
         wave = load_utterance_wave(utterance)
         cuts = _cuts(utterance, wave, limits)
-    except (BadAudio, BadText, InvalidUtterance) as error:
-        yield RejectedUtterance(utterance.source, name, error.reason, str(error))
+    except Unusable as error:
+        yield Reject(utterance.source, name, error.reason, str(error))
         return
-    for number, cut in enumerate(cuts):
-        piece = name if len(cuts) == 1 else f"{name}.{number:03d}"
+    for index, cut in enumerate(cuts):
+        piece = name if len(cuts) == 1 else f"{name}.{index:03d}"
         seconds = (cut.stop - cut.start) / SAMPLE_RATE
         one = dataclasses.replace(utterance, id=piece, duration=seconds, tokens=tokens)
         try:
-            yield _make_record(one, wave[cut], making, whole=len(cuts) == 1)
-        except (BadAudio, InvalidUtterance) as error:
-            yield RejectedUtterance(utterance.source, piece, error.reason, str(error))
+            yield _make_record(one, wave[cut], record_config, whole=len(cuts) == 1)
+        except Unusable as error:
+            yield Reject(utterance.source, piece, error.reason, str(error))
 
 
-def reject_crashed(utterance: Utterance, how: str) -> RejectedUtterance:
-    """What becomes of an utterance that brings the process down."""
-    return RejectedUtterance(
-        utterance.source, utterance.id, "undecodable", f"{utterance.id}: {how}"
-    )
+def reject_crashed(utterance: Utterance, how: str) -> Reject[str]:
+    """The reject of an utterance whose decoder crashes or hangs; `how` says which."""
+    return Reject(utterance.source, utterance.id, "undecodable", f"{utterance.id}: {how}")
 
 
 def _make_record(
-    utterance: Utterance, wave: np.ndarray, making: RecordConfig, whole: bool
+    utterance: Utterance, wave: np.ndarray, record_config: RecordConfig, whole: bool
 ) -> PreparedRecord:
-    limits, name = making.limits, utterance.id
+    limits, name = record_config.limits, utterance.id
     level = loudness.decibels(wave)
     if utterance.duration < limits.shortest:
-        raise InvalidUtterance("too short", f"{name}: lasts {utterance.duration:.3f} s")
+        raise Unusable("too short", f"{name}: lasts {utterance.duration:.3f} s")
     if level < limits.silence:
-        raise InvalidUtterance(
-            "silent", f"{name}: has {level:.1f} dBFS, silence={limits.silence:g}"
-        )
+        raise Unusable("silent", f"{name}: has {level:.1f} dBFS, silence={limits.silence:g}")
     letters, most = len(utterance.text), limits.rate * (utterance.duration + 1)
     if letters > most:
         spoken = f"{letters} characters in {utterance.duration:.2f} s"
-        raise InvalidUtterance("text too long for its audio", f"{name}: {spoken}")
+        raise Unusable("text too long for its audio", f"{name}: {spoken}")
     try:
-        frame_count(wave.size, making.mel)
+        frame_count(wave.size, record_config.mel)
     except Mistake as error:
-        raise InvalidUtterance("too short", f"{name}: {error}") from error
-    raw = extract_log_mel(wave, making.mel)
-    moments = Moments.of(raw)
+        raise Unusable("too short", f"{name}: {error}") from error
+    raw = extract_log_mel(wave, record_config.mel)
+    moments = Moments.from_frames(raw)
     stored = dataclasses.replace(utterance, offset=None, audio=None)
-    samples = np.clip(np.rint(wave * 32768.0), -32768, 32767).astype("<i2")
+    samples = to_int16(wave).astype("<i2", copy=False)
     text = hashlib.sha256(utterance.text.encode()).digest()
     digest = hashlib.sha256(text + samples.tobytes()).digest()[:16]
     record = b""
-    if making.store == "mel":
-        record = encode_record(dataclasses.replace(stored, mel=normalize_mel(raw, making.mel)))
-    elif making.store != "nothing":
-        audio = _encode_audio(utterance, wave, making.store, whole)
+    if record_config.store == "mel":
+        record = encode_record(
+            dataclasses.replace(stored, mel=normalize_mel(raw, record_config.mel))
+        )
+    elif record_config.store != "nothing":
+        audio = _encode_audio(utterance, wave, record_config.store, whole)
         record = encode_record(dataclasses.replace(stored, audio=audio))
     return PreparedRecord(stored, record, level, moments, digest)
 
 
 def _encode_audio(utterance: Utterance, wave: np.ndarray, store: Store, whole: bool) -> bytes:
-    """Sound as it is stored; what is a part of the original becomes FLAC."""
+    """The sound encoded as `store` says; a part of an original file becomes FLAC."""
     if store == "opus":
         return to_opus(wave)
     if store == "original" and whole and utterance.offset is None and utterance.audio is not None:
@@ -171,10 +159,10 @@ def _tokens(
         try:
             getattr(utterance, field).encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
-            raise BadText("unknown characters", f"{field}: {error.reason}") from error
+            raise unusable_text(UNKNOWN_CHARACTERS, f"{field}: {error.reason}") from error
     if not utterance.text.strip():
         if limits.untranscribed == "refuse":
-            raise BadText("empty transcript", repr(utterance.text))
+            raise unusable_text(EMPTY_TRANSCRIPT, repr(utterance.text))
         return None
     return None if tokenizer is None else tuple(tokenizer.encode(utterance.text))
 
@@ -185,22 +173,22 @@ def _cuts(
     seconds, said = wave.size / SAMPLE_RATE, utterance.duration
     if said and abs(seconds - said) > limits.tolerance:
         detail = f"lasts {seconds:.2f} s, the manifest says {said:.2f} s"
-        raise InvalidUtterance("wrong duration", f"{utterance.id}: {detail}")
+        raise Unusable("wrong duration", f"{utterance.id}: {detail}")
     if seconds <= limits.longest:
         return (slice(0, wave.size),)
     _check_longest(utterance, seconds, limits)
     cuts = pauses.split_at_pauses(wave, limits.longest)
     if not cuts:
         detail = f"lasts {seconds:.2f} s and has no pause to cut it at"
-        raise InvalidUtterance(_too_long_reason(limits), f"{utterance.id}: {detail}")
+        raise Unusable(_too_long_reason(limits), f"{utterance.id}: {detail}")
     return cuts
 
 
 def _check_longest(utterance: Utterance, seconds: float, limits: Limits) -> None:
-    """Raises Unfit for sound too long that is not to be cut: text has nowhere to be cut with it."""
+    """Raises Unusable for sound too long that may not be cut: text could not be cut with it."""
     cut = limits.long == "split" and not utterance.text.strip() and math.isfinite(seconds)
     if seconds > limits.longest and not cut:
-        raise InvalidUtterance(_too_long_reason(limits), f"{utterance.id}: lasts {seconds:.2f} s")
+        raise Unusable(_too_long_reason(limits), f"{utterance.id}: lasts {seconds:.2f} s")
 
 
 def _too_long_reason(limits: Limits) -> str:

@@ -1,4 +1,4 @@
-"""A spoken corpus out of nothing: generated sentences, said by espeak-ng's English voices.
+"""Synthesizes a spoken corpus: generated sentences in espeak-ng's English voices.
 
 What must hold: an utterance is a pure function of (seed, split, index), whatever was spoken before
 it; and test is new on every side: its sentences are in no other split and its voices have an accent
@@ -38,7 +38,7 @@ VARIANTS, NEW_VARIANTS, ACCENTS, NEW_ACCENTS = (
 
 # Of espeak-ng's speak_lib.h.
 SYNCHRONOUS, DO_NOT_EXIT = 2, 1 << 15  # output mode and option of espeak_Initialize
-CHUNK = 2000  # milliseconds of sound a callback: long, as each one costs a call into Python
+CHUNK = 2000  # milliseconds of sound for each callback: long, as each is a call into Python
 SPEED, PITCH = 1, 3  # espeak_PARAMETER
 UTF8 = 1  # espeakCHARS_UTF8
 CALLBACK = ctypes.CFUNCTYPE(
@@ -58,7 +58,7 @@ class SpokenUtterance:
 
 
 def voices(split: Split) -> tuple[str, ...]:
-    """The voices a split is spoken by, as accent+variant."""
+    """The voices of a split, as accent+variant."""
     if split != "test":
         return tuple(f"{accent}+{variant}" for accent in ACCENTS for variant in VARIANTS)
     old = tuple(f"{accent}+{variant}" for accent in ACCENTS for variant in NEW_VARIANTS)
@@ -67,10 +67,10 @@ def voices(split: Split) -> tuple[str, ...]:
 
 
 def speak(text: str, voice: str, rate_wpm: int, pitch: int) -> Float32[np.ndarray, " w"]:
-    """`text` as float32 in [-1, 1] at 16 kHz, to the bit the same whatever was said before.
+    """Speaks `text`: float32 in [-1, 1] at 16 kHz, bit-equal whatever was spoken before.
 
     voice is an accent or accent+variant, such as "en-us+f3"; rate_wpm runs from 80 to 450 words a
-    minute; pitch from 0 to 99, where 50 is the voice's own. Any thread may call: one speaks at a
+    minute; pitch from 0 to 99, where 50 is the voice's own. Any thread may call it; one speaks at a
     time. Raises Mistake for a voice that espeak-ng lacks, a number out of range or a text
     without a letter, and Fault where espeak-ng does not start.
     """
@@ -103,10 +103,10 @@ def speak_corpus(split: Split, count: int, seed: int = 0) -> Iterator[SpokenUtte
 
 
 def write_spoken_corpus(folder: pathlib.Path, counts: Mapping[Split, int], seed: int = 0) -> None:
-    """The corpus as FLAC files in `folder`/audio with a manifest SPLIT.jsonl for each split.
+    """Writes the corpus as FLAC files in `folder`/audio, with SPLIT.jsonl for each split.
 
-    Durations are in seconds, file names relative to the manifest. A split that is not counted is
-    left as it is.
+    Durations are in seconds, file names relative to the manifest. Splits not in `counts` are
+    left unchanged.
     """
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for split, count in counts.items():
@@ -148,10 +148,10 @@ def _espeak_files() -> tuple[str, pathlib.Path]:
 def _synthesize(
     text: str, voice: str, rate_wpm: int, pitch: int
 ) -> tuple[Int16[np.ndarray, " w"], int]:
-    """What a newly started espeak-ng says, as 16-bit samples, and how many there are a second."""
+    """The 16-bit samples of a newly started espeak-ng, and their rate in Hz."""
     library, data = _espeak_files()
     _, plus, variant = voice.partition("+")
-    if plus and not (data / "voices/!v" / variant).is_file():  # espeak-ng would drop it in silence
+    if plus and not (data / "voices/!v" / variant).is_file():  # espeak-ng would silently drop it
         raise Mistake(f"voice={voice!r}: espeak-ng has no variant {variant!r}")
     chunks: list[Int16[np.ndarray, " w"]] = []
 
@@ -177,9 +177,9 @@ def _synthesize(
 def _engine(library: str, data: pathlib.Path) -> Iterator[tuple[ctypes.CDLL, int]]:
     """espeak-ng, loaded for one text, and its sampling rate in Hz.
 
-    The slow wobble that it gives to the pitch goes on from one text to the next, even over
-    espeak_Terminate: only unloading the library starts it anew (0.2 ms). The noise of breath
-    would be seeded by the clock.
+    The slow wobble that it gives to the pitch continues from one text to the next, even after
+    espeak_Terminate: only unloading the library resets it (0.2 ms). The noise of breath would be
+    seeded by the clock without espeak_ng_SetRandSeed.
     """
     engine = ctypes.CDLL(library)
     try:

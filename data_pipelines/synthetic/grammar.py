@@ -1,7 +1,7 @@
 """The sentences of the synthetic corpus: short orders and news about a fixed set of words.
 
-What must hold: a sentence belongs to one split for good, told from its own letters alone, so that
-no seed and no corpus size can carry a test sentence into training.
+What must hold: a sentence always belongs to the same split, which its own letters alone decide, so
+that no seed and no corpus size can put a test sentence into training.
 """
 
 from collections.abc import Mapping

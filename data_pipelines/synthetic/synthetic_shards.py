@@ -1,4 +1,4 @@
-"""The synthetic corpus as shards of ready mel: what `melllm quickstart` trains on."""
+"""Writes the synthetic corpus as shards of ready mel, which `melllm quickstart` trains on."""
 
 from collections.abc import Callable, Mapping
 import concurrent.futures
@@ -23,18 +23,18 @@ from data_pipelines.prepare.record_statistics import (
 from data_pipelines.prepare.validate import (
     PreparedRecord,
     RecordConfig,
-    RejectedUtterance,
     make_records,
 )
+from data_pipelines.reject import Reject
 from data_pipelines.synthetic import espeak
 from data_pipelines.synthetic.grammar import Split
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Fault
 from melllm_jax.features.mel_filters import SAMPLE_RATE
 
-CHUNK = 16  # utterances a process speaks before it is given more
+CHUNK = 16  # utterances given to a process at a time
 LOUDEST = 0.99  # largest sample of a mixture: FLAC clips at 1
-NOISE = 1  # tells the noise's random numbers from those of the words and the voice
+NOISE = 1  # in the seed: separates the noise's random numbers from those of words and voice
 
 Snrs = tuple[float, float]
 
@@ -47,13 +47,13 @@ def write_shards(
     seed: int = 0,
     snrs: Snrs | None = None,
     processes: int | None = None,
-    tick: Callable[[], None] = lambda: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> shard_index.ShardIndex:
-    """Speak the corpus with `processes` (by default one a core) and write its mel in shards.
+    """Speaks the corpus in `processes` (by default one a core) and writes its mel in shards.
 
     counts: utterances of each split; snrs: as of `make_utterance`. The shards are the same for any
-    number of processes. tick is called after every utterance. The index is written last. Raises
-    Mistake where the extra `demo` is not installed.
+    number of processes. `progress` is called after every utterance. The index is written last.
+    Raises Mistake where the extra `demo` is not installed.
     """
     out = epath.Path(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -73,11 +73,11 @@ def write_shards(
                 rows.add(made, line)
                 if split == "train":
                     moments += made.moments
-                tick()
+                progress()
             written[split] = writer.close()
             tally = SplitTotals()
             tally.add(rows.array(), rows.names())
-            facts[split] = tally.facts({})
+            facts[split] = tally.summary({})
             tallies.append(tally)
             shard_writer.write_columns(out, split, [columns(rows.array())], count)
     statistics = (
@@ -91,7 +91,7 @@ def write_shards(
 
 
 def make_utterance(split: Split, index: int, seed: int = 0, snrs: Snrs | None = None) -> Utterance:
-    """An utterance of the corpus with its sound as FLAC.
+    """An utterance of the corpus, with its sound as FLAC.
 
     snrs: lowest and highest ratio in dB of speech over noise, drawn evenly; None adds no noise.
     """
@@ -107,7 +107,7 @@ def make_utterance(split: Split, index: int, seed: int = 0, snrs: Snrs | None = 
 def _add_noise(
     wave: Float32[np.ndarray, " w"], snr: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, " w"]:
-    """Speech in pink noise, whose power falls with frequency as that of speech does."""
+    """Speech with pink noise, whose power falls with frequency as that of speech does."""
     bins = np.fft.rfft(rng.standard_normal(len(wave)))
     noise = np.fft.irfft(bins / np.sqrt(np.maximum(np.arange(len(bins)), 1)), len(wave))
     level = np.sqrt(np.mean(wave**2) / np.mean(noise**2)) * 10 ** (-snr / 20)
@@ -119,6 +119,6 @@ def _make_record(
     split: Split, seed: int, mel: Mel, snrs: Snrs | None, index: int
 ) -> PreparedRecord:
     (found,) = make_records(make_utterance(split, index, seed, snrs), RecordConfig("mel", mel))
-    if isinstance(found, RejectedUtterance):
+    if isinstance(found, Reject):
         raise Fault(f"{found.id}: espeak-ng said nothing usable: {found.detail}")
     return found

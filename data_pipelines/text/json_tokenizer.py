@@ -1,6 +1,6 @@
 """A `tokenizer.json` of the tokenizers library as a tokenizer, as Phi-4 ships one.
 
-A table that would drop characters without a word is refused.
+A vocabulary that would silently drop characters is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class JsonTokenizer(Tokenizer):
 
     @functools.cached_property
     def unknown(self) -> int | None:
-        """Id that stands for what the table lacks; None where it has no such id."""
+        """Id of the unknown token; None where there is none."""
         model = json.loads(self.source)["model"]
         name = model.get("unk_token")
         return self.table.token_to_id(name) if name else model.get("unk_id")
@@ -75,9 +75,9 @@ def read_json_tokenizer(path: epath.Path) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`. Raises Mistake where it would drop characters."""
     tokenizer = JsonTokenizer(path.read_bytes().decode())
     model = tokenizer.table.model
-    holed = isinstance(model, tokenizers.models.BPE) and not model.byte_fallback
-    whole = tokenizer.table.get_vocab().keys() >= _BYTE_LETTERS
-    if holed and not whole and tokenizer.unknown is None:
+    lacks_bytes = isinstance(model, tokenizers.models.BPE) and not model.byte_fallback
+    byte_level = tokenizer.table.get_vocab().keys() >= _BYTE_LETTERS
+    if lacks_bytes and not byte_level and tokenizer.unknown is None:
         raise Mistake(f"{path}: would drop characters: it has no unknown token, nor all bytes")
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""The tokenizer that a path or the word "bytes" names: the file's ending decides who reads it."""
+"""Loads the tokenizer that a path or the word "bytes" names; the file's ending decides the kind."""
 
 from collections.abc import Callable, Mapping
 

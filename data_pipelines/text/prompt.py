@@ -1,12 +1,14 @@
-"""The prompt of speech recognition: what stands before a clip, after it, and after the words."""
+"""The prompts of speech recognition: tokens before a clip, after it, and after the transcript."""
 
 import dataclasses
 
-from data_pipelines.text.tokenizer import BadText, Tokenizer
+from data_pipelines.reject import Unusable
+from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.features import Text
 from melllm_jax.errors import Mistake
 
-# Who holds the place of a patch: our own tables, Phi-4-MM's (id 200011), Phi-3's first free token.
+# The placeholder of a patch in our own vocabularies, in Phi-4-MM's (id 200011), and Phi-3's first
+# free token.
 _PLACEHOLDERS = ("<|audio|>", "<|endoftext11|>", "<|placeholder1|>")
 
 
@@ -31,12 +33,12 @@ def asr_prompt(tokenizer: Tokenizer, cfg: Text) -> Prompt:
     """The prompt of `cfg.template` in the ids of `tokenizer`.
 
     "plain": clip, <|assistant|>. "phi3" and "phi4": <|user|>, clip, the instruction, <|end|>,
-    <|assistant|>. The two differ on paper only: Phi-3's template puts a line break after each of
-    its special tokens, and its tokenizer takes the blanks after them away again (`rstrip` of its
-    added tokens), so that no id is left of it. No <s> stands in front. Sources: the model cards,
-    `chat_template` and `added_tokens_decoder` of microsoft/Phi-3-mini-4k-instruct (revision of
-    May 2024 on), Phi-4-mini-instruct and Phi-4-multimodal-instruct; the audio placeholder is
-    `audio_token_id` in transformers' Phi4MultimodalAudioConfig.
+    <|assistant|>. The two do not differ in ids: Phi-3's template puts a line break after each of
+    its special tokens, and its tokenizer strips the blanks after them again (`rstrip` of its added
+    tokens). No <s> stands in front. Sources: the model cards, `chat_template` and
+    `added_tokens_decoder` of microsoft/Phi-3-mini-4k-instruct (revision of May 2024 on),
+    Phi-4-mini-instruct and Phi-4-multimodal-instruct; the audio placeholder is `audio_token_id` in
+    transformers' Phi4MultimodalAudioConfig.
 
     Raises Mistake where the tokenizer lacks one of these tokens or cannot hold the instruction.
     """
@@ -46,6 +48,6 @@ def asr_prompt(tokenizer: Tokenizer, cfg: Text) -> Prompt:
         return Prompt((), (start,), end, audio_id)
     try:
         words = tokenizer.encode(cfg.instruction)
-    except BadText as error:
+    except Unusable as error:
         raise Mistake(f"text.instruction={cfg.instruction!r}: {error}") from error
     return Prompt((tokenizer.special("<|user|>"),), (*words, end, start), end, audio_id)

@@ -64,7 +64,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def read_sentencepiece(path: epath.Path) -> Tokenizer:
-    """The tokenizer in `path`, with added tokens. Raises Mistake where two ids contradict."""
+    """The tokenizer in `path`, with added tokens. Raises Mistake for contradictory ids."""
     model = path.read_bytes()
     pieces = SentencePieceTokenizer(model, {}).pieces
     added: dict[str, int] = {}
@@ -82,10 +82,10 @@ def _added_tokens(folder: epath.Path) -> list[tuple[str, int]]:
     for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
         file = folder / name
         trees[name] = json.loads(file.read_bytes()) if file.exists() else {}
-    plain, config, whole = trees.values()
+    plain, config, full = trees.values()
     decoder = config.get("added_tokens_decoder", {})
     return [
         *plain.items(),
         *((token["content"], int(i)) for i, token in decoder.items()),
-        *((token["content"], token["id"]) for token in whole.get("added_tokens", [])),
+        *((token["content"], token["id"]) for token in full.get("added_tokens", [])),
     ]

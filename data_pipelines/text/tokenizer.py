@@ -1,7 +1,7 @@
-"""Tokenizers: words to ids and back, behind one protocol and three kinds of table.
+"""The tokenizer protocol, text to ids and back, and what its three implementations share.
 
-Text never turns into a special token, whatever it spells: only `special` gives their ids. Text
-that a table cannot hold is refused, not encoded with a hole in it.
+Text never becomes a special token, whatever it spells: only `special` gives their ids. Text with
+characters that a vocabulary lacks is refused, not encoded without them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,26 +11,17 @@ from typing import NoReturn, Protocol, runtime_checkable
 
 from etils import epath
 
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
-# Names as Phi-3 and Phi-4 have them; the last holds the place of a patch of sound.
+# Names as Phi-3 and Phi-4 have them; the last stands for a patch of sound.
 SPECIALS = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|audio|>")
-
-
-class BadText(Mistake):
-    """Text that cannot be encoded; `reason` is a few fixed words to count such texts by."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return ": ".join(self.args)
+EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS = "empty transcript", "unknown characters"  # of Unusable
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """A table of tokens: immutable, equal where its content is, and fit to be pickled."""
+    """A vocabulary: immutable, equal to another with the same content, and can be pickled."""
 
     @property
     def size(self) -> int:
@@ -41,14 +32,14 @@ class Tokenizer(Protocol):
         """Name → id of the tokens that stand for no text."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, nothing put before or after. Raises BadText.
+        """Ids of `text`, nothing put before or after. Raises Unusable.
 
-        The reason is "empty transcript" where no more than blanks are left of it, or "unknown
-        characters" where the table lacks one; the message names the first.
+        The reason is "empty transcript" where only blanks are left of it, or "unknown characters"
+        where the vocabulary lacks one; the message names the first.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; special tokens and ids outside the table have none."""
+        """Text of `ids`; special tokens and ids outside the vocabulary are skipped."""
 
     def special(self, name: str) -> int:
         """Id of a special token. Raises Mistake, naming it and those that exist."""
@@ -61,13 +52,13 @@ class Tokenizer(Protocol):
         """Hash of what decides the ids: 16 hexadecimal digits."""
 
     def save(self, folder: epath.PathLike) -> None:
-        """Writes what `load_tokenizer` reads back equal, given the folder or the file in it."""
+        """Writes files from which `load_tokenizer` reads an equal tokenizer."""
 
 
 def check_text(text: str) -> str:
-    """`text` itself. Raises BadText where it is empty or no valid Unicode."""
+    """Returns `text`. Raises Unusable where it is empty or no valid Unicode."""
     if not text.strip():
-        raise BadText("empty transcript", repr(text))
+        raise unusable_text(EMPTY_TRANSCRIPT, repr(text))
     for character in text:
         if "\ud800" <= character <= "\udfff":  # half of a pair: no text, and UTF-8 has none
             refuse_character(character)
@@ -75,15 +66,20 @@ def check_text(text: str) -> str:
 
 
 def require_ids(ids: list[int]) -> list[int]:
-    """`ids` themselves. Raises BadText where there are none."""
+    """Returns `ids`. Raises Unusable where there are none."""
     if not ids:
-        raise BadText("empty transcript", "the tokenizer normalizes all of it away")
+        raise unusable_text(EMPTY_TRANSCRIPT, "the tokenizer normalizes all of it away")
     return ids
 
 
 def refuse_character(character: str) -> NoReturn:
-    """Raises BadText that names a character which the tokenizer does not know."""
-    raise BadText("unknown characters", f"{character!r} (U+{ord(character):04X})")
+    """Raises Unusable that names a character which the tokenizer does not know."""
+    raise unusable_text(UNKNOWN_CHARACTERS, f"{character!r} (U+{ord(character):04X})")
+
+
+def unusable_text(reason: str, detail: str) -> Unusable:
+    """The exception for a text that cannot be encoded: its message begins with the reason."""
+    return Unusable(reason, f"{reason}: {detail}")
 
 
 def ids_to_json(ids: Mapping[str, int]) -> bytes:
@@ -98,7 +94,7 @@ def content_hash(*parts: bytes) -> str:
 
 
 def write_tokenizer_file(folder: epath.PathLike, name: str, content: bytes) -> None:
-    """Write one file of a tokenizer into `folder`, which is made where it is missing."""
+    """Writes one file of a tokenizer into `folder`, which is created if it is missing."""
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (path / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Training a SentencePiece table on the transcripts of a corpus."""
+"""Trains a SentencePiece vocabulary on the transcripts of a corpus."""
 
 from collections.abc import Iterable
 import io
@@ -14,7 +14,7 @@ from melllm_jax.errors import Mistake
 
 SentencePieceKind = Literal["unigram", "bpe", "char", "word"]
 ALL_TOKENS = 1_000_000  # more tokens than any texts yield
-_LINE = 1 << 24  # bytes: the library leaves out longer texts without a word
+_LINE = 1 << 24  # bytes: the library silently leaves out longer texts
 
 
 def train_sentencepiece(
@@ -25,13 +25,13 @@ def train_sentencepiece(
     kind: SentencePieceKind = "unigram",
     byte_fallback: bool = False,
 ) -> SentencePieceTokenizer:
-    """A table of `size` tokens, special ones included, written to `folder` as well.
+    """Trains a vocabulary of `size` tokens, special ones included, and writes it to `folder`.
 
     `size` = 0 takes all the tokens that the texts yield. Every character of the texts is a token
     (of "word", every word, the most frequent ones where `size` is less); others are refused by
     `encode`, or spelt in bytes (256 tokens more) with `byte_fallback`. The same texts in the same
-    order give the same table. Raises Mistake, saying the bound, where `size` is more than the texts
-    yield or too few for their characters.
+    order give the same vocabulary. Raises Mistake, naming the bound, where `size` is more than the
+    texts yield or too few for their characters.
 
     unigram: Kudo 2018, "Subword Regularization", https://arxiv.org/abs/1804.10959. bpe: Sennrich,
     Haddow and Birch 2016, https://arxiv.org/abs/1508.07909.
@@ -40,7 +40,7 @@ def train_sentencepiece(
     if kind == "word" and 0 < size < fewest:
         raise Mistake(f"size={size}: leaves no room for a word: at least {fewest}")
     model = io.BytesIO()
-    exact = size > 0 and kind != "char"  # char leaves out the rarest, or stays short, untold
+    exact = size > 0 and kind != "char"  # char silently leaves out the rarest, or stays short
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),

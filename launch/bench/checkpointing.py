@@ -1,4 +1,4 @@
-"""`melllm bench checkpoint`: how long saving stops a run, and how long it takes altogether."""
+"""`melllm bench checkpoint`: times how long saving stops a run, and how long it takes in all."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -12,10 +12,12 @@ import jax
 from launch.bench import timing
 from launch.bench.train_step import machine
 from launch.terminal.flags import RunArguments, run_arguments
+from launch.terminal.number_format import format_bytes
 from melllm_jax import sharding
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets import catalog
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
@@ -34,14 +36,14 @@ class CheckpointBenchArguments(RunArguments):
 
 
 class EmptyDataState:
-    """A place in the data that takes no room."""
+    """A state of the data stream that is empty."""
 
     async def save(self, directory: Any) -> Any:
-        """Nothing is to be written."""
+        """Writes nothing."""
         return _nothing()
 
     async def load(self, directory: Any) -> Any:
-        """Nothing is to be read."""
+        """Reads nothing."""
         return _nothing()
 
 
@@ -70,9 +72,9 @@ def measure(run: Run, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
     """The figures of a run's state, saved to and restored from `folder`."""
     mesh = sharding.make_mesh(run.mesh)
     sharding.check_mesh(run, mesh)
-    keep = dataclasses.replace(run.keep, last=1, milestone=0)
-    with jax.set_mesh(mesh), Checkpoints(str(folder), keep) as checkpoints:
-        update = Update(run)
+    intervals = dataclasses.replace(run.checkpoints, last=1, milestone=0)
+    with jax.set_mesh(mesh), Checkpoints(str(folder), intervals) as checkpoints:
+        update = Update(objective_of(run))
         device_memory.check_state_fits(update, mesh)
         state = jax.block_until_ready(update.init_state())
         weights, rest = state.trained | state.frozen, {"opt": state.opt, "step": state.step}
@@ -83,12 +85,12 @@ def measure(run: Run, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
                 taken[name].append(timing.time_once(action))
         size = sum(x.nbytes for x in jax.tree.leaves((weights, rest)))
         shapes = update.shapes(mesh)
-        wanted = shapes.trained | shapes.frozen, {"opt": shapes.opt, "step": shapes.step}
+        targets = shapes.trained | shapes.frozen, {"opt": shapes.opt, "step": shapes.step}
         del state, weights, rest
-        restore = lambda: jax.block_until_ready(checkpoints.restore(*wanted, EmptyDataState()))
+        restore = lambda: jax.block_until_ready(checkpoints.restore(*targets, EmptyDataState()))
         restoring = [timing.time_once(restore) for _ in range(rounds)]
     stall = taken["stall"][1:]
-    whole = [first + then for first, then in zip(stall, taken["rest"][1:], strict=True)]
+    total = [first + rest for first, rest in zip(stall, taken["rest"][1:], strict=True)]
     return {
         "what": "checkpoint",
         "preset": run.name,
@@ -96,9 +98,9 @@ def measure(run: Run, rounds: int, folder: pathlib.Path) -> dict[str, Any]:
         "bytes": size,
         "rounds": rounds,
         "stall_seconds": statistics.median(stall),
-        "blocking_seconds": statistics.median(whole),
-        "stall_share": statistics.median(x / y for x, y in zip(stall, whole, strict=True)),
-        "megabytes_per_second": size / 1e6 / statistics.median(whole),
+        "blocking_seconds": statistics.median(total),
+        "stall_share": statistics.median(x / y for x, y in zip(stall, total, strict=True)),
+        "megabytes_per_second": size / 1e6 / statistics.median(total),
         "restore_seconds": statistics.median(restoring),
     }
 
@@ -107,7 +109,7 @@ def format_figures(figures: dict[str, Any]) -> str:
     """The figures for people."""
     return "\n".join(
         [
-            f"{figures['preset']}: a state of {figures['bytes'] / 1e6:.1f} MB, on "
+            f"{figures['preset']}: a state of {format_bytes(figures['bytes'])}, on "
             f"{figures['devices']} × {figures['chip']}; medians of {figures['rounds']}",
             f"save        the run stops for {figures['stall_seconds'] * 1e3:.1f} ms, "
             f"{figures['stall_share']:.1%} of the {figures['blocking_seconds']:.2f} s until it "

@@ -1,4 +1,4 @@
-"""How many chips a rate of reading feeds: arithmetic on what an update costs and a chip can do."""
+"""Computes how many chips a data rate feeds, from the FLOPs of an update and of a chip."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from melllm_jax.errors import Mistake
 
 @dataclasses.dataclass(frozen=True)
 class FeedRate:
-    """What a rate of positions is to chips that train a run."""
+    """How many chips that train a run a rate of positions feeds."""
 
     chip: str
     mfu: float  # share of the chip's peak that training is assumed to reach
@@ -20,13 +20,13 @@ class FeedRate:
 def feed_rate(run: Run, positions: float, chip: str, mfu: float) -> FeedRate:
     """`positions` a second against what a chip trains on: peak · mfu / FLOPs a position.
 
-    FLOPs a position are those of `flops.step`, which counts every position of a row. Raises
+    FLOPs a position are those of `flops.update_flops`, which counts every position of a row. Raises
     Mistake for a chip that is not known and a share that is none.
     """
-    found = flops.find_chip(chip)
-    if found is None:
+    known = flops.find_chip(chip)
+    if known is None:
         raise Mistake(f"chip={chip}: is none of {', '.join(flops.CHIPS)}")
     if not 0 < mfu <= 1:
         raise Mistake(f"mfu={mfu}: must lie in (0, 1]")
-    trained = found.flops * mfu * run.data.b * run.data.t / flops.update_flops(run)
+    trained = known.flops * mfu * run.data.b * run.data.t / flops.update_flops(run)
     return FeedRate(chip, mfu, trained, positions / trained)

@@ -1,4 +1,4 @@
-"""`melllm bench data` and `melllm data bench`: how fast corpora become batches, without a model."""
+"""`melllm bench data`, `melllm data bench`: time how fast corpora become batches, with no model."""
 
 from collections.abc import Sequence
 import contextlib
@@ -9,8 +9,6 @@ import os
 import time
 from typing import Any
 
-from tqdm import tqdm
-
 from data_pipelines.corpora.corpus import open_corpus
 from data_pipelines.corpora.sample import sample_indices
 from data_pipelines.loader import pipeline
@@ -20,15 +18,13 @@ from launch.bench.chips_fed import feed_rate
 from launch.bench.timing import medians, time_in_turns
 from launch.runs.run_inputs import complete_run
 from launch.terminal.flags import RunArguments, run_arguments
+from launch.terminal.progress_bar import count_progress
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
-from melllm_jax.training.train_step import HOP
 
-WARMUP_BATCHES = (
-    3  # batches before the clock starts: files are opened, and the bins of the packer filled
-)
+WARMUP_BATCHES = 3  # before the clock starts: they open files and fill the packer's bins
 ROUNDS = 5  # of the stages: medians
 ROWS, LANES = 8, (2, 4, 8)  # a batch of more rows is read as so many, so that it fills no memory
 DEFAULT_PRESET = "mel_llm_asr_full_v5p_128"  # of `melllm data bench DIR` where no preset is named
@@ -73,39 +69,43 @@ def bench(argv: Sequence[str], prog: str = "melllm bench data") -> tuple[dict[st
 
 def measure(arguments: DataBenchArguments) -> dict[str, Any]:
     """The figures of all stages, and of the whole by number of processes."""
-    fed = arguments.run
-    feed_rate(fed, 0.0, arguments.chip, arguments.mfu)  # mistakes are told before anything is read
+    full = arguments.run
+    feed_rate(full, 0.0, arguments.chip, arguments.mfu)  # raises mistakes before anything is read
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     counts = _process_counts(cores or 1)
-    run, tokenizer = complete_run(_shrink_run(fed, counts[-1]))
-    apart = _stage_figures(run, tokenizer, arguments.utterances)
-    # A process of one core's work reads faster by itself than by threads.
+    inputs = complete_run(_shrink_run(full, counts[-1]))
+    run, tokenizer = inputs.run, inputs.tokenizer
+    stages = _stage_figures(run, tokenizer, arguments.utterances)
+    # A process that has one core to itself reads faster without threads.
     more = {count: 0 for count in counts if count <= run.data.lane_count}
     threads = dict(sorted((more | {run.data.workers: run.data.threads}).items()))
-    by_workers = {
-        count: _pipeline_figures(run, tokenizer, count, threads[count], arguments.seconds)
-        for count in tqdm(threads, unit="number of processes", disable=None)
-    }
-    whole = by_workers[run.data.workers]
+    by_workers = {}
+    with count_progress(len(threads), "numbers of processes") as advance:
+        for count in threads:
+            by_workers[count] = _pipeline_figures(
+                run, tokenizer, count, threads[count], arguments.seconds
+            )
+            advance()
+    as_configured = by_workers[run.data.workers]
     figures = {
         "what": "data",
         "preset": run.name,
         "data": [source.path for source in run.data.sources],
         "rows": run.data.b,
         "positions": run.data.t,
-        **whole,
-        "stages": apart,
+        **as_configured,
+        "stages": stages,
         "workers": list(by_workers.values()),
     }
-    if (decoded := apart.get("decode")) is not None:
-        alone = decoded["audio_seconds_per_second"]
-        figures["share_of_decoding"] = whole["audio_seconds_per_core_second"] / alone
+    if (decoded := stages.get("decode")) is not None:
+        decoding = decoded["audio_seconds_per_second"]
+        figures["share_of_decoding"] = as_configured["audio_seconds_per_core_second"] / decoding
     best = max(by_workers.values(), key=lambda one: one["audio_seconds_per_second"])
     rate = best["batches_per_second"] * run.data.b * run.data.t
-    found = feed_rate(fed, rate, arguments.chip, arguments.mfu)
-    figures["feeds"] = dataclasses.asdict(found) | {
+    fed = feed_rate(full, rate, arguments.chip, arguments.mfu)
+    figures["feeds"] = dataclasses.asdict(fed) | {
         "workers": best["workers"],
-        "chips_per_core": found.chips / best["cores"],
+        "chips_per_core": fed.chips / best["cores"],
         "audio_seconds_per_position": best["audio_seconds_per_second"] / rate,
     }
     return figures
@@ -158,11 +158,11 @@ def _reorder(words: list[str]) -> list[str]:
     rest = words[len(folders) :]
     name = DEFAULT_PRESET
     if "--preset" in rest:
-        place = rest.index("--preset")
-        if place + 1 == len(rest):
+        position = rest.index("--preset")
+        if position + 1 == len(rest):
             raise Mistake("preset: --preset needs a name")
-        name = rest[place + 1]
-        del rest[place : place + 2]
+        name = rest[position + 1]
+        del rest[position : position + 2]
     return [name, *(word for folder in folders for word in ("--data", folder)), *rest]
 
 
@@ -180,18 +180,18 @@ def _process_counts(cores: int) -> list[int]:
 
 
 def _stage_figures(run: Run, tokenizer: Tokenizer, count: int) -> dict[str, dict[str, float]]:
-    """The stages, timed in turns on utterances of the first corpus."""
+    """The figures of each stage, timed in turns on `count` utterances of the first corpus."""
     corpus = open_corpus(run.data.sources[0].path, "train")
-    found = make_stages(run, tokenizer, corpus, sample_indices(corpus, count, run.seed))
-    taken = medians(time_in_turns(found.actions, ROUNDS))
-    audio = {name: found.packed if name == "pack" else found.audio for name in taken}
+    stages = make_stages(run, tokenizer, corpus, sample_indices(corpus, count, run.seed))
+    taken = medians(time_in_turns(stages.actions, ROUNDS))
+    audio = {name: stages.packed if name == "pack" else stages.audio for name in taken}
     cost = {name: taken[name] / audio[name] for name in taken}
     return {
         name: {
             "audio_seconds_per_second": 1 / cost[name],
             "share": cost[name] / sum(cost.values()),
             "seconds": taken[name],
-            "utterances": found.utterances,
+            "utterances": stages.utterances,
         }
         for name in taken
     }
@@ -207,15 +207,15 @@ def _pipeline_figures(
             pass
         count = positions = 0
         audio = 0.0
-        began, worked = time.perf_counter(), time.process_time() + batches.worked
+        began, worked = time.perf_counter(), time.process_time() + batches.worker_cpu_seconds
         for batch in batches:
             count += 1
             positions += int((batch.segments > 0).sum())
-            audio += float(batch.frames.sum()) * HOP
+            audio += float(batch.frames.sum()) * run.mel.hop_seconds
             if time.perf_counter() - began >= seconds:
                 break
         passed = time.perf_counter() - began
-        worked = time.process_time() + batches.worked - worked
+        worked = time.process_time() + batches.worker_cpu_seconds - worked
     if not count:
         raise Mistake(
             f"data.sources: give {WARMUP_BATCHES} batches or fewer, then end: too few to measure"

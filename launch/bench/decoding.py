@@ -1,4 +1,4 @@
-"""`melllm bench decode`: how much faster than real time a preset's model reads speech."""
+"""`melllm bench decode`: times how much faster than real time a preset's model reads speech."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,6 +16,7 @@ from melllm_jax.errors import Mistake
 from melllm_jax.inference.generate import Decoder
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.models.parameters import init_model
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets import catalog
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
@@ -60,10 +61,10 @@ def measure(arguments: DecodeBenchArguments) -> dict[str, Any]:
     size = 4 * flops.count_parameters(run).total
     device_memory.check_bytes_fit(run.name, size, mesh, "random weights in float32")
     with jax.set_mesh(mesh):
-        update = Update(run)
-        model = update.skeleton.model(init_model(update.build, run.seed)[1], update.dtype)
+        update = Update(objective_of(run))
+        model = update.skeleton.model(init_model(update.objective.build, run.seed)[1], update.dtype)
         decoder = Decoder(
-            model, end=run.model.v, how=DecodingOptions(guard=False)
+            model, end=run.model.v, options=DecodingOptions(guard=False)
         )  # no row ends early
         actions = {}
         for rows in arguments.batch:

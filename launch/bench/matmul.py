@@ -1,4 +1,4 @@
-"""How fast this machine multiplies two square matrices: what a step is held against."""
+"""A compiled product of two square matrices, whose rate a step's is compared with."""
 
 from collections.abc import Callable
 import dataclasses

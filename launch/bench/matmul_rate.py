@@ -1,7 +1,7 @@
-"""The rate of a large matrix product on this machine's first device, taken in another process.
+"""Measures the rate of a large matrix product on this machine's first device, in a child process.
 
-A process that has asked JAX for an accelerator keeps it: whoever then starts trainings here must
-not be that one.
+A process that has asked JAX for an accelerator keeps it: one that goes on to start trainings on
+this machine must not.
 """
 
 import functools
@@ -23,7 +23,7 @@ def measure_matmul_rate(dtype: str) -> float:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     words = [sys.executable, "-m", "launch.bench.matmul_rate", dtype]
     try:
-        said = subprocess.run(
+        done = subprocess.run(
             words,
             capture_output=True,
             text=True,
@@ -33,10 +33,10 @@ def measure_matmul_rate(dtype: str) -> float:
         )
     except subprocess.TimeoutExpired as error:
         raise Fault(f"no matrix product came within {TIMEOUT:g} s: give --topology") from error
-    if said.returncode:
-        last = said.stderr.strip().rpartition("\n")[2]
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
         raise Fault(f"no matrix product could be made here: {last}: give --topology")
-    return float(said.stdout.split()[-1])
+    return float(done.stdout.split()[-1])
 
 
 def _main(dtype: str) -> None:

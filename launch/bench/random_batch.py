@@ -1,6 +1,6 @@
 """Random batches of a run's shapes, for timing: speech, then text, and never zeros.
 
-What is multiplied matters to the clock: zeros take less power, and a chip on them runs faster.
+Zeros take less power to multiply, and a chip runs faster on them.
 """
 
 import math
@@ -18,12 +18,13 @@ BEFORE, AFTER = 8, 4  # tokens of a prompt around the sound
 
 
 def train_batch(run: Run) -> Batch:
-    """A full batch: one example a row, as long as the row, which is what `flops.step` counts."""
+    """A full batch, one example a row and as long as it: what `flops.update_flops` counts."""
     rows = [_row(run, np.random.default_rng([0, i])) for i in range(run.data.b)]
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     shape = columns["tokens"].shape
+    patches = columns["patches"][..., : run.patch_width]
     return Batch(
-        **columns | {"patches": columns["patches"].astype(TRANSFER_DTYPES[run.data.wire])},
+        **columns | {"patches": patches.astype(TRANSFER_DTYPES[run.data.wire])},
         segments=np.ones(shape, np.int32),
         positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy(),
         sources=np.zeros(shape, np.int32),
@@ -31,7 +32,7 @@ def train_batch(run: Run) -> Batch:
 
 
 def prompt_batch(run: Run, rows: int, seconds: float) -> Batch:
-    """`rows` prompts to be gone on with, each around so many seconds of sound."""
+    """`rows` prompts to be continued, each around so many seconds of sound."""
     rng = np.random.default_rng(0)
     before, after = (Words(_ids(run, rng, count), 0.0) for count in (BEFORE, AFTER))
     clips = [Clip(_mel(run, rng, math.ceil(seconds * 100))) for _ in range(rows)]

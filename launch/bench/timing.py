@@ -1,4 +1,4 @@
-"""Medians of what is done in turns, so that noise falls on all alike."""
+"""Times actions in turns, so that noise falls on all alike, and takes medians."""
 
 from collections.abc import Callable, Mapping
 import statistics
@@ -6,7 +6,7 @@ import time
 
 
 def time_once(action: Callable[[], object]) -> float:
-    """What `action` took; it must wait for its own devices."""
+    """Seconds that `action` takes; it must wait for its own devices."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began

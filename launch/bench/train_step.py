@@ -13,6 +13,7 @@ from launch.runtime import malloc
 from launch.terminal.flags import RunArguments, run_arguments
 from melllm_jax import flops, sharding, xla_options
 from melllm_jax.config.run import Run
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets import catalog
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import State, Update
@@ -51,7 +52,7 @@ def measure(run: Run, updates: int) -> dict[str, Any]:
     mesh = sharding.make_mesh(run.mesh)
     sharding.check_mesh(run, mesh)
     with jax.set_mesh(mesh):
-        update = Update(run)
+        update = Update(objective_of(run))
         device_memory.check_state_fits(update, mesh)
         batch = sharding.shard_batch(random_batch.train_batch(run))
         began = time.perf_counter()

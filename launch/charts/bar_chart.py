@@ -1,44 +1,47 @@
-"""Charts as inline SVG: bars of a histogram, and mel levels by band.
+"""Histograms and mel levels by band as inline SVG.
 
-Colours are the page's own (`currentColor` and its custom properties), so that charts follow it
-into the dark.
+Colours are the page's own (`currentColor` and its custom properties), so that charts turn dark with
+it.
 """
 
 from collections.abc import Sequence
-import html
 import math
 
+from markupsafe import Markup
+
 from launch.charts.distribution import Distribution
+from launch.charts.html import escape_text
+from launch.charts.ticks import linear_ticks
 from launch.terminal.number_format import format_tick, format_tick_count
 
 WIDE, TALL = 460, 170  # units of the drawing; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34  # margins, for the figures at the axes
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34  # margins, for the numbers at the axes
 
 
-def histogram(numbers: Distribution, unit: str, what: str = "utterances") -> str:
-    """Bars over an axis in `unit`; a last bar, apart, holds what lies beyond the axis."""
+def histogram(numbers: Distribution, unit: str, what: str = "utterances") -> Markup:
+    """Bars over an axis in `unit`; a last bar, set apart, counts what lies beyond the axis."""
     counts = [*numbers.counts, *([numbers.beyond] if numbers.beyond else [])]
     top = _ceiling(max(counts))
     apart = 0.6 if numbers.beyond else 0.0  # of a bar, between the others and the last
     step = (WIDE - LEFT - RIGHT) / (len(counts) + apart)
     end = numbers.start + numbers.width * len(numbers.counts)
     parts = [_levels(top)]
-    for place, count in enumerate(counts):
-        last = place == len(numbers.counts)
-        low = numbers.start + numbers.width * place
+    for index, count in enumerate(counts):
+        last = index == len(numbers.counts)
+        low = numbers.start + numbers.width * index
         span = (
             f"over {format_tick(end)}"
             if last
             else f"{format_tick(low)} to {format_tick(low + numbers.width)}"
         )
         height = (TALL - TOP - BOTTOM) * count / top
-        x = LEFT + step * (place + (apart if last else 0))
+        x = LEFT + step * (index + (apart if last else 0))
         parts.append(
             f'<rect class="{"beyond" if last else "bar"}" x="{x:.1f}" '
             f'y="{TALL - BOTTOM - height:.1f}" width="{max(step - 1, 0.5):.1f}" '
-            f'height="{height:.1f}"><title>{span} {html.escape(unit)}: {count:,}</title></rect>'
+            f'height="{height:.1f}"><title>{span} {escape_text(unit)}: {count:,}</title></rect>'
         )
-    for value in _ticks(numbers.start, end):
+    for value in linear_ticks(numbers.start, end, most=8):
         x = LEFT + step * (value - numbers.start) / numbers.width
         parts.append(
             f'<text x="{x:.1f}" y="{TALL - 18}" text-anchor="middle">{format_tick(value)}</text>'
@@ -50,7 +53,7 @@ def histogram(numbers: Distribution, unit: str, what: str = "utterances") -> str
     return _drawing(parts, f"histogram of {what}, {unit}")
 
 
-def bands(mean: Sequence[float], deviation: Sequence[float], unit: str) -> str:
+def bands(mean: Sequence[float], deviation: Sequence[float], unit: str) -> Markup:
     """Mean of each mel band, and one standard deviation to either side."""
     lows = [x - y for x, y in zip(mean, deviation, strict=True)]
     highs = [x + y for x, y in zip(mean, deviation, strict=True)]
@@ -61,11 +64,11 @@ def bands(mean: Sequence[float], deviation: Sequence[float], unit: str) -> str:
     line = lambda values: [f"{across(i):.1f},{up(value):.1f}" for i, value in enumerate(values)]
     around = " ".join(line(highs) + line(lows)[::-1])
     parts = []
-    for value in _ticks(low, high, most=4):
+    for value in linear_ticks(low, high, most=4):
         parts.append(_level(up(value), format_tick(value)))
     parts.append(f'<polygon class="around" points="{around}"/>')
     parts.append(f'<polyline class="line" points="{" ".join(line(mean))}"/>')
-    for band in _ticks(0, len(mean) - 1):
+    for band in linear_ticks(0, len(mean) - 1, most=8):
         parts.append(
             f'<text x="{across(band):.1f}" y="{TALL - 18}" text-anchor="middle">{band:.0f}</text>'
         )
@@ -73,9 +76,9 @@ def bands(mean: Sequence[float], deviation: Sequence[float], unit: str) -> str:
     return _drawing(parts, "mean and standard deviation of each mel band")
 
 
-def _drawing(parts: Sequence[str], label: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{html.escape(label)}">'
+def _drawing(parts: Sequence[str], label: str) -> Markup:
+    return Markup(
+        f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape_text(label)}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -84,7 +87,7 @@ def _levels(top: float) -> str:
     height = TALL - TOP - BOTTOM
     return "".join(
         _level(TALL - BOTTOM - height * value / top, format_tick_count(value))
-        for value in _ticks(0, top, most=3, finest=1)
+        for value in linear_ticks(0, top, most=3, finest=1)
     )
 
 
@@ -97,22 +100,11 @@ def _level(y: float, label: str) -> str:
 
 def _axis(unit: str) -> str:
     middle = (LEFT + WIDE - RIGHT) / 2
-    return f'<text x="{middle}" y="{TALL - 3}" text-anchor="middle">{html.escape(unit)}</text>'
-
-
-def _ticks(low: float, high: float, most: int = 8, finest: float = 0.0) -> list[float]:
-    """Round numbers from `low` to `high`, at most so many steps, each of `finest` or more."""
-    if high <= low:
-        return [low]
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(power * x for x in (1, 2, 5, 10) if (high - low) / (power * x) <= most)
-    step = max(step, finest)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(step * number, 9) for number in range(first, last + 1)]
+    return f'<text x="{middle}" y="{TALL - 3}" text-anchor="middle">{escape_text(unit)}</text>'
 
 
 def _ceiling(count: int) -> float:
     """A round number that is not less than a count, and one at least."""
-    ticks = _ticks(0, max(count, 1), most=3, finest=1)
+    ticks = linear_ticks(0, max(count, 1), most=3, finest=1)
     step = ticks[1] - ticks[0]
     return step * math.ceil(max(count, 1) / step)

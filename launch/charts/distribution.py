@@ -1,4 +1,4 @@
-"""How numbers are distributed: a few figures, and the bars of a histogram."""
+"""The distribution of numbers: mean, quantiles, and the bars of a histogram."""
 
 import dataclasses
 import math
@@ -6,8 +6,10 @@ import math
 from jaxtyping import Float
 import numpy as np
 
+from launch.charts.ticks import round_step
+
 BARS = 40  # at most
-CHUNK = 1 << 20  # numbers sorted into bars at a time, for places take twice the room of numbers
+CHUNK = 1 << 20  # numbers sorted at a time, since their bar indices take twice their room
 COVERED = 0.995  # share of the numbers that the bars cover; a long tail would flatten them
 
 
@@ -36,15 +38,15 @@ def distribution(values: Float[np.ndarray, " n"]) -> Distribution | None:
         return None
     low, high = float(values.min()), float(values.max())
     median, p95, covered = (float(x) for x in np.quantile(values, (0.5, 0.95, COVERED)))
-    width = _round_width((covered - min(low, 0.0)) / BARS)
+    width = round_step((covered - min(low, 0.0)) / BARS)
     start = math.floor(min(low, 0.0) / width) * width
     bars = max(1, math.floor((covered - start) / width) + 1)
-    # Edges are compared as they are told: 3 * 0.1 lies above 0.3.
+    # Edges are compared as they are written: 3 * 0.1 lies above 0.3.
     edges = np.round(start + width * np.arange(bars + 1), 9).astype(values.dtype)
     counts = np.zeros(bars + 1, np.int64)
     for first in range(0, values.size, CHUNK):
-        places = np.searchsorted(edges[1:], values[first : first + CHUNK], side="right")
-        counts += np.bincount(places, minlength=bars + 1)
+        bar_indices = np.searchsorted(edges[1:], values[first : first + CHUNK], side="right")
+        counts += np.bincount(bar_indices, minlength=bars + 1)
     return Distribution(
         of=values.size,
         mean=float(values.mean(dtype=np.float64)),
@@ -57,11 +59,3 @@ def distribution(values: Float[np.ndarray, " n"]) -> Distribution | None:
         counts=tuple(counts[:-1].tolist()),
         beyond=int(counts[-1]),
     )
-
-
-def _round_width(least: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that is not less; 1 where that is 0."""
-    if least <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(power * step for step in (1, 2, 5, 10) if power * step >= least * (1 - 1e-9))

@@ -1,6 +1,6 @@
-"""Pictures of a run, as PNG files: how loss and word errors fell, and what the model saw and wrote.
+"""Draws a run as PNG files: loss and word error rate by step, and a spectrogram with its texts.
 
-Needs matplotlib, of the extra `demo`; draws without a screen.
+Needs matplotlib, of the extra `demo`, but no screen.
 """
 
 from collections.abc import Mapping, Sequence

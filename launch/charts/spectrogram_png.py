@@ -1,4 +1,4 @@
-"""Mel as a PNG file, written with zlib alone: what draws for papers is an extra.
+"""Writes log-mel as a PNG file with zlib alone, since matplotlib is an extra.
 
 PNG (Portable Network Graphics) Specification, third edition, https://www.w3.org/TR/png-3/.
 """
@@ -16,9 +16,10 @@ STOPS = ("#0b0724", "#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf")
 
 
 def mel_png(mel: Float[np.ndarray, "frames m"]) -> bytes:
-    """A column a frame, a row a band, the lowest at the bottom; colours span all but 1 % at ends.
+    """A PNG of one column a frame and one row a band, the lowest band at the bottom.
 
-    Values that are not finite are drawn as the lowest.
+    Colours span the values from the 1st percentile to the 99.5th. NaN and -inf are drawn as the
+    lowest, +inf as the highest.
     """
     mel = np.nan_to_num(_average_columns(mel), nan=-np.inf, posinf=np.inf)
     known = mel[np.isfinite(mel)]
@@ -29,7 +30,7 @@ def mel_png(mel: Float[np.ndarray, "frames m"]) -> bytes:
 
 
 def palette_png(pixels: UInt8[np.ndarray, "rows columns"]) -> bytes:
-    """A PNG of those shades, one byte a pixel."""
+    """A PNG of shades 0 to 255, one byte a pixel."""
     rows, columns = pixels.shape
     header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)  # 8 bits, colours by palette
     unfiltered = np.zeros((rows, 1), np.uint8)
@@ -55,11 +56,11 @@ def _average_columns(mel: np.ndarray) -> np.ndarray:
 
 def _palette() -> bytes:
     stops = np.array([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in STOPS])
-    places = np.linspace(0, len(STOPS) - 1, SHADES)
-    channels = [np.interp(places, np.arange(len(STOPS)), stops[:, i]) for i in range(3)]
+    positions = np.linspace(0, len(STOPS) - 1, SHADES)
+    channels = [np.interp(positions, np.arange(len(STOPS)), stops[:, i]) for i in range(3)]
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8).tobytes()
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
-    sum_ = zlib.crc32(name + content)
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", sum_)
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)

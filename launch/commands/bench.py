@@ -1,4 +1,4 @@
-"""`melllm bench WHAT [PRESET] [flags]`: figures for this machine, against its own limit."""
+"""`melllm bench WHAT [PRESET] [flags]`: figures for this machine beside its own limit."""
 
 from collections.abc import Callable, Sequence
 import json

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from launch.evaluation import checkpoint_parity
 from launch.runtime import malloc
 from launch.terminal.flags import parse
+from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import byte_progress
 from melllm_jax.convert import from_hf, to_hf
 from melllm_jax.errors import Mistake
@@ -84,7 +85,7 @@ def check_command(argv: Sequence[str]) -> int:
 def _run(
     kind: type[Any], action: Callable[[Any], dict[str, Any]], name: str, argv: Sequence[str]
 ) -> int:
-    """Run an action and print what it answers, in words or as JSON: the exit status."""
+    """Run an action and print its answer, in words or as JSON: the exit status."""
     arguments = parse(kind, argv, prog=f"melllm convert {name}")
     answer = action(arguments)
     text, status = answer.pop("text"), answer.pop("status", 0)
@@ -93,65 +94,65 @@ def _run(
 
 
 def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
-    """Import; what was read, written and left out."""
+    """Import a checkpoint: the figures of what was read, written and left out."""
     malloc.keep_freed_memory()  # blocks come and go: their pages need not be cleared each time
     began = time.perf_counter()
-    what = from_hf.plan_import(local_folder(arguments.source), arguments.lora)
-    with byte_progress(what.bytes) as moved:
-        from_hf.import_checkpoint(what, arguments.target, moved)
+    plan = from_hf.plan_import(local_folder(arguments.source), arguments.lora)
+    with byte_progress(plan.bytes) as moved:
+        from_hf.import_checkpoint(plan, arguments.target, moved)
     seconds = time.perf_counter() - began
-    left = {why: len(names) for why, names in what.left_out.items()}
+    left = {why: len(names) for why, names in plan.left_out.items()}
     lines = [
-        f"{len(what.tensors)} tensors, {what.bytes / 1e9:.2f} GB, in {seconds:.1f} s: "
+        f"{len(plan.tensors)} tensors, {format_bytes(plan.bytes)}, in {seconds:.1f} s: "
         f"{arguments.target}",
         *(f"left out, {why}: {count} tensors" for why, count in left.items()),
     ]
     return {
         "checkpoint": str(arguments.target),
-        "tensors": len(what.tensors),
-        "merged": len(what.added),
-        "bytes": what.bytes,
+        "tensors": len(plan.tensors),
+        "merged": len(plan.merged),
+        "bytes": plan.bytes,
         "seconds": seconds,
-        "left_out": dict(what.left_out),
+        "left_out": dict(plan.left_out),
         "text": "\n".join(lines),
     }
 
 
 def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
-    """Export; what was written."""
+    """Export a checkpoint: the figures of what was written."""
     malloc.keep_freed_memory()
     began = time.perf_counter()
-    what = to_hf.plan_export(arguments.source, arguments.lora, arguments.front, arguments.dtype)
-    with byte_progress(what.bytes) as moved:
-        to_hf.export_checkpoint(what, arguments.target, moved)
+    plan = to_hf.plan_export(arguments.source, arguments.lora, arguments.front, arguments.dtype)
+    with byte_progress(plan.bytes) as moved:
+        to_hf.export_checkpoint(plan, arguments.target, moved)
     seconds = time.perf_counter() - began
-    count = len(what.main) + len(what.apart)
-    size = f"{what.bytes / 1e9:.2f} GB"
+    count = len(plan.main) + len(plan.adapter)
     return {
         "checkpoint": str(arguments.target),
-        "tensors": len(what.main),
-        "adapter": len(what.apart),
-        "merged": len(what.added),
-        "bytes": what.bytes,
+        "tensors": len(plan.main),
+        "adapter": len(plan.adapter),
+        "merged": len(plan.merged),
+        "bytes": plan.bytes,
         "seconds": seconds,
-        "text": f"{count} tensors, {size}, in {seconds:.1f} s: {arguments.target}",
+        "text": f"{count} tensors, {format_bytes(plan.bytes)}, in {seconds:.1f} s: "
+        f"{arguments.target}",
     }
 
 
 def check_checkpoint(arguments: CheckCheckpointArguments) -> dict[str, Any]:
-    """Check; how far the two are apart."""
+    """Compare a checkpoint with its original: the differences."""
     found = checkpoint_parity.compare(
         local_folder(arguments.source), arguments.target, arguments.audio, arguments.text
     )
     agrees = found.kl <= arguments.bound
     worst = max(range(len(found.layers)), key=lambda i: found.layers[i])
-    said = (
+    text = (
         f"{'same' if agrees else 'NOT the same'}: KL {found.kl:.2e} nats a token "
         f"(bound {arguments.bound:g}), top-1 {found.top1:.1%} of {found.positions} positions, "
         f"logits within {found.logits:.1e}, layers within {found.layers[worst]:.1e} (layer {worst})"
     )
-    told = dataclasses.asdict(found) | {"bound": arguments.bound, "agrees": agrees}
-    return told | {"text": said, "status": 0 if agrees else 1}
+    figures = dataclasses.asdict(found) | {"bound": arguments.bound, "agrees": agrees}
+    return figures | {"text": text, "status": 0 if agrees else 1}
 
 
 def local_folder(source: str) -> pathlib.Path:
@@ -169,5 +170,5 @@ def local_folder(source: str) -> pathlib.Path:
     try:
         return pathlib.Path(snapshot_download(source))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Mistake(f"HF_DIR={source}: is no folder, and the hub says: {said}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Mistake(f"HF_DIR={source}: is no folder, and the hub says: {reason}") from error

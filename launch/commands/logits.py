@@ -1,4 +1,4 @@
-"""`melllm logits`: what a checkpoint says to given tokens and sound, for debugging a port."""
+"""`melllm logits`: scores of a checkpoint for given tokens and sound, to debug a port."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -40,14 +40,15 @@ def main(argv: Sequence[str]) -> int:
         rows = tokens[None] if tokens.ndim == 1 else tokens
         batch = model.batch(rows, arguments.audio, arguments.audio_token)
         scores = jax.jit(lambda m, b: m.logits(m(b)))(model.model, batch)
-        found = np.asarray(scores, np.float32).reshape(*tokens.shape, -1)
+        logits = np.asarray(scores, np.float32).reshape(*tokens.shape, -1)
     try:
         with arguments.out.open("wb") as file:  # np.save adds .npy to a name that lacks it
-            np.save(file, found)
+            np.save(file, logits)
     except OSError as error:
         raise Fault(f"{arguments.out}: cannot be written: {error.strerror}") from error
-    told = {"out": str(arguments.out), "shape": list(found.shape), "dtype": arguments.dtype}
-    print(json.dumps(told) if arguments.json else f"{arguments.out}: float32 {list(found.shape)}")
+    figures = {"out": str(arguments.out), "shape": list(logits.shape), "dtype": arguments.dtype}
+    text = f"{arguments.out}: float32 {list(logits.shape)}"
+    print(json.dumps(figures) if arguments.json else text)
     return 0
 
 

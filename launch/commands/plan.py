@@ -6,11 +6,17 @@ import json
 import sys
 from typing import Any
 
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from launch.terminal import text_table
 from launch.terminal.flags import RunArguments, run_arguments
+from launch.terminal.number_format import format_gib
 from launch.terminal.progress_bar import ProgressBar
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.planning import plan, topology
+from melllm_jax.planning.collectives import Collective
 from melllm_jax.planning.plan import Plan
 from melllm_jax.planning.search import candidate_plans
 from melllm_jax.presets import catalog
@@ -51,14 +57,13 @@ def main(argv: Sequence[str]) -> int:
             f"no --topology given: one of {', '.join(topology.KINDS)} and its size: v5p:4x4x4"
         )
     pod = topology.parse_pod(run.mesh.topology, run.mesh.slices)
-    found = search_plans(run, pod, arguments.tries) if arguments.search else [plan_run(run, pod)]
-    told = [figures(one, run, arguments) for one in found]
+    plans = search_plans(run, pod, arguments.tries) if arguments.search else [plan_run(run, pod)]
+    estimates = [estimate_run(one, run, arguments) for one in plans]
     if arguments.json:
-        print(json.dumps({"plans": told} if arguments.search else told[0]))
-    elif arguments.search:
-        print("\n".join(_ranking(found)))
+        trees = [figures(*pair) for pair in zip(plans, estimates, strict=True)]
+        print(json.dumps({"plans": trees} if arguments.search else trees[0]))
     else:
-        print("\n".join(_lines(found[0], told[0])))
+        text_table.show(_ranking(plans) if arguments.search else _report(plans[0], estimates[0]))
     return 0
 
 
@@ -82,31 +87,58 @@ def search_plans(run: Run, pod: topology.Pod, tries: int) -> list[Plan]:
     mesh splits the run, Fault where none of the ways compiles.
     """
     ways = sorted(
-        candidate_plans(run, pod), key=lambda way: (not way[1].fits, way[1].step, way[1].serial)
+        candidate_plans(run, pod),
+        key=lambda way: (not way[1].fits, way[1].step_seconds, way[1].serial_seconds),
     )
     if not ways:
         raise Mistake(f"search: no mesh of {pod.chips} chips splits data.b={run.data.b} evenly")
     if not topology.has_compiler(pod):
         return [rough for _, rough in ways[:tries]]
-    bar, found, failed = ProgressBar(tries, unit="way"), [], []
+    bar, found, failed = ProgressBar(tries, "ways"), [], []
     for way, rough in ways[:tries]:
-        bar.status(f"compiling {_describe(rough)}…")
+        bar.status(f"compiling {_layout(rough)}…")
         try:
             found.append(plan.compile_plan(way, pod))
         except Fault as fault:  # of the compiler's own, with one program and not with another
-            failed.append(f"{_describe(rough)}: {fault}")
+            failed.append(f"{_layout(rough)}: {fault}")
             bar.log(f"left out: {failed[-1]}")
     bar.close()
     if not found:
         raise Fault(f"search: none of {len(failed)} ways compiles: {failed[0]}")
-    return sorted(found, key=lambda one: (not one.fits, one.step, one.serial))
+    return sorted(found, key=lambda one: (not one.fits, one.step_seconds, one.serial_seconds))
 
 
-def figures(one: Plan, run: Run, arguments: PlanArguments) -> dict[str, Any]:
-    """A plan as plain data, with rates, hours and cost of the whole run."""
-    hours_an_update = one.positions * arguments.speech * run.mel.r * 0.01 / 3600
+@dataclasses.dataclass(frozen=True)
+class RunEstimate:
+    """What a plan's step makes of the whole run."""
+
+    updates: float
+    hours: float
+    chip_hours: float
+    cost: float | None  # None where no price is given
+    audio_hours_per_second: float
+    tokens_per_second: float  # positions
+    mfu_nothing_hidden: float
+
+
+def estimate_run(one: Plan, run: Run, arguments: PlanArguments) -> RunEstimate:
+    """Rates, hours and cost of the run that `one` is a plan of."""
+    hours_an_update = one.positions * arguments.speech * run.mel.r * run.mel.hop_seconds / 3600
     updates = arguments.audio / hours_an_update if arguments.audio else float(run.optim.steps)
-    chip_hours = updates * one.step * one.chips / 3600
+    chip_hours = updates * one.step_seconds * one.chips / 3600
+    return RunEstimate(
+        updates=updates,
+        hours=updates * one.step_seconds / 3600,
+        chip_hours=chip_hours,
+        cost=chip_hours * arguments.price if arguments.price else None,
+        audio_hours_per_second=hours_an_update / one.step_seconds,
+        tokens_per_second=one.positions / one.step_seconds,
+        mfu_nothing_hidden=one.useful_flops / one.peak / one.serial_seconds,
+    )
+
+
+def figures(one: Plan, estimate: RunEstimate) -> dict[str, Any]:
+    """A plan and what it makes of the run, as --json prints them."""
     return {
         "preset": one.preset,
         "pod": one.pod,
@@ -119,87 +151,110 @@ def figures(one: Plan, run: Run, arguments: PlanArguments) -> dict[str, Any]:
         "estimate": True,
         "parameters": {"total": one.total, "trained": one.trained},
         "positions": one.positions,
-        "flops": {"useful": one.useful, "executed": one.executed},
+        "flops": {"useful": one.useful_flops, "executed": one.executed_flops},
         "hbm": dataclasses.asdict(one.memory),
         "fits": one.fits,
         "collectives": [dataclasses.asdict(each) for each in one.collectives],
-        "seconds": dict(one.limits) | {"xla": one.xla},
+        "seconds": dict(one.limits) | {"xla": one.xla_seconds},
         "limit": one.limit,
-        "step_seconds": one.step,
-        "step_seconds_nothing_hidden": one.serial,
+        "step_seconds": one.step_seconds,
+        "step_seconds_nothing_hidden": one.serial_seconds,
         "mfu": one.mfu,
-        "mfu_nothing_hidden": one.useful / one.peak / one.serial,
-        "tokens_per_second": one.positions / one.step,
-        "audio_hours_per_second": hours_an_update / one.step,
-        "updates": updates,
-        "hours": updates * one.step / 3600,
-        "chip_hours": chip_hours,
-        "cost": chip_hours * arguments.price if arguments.price else None,
+        "mfu_nothing_hidden": estimate.mfu_nothing_hidden,
+        "tokens_per_second": estimate.tokens_per_second,
+        "audio_hours_per_second": estimate.audio_hours_per_second,
+        "updates": estimate.updates,
+        "hours": estimate.hours,
+        "chip_hours": estimate.chip_hours,
+        "cost": estimate.cost,
         "unknown": list(one.unknown),
     }
 
 
-def _describe(one: Plan) -> str:
-    mesh = " × ".join(f"{axis} {size}" for axis, size in one.mesh.items() if size > 1)
-    return f"{mesh or 'one chip'}, remat {one.remat}, micro {one.micro}"
-
-
-def _gib(size: float | None) -> str:
-    return "–" if size is None else f"{size / 2**30:.2f}"
-
-
-def _ranking(found: Sequence[Plan]) -> Iterator[str]:
-    yield f"{found[0].preset} on {found[0].pod}, estimates ({found[0].source}), best first:"
-    for one in found:
-        size = f"{_gib(one.memory.needed)} of {_gib(one.memory.capacity)} GiB"
-        fits = "fits" if one.fits else "does not fit"
-        yield (
-            f"  {one.step:7.3f} s  MFU ≤ {one.mfu:5.1%}  {size:>21} {fits:12}  {one.limit:6}  "
-            f"{_describe(one)}"
+def _ranking(plans: Sequence[Plan]) -> RenderableType:
+    """The plans of a search, a row each, in their order."""
+    title = f"{plans[0].preset} on {plans[0].pod}, estimates ({plans[0].source}), best first:"
+    rows = [
+        (
+            f"  {one.step_seconds:.3f} s",
+            f"MFU ≤ {one.mfu:5.1%}",
+            f"{format_gib(one.memory.needed)} of {format_gib(one.memory.capacity)}",
+            "GiB fits" if one.fits else "GiB does not fit",
+            one.limit,
+            _layout(one),
         )
+        for one in plans
+    ]
+    return Group(Text(title), text_table.table([""] * 6, rows, right=(0, 1, 2), elastic=(5,)))
 
 
-def _lines(one: Plan, told: dict[str, Any]) -> Iterator[str]:
-    memory = one.memory
-    parts = (memory.arguments, memory.activations, memory.code)
-    yield f"{one.preset} on {one.pod}: {_describe(one)}"
+def _report(one: Plan, estimate: RunEstimate) -> RenderableType:
+    """A plan in labelled lines."""
     compiled = one.source == "compiled"
     how = f"compiled in {one.compile_seconds:.0f} s" if compiled else "arithmetic alone"
-    yield f"  {how}; every time and rate below is an estimate"
-    yield f"parameters   {one.total:,}, trained {one.trained:,}"
-    yield (
-        f"FLOPs        {one.useful:.3e} an update of {one.positions:,} positions; "
-        f"{one.executed:.3e} with what is done twice"
-    )
-    fits = "fits" if one.fits else "DOES NOT FIT"
-    yield (
-        f"HBM a device {_gib(memory.needed)} of {_gib(memory.capacity)} GiB: {fits} "
-        "(arguments {}, activations {}, code {})".format(*map(_gib, parts))
-    )
-    for each in one.collectives:
-        axes = "×".join(each.axes) or "other"
-        hidden = "asynchronous" if each.hidden else "synchronous"
-        yield (
-            f"collective   {each.kind} over {axes} ({each.devices}): {each.bytes / 1e9:.3f} GB a "
-            f"chip in {each.times} calls, {hidden}"
-        )
-    limits = ", ".join(f"{name} {seconds:.3f}" for name, seconds in one.limits.items())
-    yield f"seconds      {limits}: limited by {one.limit}"
-    if one.xla is not None:
-        yield f"             {one.xla:.3f} as XLA estimates its instructions, collectives apart"
-    yield (
-        f"update       {one.step:.3f} s if all else hides behind {one.limit}, "
-        f"{one.serial:.3f} s if nothing hides: MFU at most {one.mfu:.1%}, "
-        f"{told['mfu_nothing_hidden']:.1%}"
-    )
-    yield (
-        f"rate         {told['tokens_per_second']:,.0f} positions, "
-        f"{told['audio_hours_per_second']:.2f} h of sound a second"
-    )
-    cost = f", {told['cost']:,.0f} at the price given" if told["cost"] is not None else ""
-    yield (
-        f"whole run    {told['updates']:,.0f} updates: {told['hours']:,.1f} h, "
-        f"{told['chip_hours']:,.0f} chip-hours{cost}"
-    )
+    rows = [
+        ("parameters", f"{one.total:,}, trained {one.trained:,}"),
+        (
+            "FLOPs",
+            f"{one.useful_flops:.3e} an update of {one.positions:,} positions; "
+            f"{one.executed_flops:.3e} with what is done twice",
+        ),
+        ("HBM a device", _memory_text(one)),
+        *(("collective", _collective_text(each)) for each in one.collectives),
+        *_time_rows(one, estimate),
+    ]
     if one.unknown:
-        yield f"not counted  {'; '.join(one.unknown)}"
+        rows.append(("not counted", "; ".join(one.unknown)))
+    return Group(
+        Text(f"{one.preset} on {one.pod}: {_layout(one)}"),
+        Text(f"  {how}; every time and rate below is an estimate"),
+        text_table.label_grid(rows),
+    )
+
+
+def _memory_text(one: Plan) -> str:
+    memory = one.memory
+    parts = [format_gib(x) for x in (memory.arguments, memory.activations, memory.code)]
+    return (
+        f"{format_gib(memory.needed)} of {format_gib(memory.capacity)} GiB: "
+        f"{'fits' if one.fits else 'DOES NOT FIT'} "
+        "(arguments {}, activations {}, code {})".format(*parts)
+    )
+
+
+def _collective_text(each: Collective) -> str:
+    axes = "×".join(each.axes) or "other"
+    return (
+        f"{each.kind} over {axes} ({each.devices}): {each.bytes / 1e9:.3f} GB a chip in "
+        f"{each.times} calls, {'asynchronous' if each.hidden else 'synchronous'}"
+    )
+
+
+def _time_rows(one: Plan, estimate: RunEstimate) -> Iterator[tuple[str, str]]:
+    limits = ", ".join(f"{name} {seconds:.3f}" for name, seconds in one.limits.items())
+    yield "seconds", f"{limits}: limited by {one.limit}"
+    if one.xla_seconds is not None:
+        yield "", f"{one.xla_seconds:.3f} as XLA estimates its instructions, collectives apart"
+    yield (
+        "update",
+        f"{one.step_seconds:.3f} s if all else hides behind {one.limit}, "
+        f"{one.serial_seconds:.3f} s if nothing hides: MFU at most {one.mfu:.1%}, "
+        f"{estimate.mfu_nothing_hidden:.1%}",
+    )
+    yield (
+        "rate",
+        f"{estimate.tokens_per_second:,.0f} positions, "
+        f"{estimate.audio_hours_per_second:.2f} h of sound a second",
+    )
+    cost = "" if estimate.cost is None else f", {estimate.cost:,.0f} at the price given"
+    yield (
+        "whole run",
+        f"{estimate.updates:,.0f} updates: {estimate.hours:,.1f} h, "
+        f"{estimate.chip_hours:,.0f} chip-hours{cost}",
+    )
+
+
+def _layout(one: Plan) -> str:
+    """Mesh, rematerialisation and micro-batches in words."""
+    mesh = " × ".join(f"{axis} {size}" for axis, size in one.mesh.items() if size > 1)
+    return f"{mesh or 'one chip'}, remat {one.remat}, micro {one.micro}"

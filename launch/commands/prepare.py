@@ -1,36 +1,26 @@
-"""`melllm prepare`: turn a corpus into shards that training reads at random."""
+"""`melllm prepare`: turns a corpus into shards that training reads at random."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from typing import Any, Literal
 
 from etils import epath
-from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes, Positional
 
 from data_pipelines.corpora import shard_index
+from data_pipelines.importers.write_manifests import IMPORTERS
 from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.prepare.validate import Limits
 from launch.terminal.flags import parse
-from launch.terminal.progress_bar import LINE_INTERVAL
+from launch.terminal.number_format import format_bytes
+from launch.terminal.progress_bar import ProgressBar
 from melllm_jax.config.features import Mel
 
-Kind = Literal[
-    "jsonl",
-    "librispeech",
-    "kaldi",
-    "nemo",
-    "commonvoice",
-    "parquet",
-    "webdataset",
-    "lhotse",
-    "tfds",
-]
+Kind = Literal["jsonl", *IMPORTERS]
 Store = Literal["flac", "opus", "original", "mel"]
 
 
@@ -61,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """`melllm prepare SOURCE --kind jsonl --out DIR`."""
     arguments = parse(PrepareArguments, argv, prog="melllm prepare")
     began = time.perf_counter()
-    with _progress_callbacks() as (tick, say):
+    with contextlib.closing(ProgressBar(None, "utterances")) as bar:
         index = prepare(
             arguments.source,
             arguments.out,
@@ -75,34 +65,13 @@ def main(argv: Sequence[str]) -> int:
             runner=arguments.runner,
             workers=arguments.workers,
             beam=arguments.beam,
-            tick=tick,
-            say=say,
+            progress=bar.count,
+            log=bar.log,
         )
     figures = _figures(arguments.out, index)
     figures["seconds"] = round(time.perf_counter() - began, 2)
     print(json.dumps(figures) if arguments.json else _format_figures(figures))
     return 0
-
-
-@contextlib.contextmanager
-def _progress_callbacks() -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
-    """What is told how many utterances are done of how many, and what leaves a line."""
-    said = time.monotonic()
-    live = sys.stderr.isatty()
-    with tqdm(unit="utterance", disable=not live, file=sys.stderr) as bar:
-
-        def tick(done: int, total: int) -> None:
-            nonlocal said
-            bar.total = total
-            bar.update(done - bar.n)
-            if not live and time.monotonic() - said > LINE_INTERVAL:
-                said = time.monotonic()
-                print(f"{done} of {total} utterances", file=sys.stderr, flush=True)
-
-        def say(line: str) -> None:
-            tqdm.write(line, file=sys.stderr)
-
-        yield tick, say
 
 
 def _figures(out: str, index: shard_index.ShardIndex) -> dict[str, Any]:
@@ -130,7 +99,7 @@ def _format_figures(figures: Mapping[str, Any]) -> str:
     """The figures for people: a line a split, then what was left out and why."""
     lines = [
         f"{split}: {found['utterances']} utterances, {found['hours']:.2f} h, "
-        f"{found['shards']} shards of {found['bytes'] / 1e6:.1f} MB in all"
+        f"{found['shards']} shards of {format_bytes(found['bytes'])} in all"
         for split, found in figures["splits"].items()
     ]
     if figures["rejects"]:

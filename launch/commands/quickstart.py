@@ -9,17 +9,17 @@ import shutil
 import sys
 import time
 
-from tqdm import tqdm
-
 from data_pipelines.corpora.corpus import open_corpus
 from data_pipelines.examples.asr_example import load_mel
 from data_pipelines.synthetic import synthetic_shards
 from data_pipelines.synthetic.grammar import Split
 from data_pipelines.text.tokenizer_training import train_sentencepiece
 from launch.charts import figures
-from launch.commands import evaluate, transcribe
+from launch.evaluation.score_split import score_split
 from launch.runs.fit import fit
+from launch.runs.transcribe_files import transcribe_files
 from launch.terminal.flags import parse
+from launch.terminal.progress_bar import count_progress
 from melllm_jax.config.features import Mel
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
@@ -27,7 +27,6 @@ from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 
 COUNTS: dict[Split, int] = {"train": 5000, "dev": 100, "test": 300}
-HOP = 0.01  # seconds a mel frame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,9 @@ def main(argv: Sequence[str]) -> int:
         run = override(run, changes | {"seed": arguments.seed})
         fit(run, run_folder)
     with _timer("3/4 scoring sentences it never saw, in voices it never heard"):
-        scored = evaluate.EvaluateArguments(
-            run=run_folder, data=data, split="test", batch=50, normalizer="none", name="test"
-        )
-        summary = evaluate.evaluate(scored)
+        scored = score_split(run_folder, data, "test", batch=50, normalizer="none", name="test")
+        summary = scored.summary
+        print(f"hypotheses: {scored.hypotheses}", file=sys.stderr)
     with _timer("4/4 transcribing one file"):
         pictured = _transcribe_one(folder, run, run_folder, arguments.seed)
     _draw_curve(folder, run_folder)
@@ -82,12 +80,8 @@ def main(argv: Sequence[str]) -> int:
 def _speak(data: str, mel: Mel, seed: int) -> None:
     if (pathlib.Path(data) / "index.json").exists():
         return
-    with tqdm(total=sum(COUNTS.values()), unit="utterance", disable=None) as bar:
-
-        def tick() -> None:
-            bar.update()
-
-        synthetic_shards.write_shards(data, COUNTS, mel, seed=seed, tick=tick)
+    with count_progress(sum(COUNTS.values()), "utterances") as advance:
+        synthetic_shards.write_shards(data, COUNTS, mel, seed=seed, progress=advance)
 
 
 def _transcribe_one(folder: pathlib.Path, run: Run, run_folder: str, seed: int) -> str:
@@ -96,11 +90,10 @@ def _transcribe_one(folder: pathlib.Path, run: Run, run_folder: str, seed: int) 
     path.parent.mkdir(exist_ok=True)
     assert isinstance(one.audio, bytes)
     path.write_bytes(one.audio)
-    arguments = transcribe.TranscribeArguments(files=(str(path),), run=run_folder)
-    found = transcribe.transcribe(arguments)[0].text
+    found = transcribe_files([str(path)], run_folder)[0].text
     raw = dataclasses.replace(run.mel, normalize="none")
     mel = load_mel(one, raw, longest=run.data.longest)
-    figures.draw_spectrogram(mel, one.text, found, folder / "mel.png", HOP)
+    figures.draw_spectrogram(mel, one.text, found, folder / "mel.png", run.mel.hop_seconds)
     return f"{path} ({one.speaker})\n  said:  {one.text}\n  heard: {found}"
 
 

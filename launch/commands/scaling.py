@@ -1,4 +1,4 @@
-"""`melllm scaling WHAT`: a law fitted to runs, and the run that it says is best."""
+"""`melllm scaling WHAT`: fits a law to runs, and predicts the best run of a budget."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -59,30 +59,30 @@ def fit(argv: Sequence[str]) -> int:
 
     Raises Mistake for runs that it cannot be fitted to.
     """
-    asked = parse(ScalingFitArguments, argv, prog="melllm scaling fit")
-    runs = points.load_points(asked.runs)
+    arguments = parse(ScalingFitArguments, argv, prog="melllm scaling fit")
+    runs = points.load_points(arguments.runs)
     try:
-        found = law_fit.fit_law(runs, asked.held_out, asked.bootstrap, asked.seed)
+        found = law_fit.fit_law(runs, arguments.held_out, arguments.bootstrap, arguments.seed)
     except Mistake as mistake:
-        raise Mistake(f"{asked.runs}: {mistake}") from mistake
-    written = law_json.to_json(found, asked.runs)
-    folder = epath.Path(asked.out)
+        raise Mistake(f"{arguments.runs}: {mistake}") from mistake
+    written = law_json.to_json(found, arguments.runs)
+    folder = epath.Path(arguments.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LAW_FILE).write_text(written)
         for name, drawn in law_charts.files(found).items():
             (folder / name).write_text(drawn)
     except OSError as error:
-        raise Fault(f"out={asked.out}: cannot be written: {error.strerror}") from error
-    print(written if asked.json else format_fit(found, asked.out), end="")
+        raise Fault(f"out={arguments.out}: cannot be written: {error.strerror}") from error
+    print(written if arguments.json else format_fit(found, arguments.out), end="")
     return 0
 
 
 def predict(argv: Sequence[str]) -> int:
     """`melllm scaling predict LAW.json --flops X`: print the best run of a budget."""
-    asked = parse(ScalingPredictArguments, argv, prog="melllm scaling predict")
-    best = prediction.predict(law_json.read(asked.law), asked.flops)
-    print(json.dumps(dataclasses.asdict(best)) if asked.json else format_prediction(best))
+    arguments = parse(ScalingPredictArguments, argv, prog="melllm scaling predict")
+    best = prediction.predict(law_json.read(arguments.law), arguments.flops)
+    print(json.dumps(dataclasses.asdict(best)) if arguments.json else format_prediction(best))
     return 0
 
 
@@ -92,8 +92,8 @@ def format_fit(found: law_fit.LawFit, out: str) -> str:
     for name in (*law_fit.CONSTANTS, "a", "b"):
         lines.append(f"  {name:6} {_format_interval(found.constants[name])}")
     for number, one in (("1", found.envelope), ("2", found.isoflop)):
-        said = _format_interval(one.optimal["a"]) if one.optimal else f"none: {one.refused}"
-        lines.append(f"  a by approach {number}: {said}")
+        text = _format_interval(one.optimal["a"]) if one.optimal else f"none: {one.refused}"
+        lines.append(f"  a by approach {number}: {text}")
     held = found.held_out
     if held.rows:
         lines.append(

@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     references, hypotheses = read_transcripts(args.ref), read_transcripts(args.hyp)
     _check_ids(args.ref, references.keys() - hypotheses.keys(), args.hyp)
     _check_ids(args.hyp, hypotheses.keys() - references.keys(), args.ref)
-    said = list(references.values())
-    result = score_transcripts(said, [hypotheses[id] for id in references], args.normalizer)
+    texts = list(references.values())
+    result = score_transcripts(texts, [hypotheses[id] for id in references], args.normalizer)
     print(json.dumps(dataclasses.asdict(result)) if args.json else format_score(result))
     return 0
 
@@ -77,19 +77,19 @@ def format_score(result: Score) -> str:
     )
 
 
-def _parse_line(line: str, place: str) -> tuple[str, str]:
+def _parse_line(line: str, where: str) -> tuple[str, str]:
     if not line.lstrip().startswith("{"):
         id, tab, text = line.partition("\t")
         if not tab:
-            raise Mistake(f"{place}: is neither JSON nor id, tab, text: {line[:40]!r}")
+            raise Mistake(f"{where}: is neither JSON nor id, tab, text: {line[:40]!r}")
         return id.strip(), text.strip()
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
-        raise Mistake(f"{place}: is no JSON: {error}") from error
+        raise Mistake(f"{where}: is no JSON: {error}") from error
     for name in ("id", "text"):
         if not isinstance(fields.get(name), str):
-            raise Mistake(f"{place}: {name}={fields.get(name)!r} must be a string")
+            raise Mistake(f"{where}: {name}={fields.get(name)!r} must be a string")
     return fields["id"].strip(), fields["text"]
 
 

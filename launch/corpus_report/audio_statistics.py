@@ -1,4 +1,4 @@
-"""How a split sounds: loudness and mel of a few utterances, and examples to look at and hear."""
+"""Decodes a sample of a split: loudness and mel statistics, and examples to look at and hear."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -7,12 +7,13 @@ import dataclasses
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import BadAudio, to_flac
+from data_pipelines.audio.file_io import to_flac
 from data_pipelines.audio.log_mel import band_statistics
 from data_pipelines.audio.loudness import decibels
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave
 from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.examples.asr_example import Unfit, wave_to_mel
+from data_pipelines.examples.asr_example import wave_to_mel
+from data_pipelines.reject import Unusable
 from launch.charts.distribution import Distribution, distribution
 from launch.charts.spectrogram_png import mel_png
 from melllm_jax.config.features import Mel
@@ -21,7 +22,7 @@ from melllm_jax.features.mel_filters import EPS, SAMPLE_RATE
 
 CLIPPED = 0.999  # of full scale
 PICTURE_MEL = Mel(normalize="none")  # mel of sound, in log units
-SHOWN = 5  # troubles that are told in full
+SHOWN = 5  # errors that are listed in full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class PageExample:
 
 @dataclasses.dataclass(frozen=True)
 class AudioInspection:
-    """What sounds are like, over `of` utterances."""
+    """Statistics of sound over `of` utterances."""
 
     of: int  # tried
     troubles: tuple[tuple[str, int], ...]  # why sounds could not be used, and how often
@@ -57,12 +58,12 @@ class AudioInspection:
 
 @dataclasses.dataclass(frozen=True)
 class DecodedSound:
-    """One utterance that was tried."""
+    """One utterance that was tried, as far as it could be decoded."""
 
     utterance: Utterance | None = None  # None where its record cannot be read
     wave: Float32[np.ndarray, "w"] | None = None
     frames: Float32[np.ndarray, "frames m"] | None = None
-    reason: str = ""  # why something lacks, to count by
+    reason: str = ""  # why something is missing, to count by
     detail: str = ""  # the same for a reader
 
 
@@ -71,11 +72,12 @@ def inspect_audio(
     split: str,
     drawn: Iterable[int],
     examples: int,
-    tick: Callable[[], object] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> AudioInspection:
-    """Hears the utterances at the indices `drawn`, the first `examples` of them to be shown.
+    """Decodes the utterances at the indices `drawn`; the first `examples` become page examples.
 
-    Their mel is kept until all are heard: 0.5 MB each for 15 s of 80 bands.
+    `progress` is called after each. Their mel is kept until all are decoded: 0.5 MB each for 15 s
+    of 80 bands.
     """
     cfg = corpus.mel or PICTURE_MEL
     mels, levels, clipped = [], [], 0
@@ -83,8 +85,8 @@ def inspect_audio(
     first: list[str] = []
     shown: list[PageExample] = []
     tried = 0
-    for tried, place in enumerate(drawn, start=1):
-        one = _decode(corpus, place, cfg)
+    for tried, index in enumerate(drawn, start=1):
+        one = _decode(corpus, index, cfg)
         if one.reason:
             troubles[one.reason] += 1
             first = [*first, one.detail][:SHOWN]
@@ -95,7 +97,7 @@ def inspect_audio(
             mels.append(one.frames)
         if tried <= examples and one.utterance is not None:
             shown.append(_example(split, one.utterance, one))
-        tick()
+        progress()
     mean, invstd = band_statistics(mels) if mels else ((), ())
     return AudioInspection(
         of=tried,
@@ -110,26 +112,26 @@ def inspect_audio(
     )
 
 
-def _decode(corpus: Corpus, place: int, cfg: Mel) -> DecodedSound:
-    found = DecodedSound()
+def _decode(corpus: Corpus, index: int, cfg: Mel) -> DecodedSound:
+    sound = DecodedSound()
     try:
-        utterance = corpus[place]
-        found = DecodedSound(utterance)
+        utterance = corpus[index]
+        sound = DecodedSound(utterance)
         if utterance.mel is not None:
-            found = DecodedSound(utterance, frames=utterance.mel.astype(np.float32))
+            sound = DecodedSound(utterance, frames=utterance.mel.astype(np.float32))
         else:
-            found = DecodedSound(utterance, load_utterance_wave(utterance))
-            assert found.wave is not None
-            frames = wave_to_mel(found.wave, cfg, utterance.id)
-            found = dataclasses.replace(found, frames=frames)
-    except (BadAudio, Unfit) as error:
-        return dataclasses.replace(found, reason=error.reason, detail=str(error))
+            sound = DecodedSound(utterance, load_utterance_wave(utterance))
+            assert sound.wave is not None
+            frames = wave_to_mel(sound.wave, cfg, utterance.id)
+            sound = dataclasses.replace(sound, frames=frames)
+    except Unusable as error:
+        return dataclasses.replace(sound, reason=error.reason, detail=str(error))
     except Fault as error:
-        return dataclasses.replace(found, reason="cannot be read", detail=str(error))
-    return found
+        return dataclasses.replace(sound, reason="cannot be read", detail=str(error))
+    return sound
 
 
-def _example(split: str, utterance: Utterance, found: DecodedSound) -> PageExample:
+def _example(split: str, utterance: Utterance, sound: DecodedSound) -> PageExample:
     return PageExample(
         split=split,
         id=utterance.id,
@@ -137,10 +139,10 @@ def _example(split: str, utterance: Utterance, found: DecodedSound) -> PageExamp
         speaker=utterance.speaker,
         language=utterance.language,
         source=utterance.source,
-        seconds=utterance.duration if found.wave is None else found.wave.size / SAMPLE_RATE,
-        trouble=found.detail,
-        audio=None if found.wave is None else to_flac(found.wave),
-        picture=None if found.frames is None else mel_png(found.frames),
+        seconds=utterance.duration if sound.wave is None else sound.wave.size / SAMPLE_RATE,
+        trouble=sound.detail,
+        audio=None if sound.wave is None else to_flac(sound.wave),
+        picture=None if sound.frames is None else mel_png(sound.frames),
     )
 
 

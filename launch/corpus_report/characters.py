@@ -1,4 +1,4 @@
-"""The characters of texts, with those marked that are seldom meant."""
+"""Counts the characters of texts and marks those that are seldom intended."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import unicodedata
 
 # Control, format, surrogate, private use, unassigned; separators other than the blank.
 ODD = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
-FOREIGN = 0.01  # share of the letters under which an alphabet is a stranger's: а among a
+FOREIGN = 0.01  # share of the letters below which an alphabet is taken for foreign: а among a
 BLANK, UNSEEN = "is another blank", "does not show"
 HIDDEN = (BLANK, UNSEEN)  # why a character has no picture
 REPLACEMENT = "\ufffd"  # where a decoder gave up
@@ -15,11 +15,11 @@ REPLACEMENT = "\ufffd"  # where a decoder gave up
 
 @dataclasses.dataclass(frozen=True)
 class Letter:
-    """A character that occurs."""
+    """A character that occurs in the texts."""
 
     character: str
     count: int
-    odd: str  # why it is seldom meant; "" where nothing is known against it
+    odd: str  # why it is seldom intended; "" for an ordinary one
 
 
 def letters(counts: Mapping[str, int]) -> tuple[Letter, ...]:

@@ -1,14 +1,12 @@
-"""The page of `melllm data inspect`: one file of HTML, opened from disk, without a script."""
+"""The page of `melllm data inspect`: one file of HTML without a script."""
 
-import base64
 from collections import Counter
 from collections.abc import Mapping
 import dataclasses
-import html
 
 from data_pipelines.corpora.shard_index import MelStatistics
 from launch.charts.bar_chart import bands
-from launch.charts.html import card, document, table, text_html
+from launch.charts.html import Card, faint, render, table
 from launch.corpus_report.audio_statistics import AudioInspection, PageExample
 from launch.corpus_report.rejects import RejectCount
 from launch.corpus_report.split_section import section
@@ -20,7 +18,7 @@ MANIFESTS = "manifests"
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """All that was found in a folder."""
+    """All that was found in the folder of a corpus."""
 
     folder: str
     stores: str  # MANIFESTS, or as an index has it: flac, opus, original, mel
@@ -35,30 +33,26 @@ class Inspection:
 
 
 def page(found: Inspection, most: int) -> bytes:
-    """The page. Sound and pictures past `most` bytes in all are left out, and it says so."""
-    splits = [
-        f'<h2 id="split{place}">{text_html(split)}</h2>{section(facts, found.heard[split])}'
-        for place, (split, facts) in enumerate(found.facts.items())
-    ]
-    links = [f'<a href="#split{i}">{text_html(split)}</a>' for i, split in enumerate(found.facts)]
-    return document(
-        f"{found.folder}: what is in it",
-        [
-            f"<h1>{text_html(found.folder)}</h1>",
-            f'<p class="faint">{html.escape(found.stores)} · samples drawn with seed {found.seed}'
-            " · by melllm data inspect</p>",
-            f'<nav>{"".join(links)}<a href="#rejects">rejects</a>'
-            '<a href="#examples">examples</a></nav>',
-            f"<h2>Overview</h2>{_overview(found)}",
-            *splits,
-            _from_index(found),
-            f'<h2 id="rejects">Rejects</h2>{_rejects(found)}',
-            f'<h2 id="examples">Examples</h2>{_examples(found, most)}',
-        ],
-    )
+    """The page in UTF-8.
+
+    Sound and pictures past `most` bytes in all are left out, and the page says so.
+    """
+    examples, note = _examples(found, most)
+    return render(
+        "corpus_report/page.html",
+        found=found,
+        overview=_overview(found),
+        sections={
+            split: section(facts, found.heard[split]) for split, facts in found.facts.items()
+        },
+        index_cards=_index_cards(found),
+        rejects=_rejects(found),
+        examples=examples,
+        examples_note=note,
+    ).encode()
 
 
-def _overview(found: Inspection) -> str:
+def _overview(found: Inspection) -> Card:
     rejected: Counter[str] = Counter()
     for kind in found.rejects:
         rejected[kind.split] += kind.count
@@ -77,16 +71,16 @@ def _overview(found: Inspection) -> str:
     heads = ("split", "utterances", "time", "mean s", "characters", "speakers", "rejects")
     unsure = [split for split, facts in found.facts.items() if not facts.exact]
     note = f"Estimates from a sample: hours and characters of {', '.join(unsure)}."
-    return card("Splits", table(heads, rows), note if unsure else "")
+    return Card("Splits", table(heads, rows), note if unsure else "")
 
 
-def _from_index(found: Inspection) -> str:
-    """What preparing measured over all of the corpus."""
+def _index_cards(found: Inspection) -> list[Card]:
+    """Cards of what preparing measured over all of the corpus, where an index has it."""
     cards = []
     if stated := found.statistics:
         deviation = [1 / invstd for invstd in stated.invstd]
         note = f"{stated.kind}, {stated.m} bands; mean ± one standard deviation, all frames"
-        cards.append(card("Mel by band", bands(stated.mean, deviation, "mel band"), note))
+        cards.append(Card("Mel by band", bands(stated.mean, deviation, "mel band"), note))
     if found.loudness:
         names = list(next(iter(found.loudness.values())))
         rows = [
@@ -94,17 +88,15 @@ def _from_index(found: Inspection) -> str:
             for source, levels in sorted(found.loudness.items())
         ]
         content = table(("source", *names), rows)
-        cards.append(card("Loudness by source", content, "dBFS, all utterances"))
-    if not cards:
-        return ""
-    return f'<h2>From the index</h2><div class="cards">{"".join(cards)}</div>'
+        cards.append(Card("Loudness by source", content, "dBFS, all utterances"))
+    return cards
 
 
-def _rejects(found: Inspection) -> str:
+def _rejects(found: Inspection) -> Card:
     if not found.rejects:
         unchecked = found.stores == MANIFESTS
         why = "Nothing is checked yet: `melllm prepare` does it." if unchecked else "Nothing."
-        return card("Left out by preparing", f'<p class="faint">{why}</p>')
+        return Card("Left out by preparing", faint(why))
     rows = [
         (
             kind.reason,
@@ -119,12 +111,13 @@ def _rejects(found: Inspection) -> str:
     seen = total + sum(facts.utterances for facts in found.facts.values())
     note = f"{format_number(total)} of {format_number(seen)} utterances, {total / seen:.2%}"
     heads = ("reason", "split", "source", "utterances", "the first of them")
-    return card("Left out by preparing", table(heads, rows), note)
+    return Card("Left out by preparing", table(heads, rows), note)
 
 
-def _examples(found: Inspection, most: int) -> str:
+def _examples(found: Inspection, most: int) -> tuple[list[PageExample], str]:
+    """The examples, of which sound and pictures take at most `most` bytes, and a note on them."""
     examples = [one for heard in found.heard.values() for one in heard.examples]
-    room, left_out, cards = most, 0, []
+    room, left_out, shown = most, 0, []
     for one in examples:
         size = sum(4 * len(part) // 3 for part in (one.audio, one.picture) if part)
         if size > room:
@@ -132,33 +125,12 @@ def _examples(found: Inspection, most: int) -> str:
             one = dataclasses.replace(one, audio=None, picture=None, trouble=_TOO_LARGE)
         else:
             room -= size
-        cards.append(_example(one))
+        shown.append(one)
     note = f"{len(examples)} utterances drawn at random."
     if left_out:
         note += f" {left_out} are without sound and picture, which would take more than "
         note += f"{format_number(most / 1e6)} MB."
-    return f'<p class="faint">{note}</p><div class="cards">{"".join(cards)}</div>'
+    return shown, note
 
 
 _TOO_LARGE = "Left out: the page would become too large."
-
-
-def _example(one: PageExample) -> str:
-    about = [one.speaker, one.language, one.source, f"{one.seconds:.2f} s", one.split]
-    parts = [f"<p>{text_html(one.text)}</p>"]
-    if one.picture:
-        parts.append(f'<img alt="mel of the sound" src="{_inline("image/png", one.picture)}">')
-    if one.audio:
-        source = _inline("audio/flac", one.audio)
-        parts.append(f'<audio controls preload="metadata" src="{source}"></audio>')
-    elif not one.trouble:
-        parts.append('<p class="note">Ready mel: there is no sound to play.</p>')
-    if one.trouble:
-        parts.append(f'<p class="note odd">{text_html(one.trouble)}</p>')
-    said = " · ".join(text_html(word) for word in about if word)
-    parts.append(f'<div class="note">{text_html(one.id)} · {said}</div>')
-    return f'<section class="card example">{"".join(parts)}</section>'
-
-
-def _inline(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

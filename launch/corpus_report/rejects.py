@@ -1,4 +1,4 @@
-"""What preparing left out: rejects.jsonl, counted by split, source and reason."""
+"""Counts rejects.jsonl, what preparing left out, by split, source and reason."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ class RejectCount:
 
 
 def count_rejects(folder: epath.Path) -> tuple[RejectCount, ...]:
-    """All that was left out, the most frequent kind first; nothing where no list lies in `folder`.
+    """Counts of all that was left out, the most frequent first; () where `folder` has no list.
 
     The list is read a line at a time. Raises Fault, naming the line, where it is damaged.
     """

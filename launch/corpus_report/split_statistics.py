@@ -1,4 +1,4 @@
-"""What is in a split: counted over all of it where that is cheap, over a seeded sample elsewhere.
+"""Statistics of a split: over all of it where that is cheap, over a seeded sample elsewhere.
 
 Prepared shards have an index and columns, so that the hours, lengths and characters of 50 million
 utterances are exact and no record is read for them. Every figure says of how many it is.
@@ -43,7 +43,7 @@ class Outliers:
 
 
 class SplitCounter:
-    """What has been read of a split."""
+    """Counts the utterances that are read of a split."""
 
     def __init__(self) -> None:
         self.indices: list[int] = []
@@ -55,7 +55,7 @@ class SplitCounter:
         self._seconds: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
 
     def add(self, index: int, utterance: Utterance) -> None:
-        """One more, which lies at `index` of the corpus."""
+        """Counts `utterance`, which is at `index` of the corpus."""
         self.indices.append(index)
         self.seconds.append(utterance.duration)
         self.lengths.append(len(utterance.text))
@@ -67,24 +67,24 @@ class SplitCounter:
             seconds[name] = seconds.get(name, 0.0) + utterance.duration
 
     def shares(self, kind: str) -> tuple[SpeechShare, ...]:
-        """By speaker, language or source, the most hours first; what has no name is left out."""
-        found = [
+        """Shares of the named speakers, languages or sources, the most hours first."""
+        named = [
             SpeechShare(name, count, self._seconds[kind][name] / 3600)
             for name, count in self._counts[kind].items()
             if name
         ]
-        return tuple(sorted(found, key=lambda share: (-share.hours, share.name)))
+        return tuple(sorted(named, key=lambda share: (-share.hours, share.name)))
 
     def unnamed(self, kind: str) -> int:
-        """Utterances that do not say their speaker, language or source."""
+        """The number of utterances that do not name their speaker, language or source."""
         return self._counts[kind][""]
 
     def repeated(self) -> tuple[tuple[str, int], ...]:
-        """The texts that come most often, and how often, if more than once."""
+        """The most frequent texts and their counts, of those that come more than once."""
         return tuple((text, n) for text, n in self.texts.most_common(NAMED) if n > 1)
 
     def outliers(self) -> Outliers:
-        """Those whose characters a second are far out; no length, no rate."""
+        """Utterances whose characters a second are far out, of those that have a duration."""
         seconds, lengths = np.array(self.seconds), np.array(self.lengths)
         (timed,) = np.nonzero(seconds > 0)
         if not timed.size:
@@ -96,7 +96,8 @@ class SplitCounter:
         slowest = order[rates[order] < first - far]
         fastest = order[rates[order] > third + far][::-1]
         shown = [
-            tuple(self.indices[timed[place]] for place in end[:SHOWN]) for end in (fastest, slowest)
+            tuple(self.indices[timed[position]] for position in end[:SHOWN])
+            for end in (fastest, slowest)
         ]
         return Outliers(len(slowest) + len(fastest), *shown)
 
@@ -113,7 +114,7 @@ class Outlier:
 
 @dataclasses.dataclass(frozen=True)
 class SplitInspection:
-    """What a split holds."""
+    """Statistics of a split, as the page and `--json` have them."""
 
     split: str
     utterances: int
@@ -144,31 +145,32 @@ def inspect_split(
     split: str,
     known: shard_index.SplitSummary | None,
     drawn: Iterable[int],
-    tick: Callable[[], object] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> SplitInspection:
-    """The facts of a split, of which the utterances `drawn` are read; `tick` is told of each.
+    """The statistics of a split, whose utterances at the indices `drawn` are read.
 
-    `known` is what the index of prepared shards says. A record that cannot be read is told among
-    the facts. Raises Fault for columns that are missing or damaged.
+    `progress` is called after each. `known` is what the index of prepared shards says. A record
+    that cannot be read is listed in `unreadable`. Raises Fault for columns that are missing or
+    damaged.
     """
-    reading, unreadable = SplitCounter(), []
-    for place in drawn:
+    counter, unreadable = SplitCounter(), []
+    for index in drawn:
         try:
-            reading.add(place, corpus[place])
+            counter.add(index, corpus[index])
         except Fault as error:
             unreadable.append(str(error))
-        tick()
-    seconds, lengths = np.array(reading.seconds), np.array(reading.lengths, np.int64)
+        progress()
+    seconds, lengths = np.array(counter.seconds), np.array(counter.lengths, np.int64)
     if isinstance(corpus, ShardReader):
         columns = _columns(corpus, split)
         seconds, lengths = columns["seconds"], columns["characters"]
     scale = len(corpus) / max(len(seconds), 1)
     hours = float(np.sum(seconds, dtype=np.float64)) * scale / 3600
-    outliers = reading.outliers()
+    outliers = counter.outliers()
     return SplitInspection(
         split=split,
         utterances=len(corpus),
-        read=len(reading.indices),
+        read=len(counter.indices),
         unreadable=tuple(unreadable),
         exact=len(seconds) == len(corpus),
         hours=hours,
@@ -179,20 +181,20 @@ def inspect_split(
         outliers=outliers.count,
         fastest=_outlier_rows(corpus, outliers.fastest),
         slowest=_outlier_rows(corpus, outliers.slowest),
-        letters=letters(reading.letters),
-        speakers=known.speakers if known else len(reading.shares("speaker")),
-        all_speakers=known is not None or len(reading.indices) == len(corpus),
-        largest=reading.shares("speaker")[:NAMED],
-        unnamed=reading.unnamed("speaker"),
-        languages=_index_shares(known.languages) if known else reading.shares("language"),
-        sources=_index_shares(known.sources) if known else reading.shares("source"),
-        texts=len(reading.texts),
-        repeated=reading.repeated(),
+        letters=letters(counter.letters),
+        speakers=known.speakers if known else len(counter.shares("speaker")),
+        all_speakers=known is not None or len(counter.indices) == len(corpus),
+        largest=counter.shares("speaker")[:NAMED],
+        unnamed=counter.unnamed("speaker"),
+        languages=_index_shares(known.languages) if known else counter.shares("language"),
+        sources=_index_shares(known.sources) if known else counter.shares("source"),
+        texts=len(counter.texts),
+        repeated=counter.repeated(),
     )
 
 
 def _columns(corpus: ShardReader, split: str) -> np.ndarray:
-    """A row a record, in order."""
+    """The columns of a split, a row a record, in order."""
     columns = shard_index.read_columns(corpus.path, split)
     if len(columns) != len(corpus):
         where = f"{corpus.path}/{split}{shard_index.COLUMNS_SUFFIX}"
@@ -201,21 +203,21 @@ def _columns(corpus: ShardReader, split: str) -> np.ndarray:
 
 
 def _rates(seconds: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Characters a second of what lasts, in float32: 50 million of them take 200 MB."""
+    """Characters a second of those with a duration, in float32: 50 million of them take 200 MB."""
     rates = np.full(len(seconds), np.nan, np.float32)
     np.divide(lengths, seconds, out=rates, where=seconds > 0, casting="same_kind")
     timed: np.ndarray = rates[np.isfinite(rates)]
     return timed
 
 
-def _outlier_rows(corpus: Corpus, places: Iterable[int]) -> tuple[Outlier, ...]:
+def _outlier_rows(corpus: Corpus, indices: Iterable[int]) -> tuple[Outlier, ...]:
     return tuple(
         Outlier(one.id, one.text, one.duration, len(one.text) / one.duration)
-        for one in map(corpus.__getitem__, places)
+        for one in map(corpus.__getitem__, indices)
     )
 
 
 def _index_shares(parts: Mapping[str, shard_index.Subtotal]) -> tuple[SpeechShare, ...]:
-    """What the index says of parts that have a name, the most hours first."""
-    found = [SpeechShare(name, part.count, part.hours) for name, part in parts.items() if name]
-    return tuple(sorted(found, key=lambda share: (-share.hours, share.name)))
+    """The shares in the index of parts that have a name, the most hours first."""
+    named = [SpeechShare(name, part.count, part.hours) for name, part in parts.items() if name]
+    return tuple(sorted(named, key=lambda share: (-share.hours, share.name)))

@@ -1,4 +1,4 @@
-"""Whether a checkpoint says what its Hugging Face original says: both run, in float32, one row."""
+"""Compares a checkpoint with its Hugging Face original: both run one row, in float32."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -25,7 +25,7 @@ RANDOM_TOKENS = 48  # tokens of the row where no text is given
 
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
-    """How far two models are apart on one row."""
+    """Differences between two models on one row of tokens."""
 
     positions: int
     kl: float  # nats a token: mean of KL(theirs ‖ ours)
@@ -38,9 +38,9 @@ class ParityReport:
 def compare(
     source: pathlib.Path, target: pathlib.Path, files: Sequence[str], words: str
 ) -> ParityReport:
-    """Ask both the same. Raises Mistake where torch and transformers are missing."""
+    """Run both on the same row. Raises Mistake where torch or transformers is missing."""
     try:
-        pass  # noqa: PLC0415 torch is an extra
+        from launch.evaluation import transformers_reference  # noqa: PLC0415 torch is an extra
     except ImportError as error:
         raise Mistake(
             f"check: {error.name} is missing: the original runs in torch; "
@@ -53,17 +53,17 @@ def compare(
         raise Mistake(f"audio={files[0]}: the model reads text alone (model.front=none)")
     # Theirs first, and gone before ours comes: each takes four bytes a weight.
     try:
-        model = reference.reference(source, spec, lora=origin["lora"] != "drop")
+        model = transformers_reference.load_reference(source, spec, lora=origin["lora"] != "drop")
     except (OSError, RuntimeError, ValueError) as error:  # what transformers raises of a folder
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Mistake(f"HF_DIR={source}: transformers cannot load it: {said}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Mistake(f"HF_DIR={source}: transformers cannot load it: {reason}") from error
     with jax.set_mesh(single_device_mesh()):
         ours = load_model(target, "float32")
         placeholder = ours.placeholder() if files else -1
         tokens = _token_row(
             ours, [len(normalized_log_mel(w, spec.mel)) for w in waves], words, placeholder
         )
-        theirs = reference.ask(model, tokens, waves, placeholder)
+        theirs = transformers_reference.run_reference(model, tokens, waves, placeholder)
         del model
         batch = ours.batch(tokens[None], files, placeholder)
         layers, logits = jax.device_get(jax.jit(_layers_and_logits)(ours.model, batch))
@@ -99,7 +99,7 @@ def _relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _layers_and_logits(model: SpeechLM, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """What leaves each layer, [l b t d], and the logits [b t v]."""
+    """The output of each layer, [l b t d], and the logits [b t v]."""
     layers = model.hidden(batch)
     return layers, model.logits(model.norm(layers[-1]))
 
@@ -124,5 +124,5 @@ def _origin(target: pathlib.Path) -> dict[str, Any]:
         raise Mistake(
             f"CKPT_DIR={target}: holds no {ORIGIN_FILE}: check compares what was imported"
         )
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    origin: dict[str, Any] = json.loads(path.read_text())
+    return origin

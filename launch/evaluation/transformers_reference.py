@@ -1,4 +1,4 @@
-"""transformers' model of a Hugging Face folder, in float32: what a conversion is held against.
+"""transformers' model of a Hugging Face folder, in float32: the reference of a conversion.
 
 The only file that imports torch, and only `melllm convert check` imports it. Tensors go through
 safetensors' own reader and transformers' own classes, not through ours.
@@ -27,7 +27,6 @@ from melllm_jax.config.model import ModelSpec
 from melllm_jax.convert import hf_config_writer
 
 LOAD_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
-SPEECH = "model.embed_tokens_extend.audio_embed."
 MATRICES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 # What Microsoft's files have that the model without Conformer lacks.
 LEFT_OUT = ("vision", "image_embed", "encoder.encoders.", "relative_attention_bias_layer", ".lora_")
@@ -35,7 +34,7 @@ LEFT_OUT = ("vision", "image_embed", "encoder.encoders.", "relative_attention_bi
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceOutput:
-    """What a model says to a row of tokens and sound."""
+    """The outputs of a model for a row of tokens and sound."""
 
     layers: list[np.ndarray]  # float32 [t d] after each layer
     logits: np.ndarray  # float32 [t v]
@@ -73,9 +72,9 @@ def load_reference(folder: pathlib.Path, spec: ModelSpec, lora: bool) -> Any:
 def run_reference(
     model: Any, tokens: np.ndarray, waves: Sequence[np.ndarray], audio: int
 ) -> ReferenceOutput:
-    """What the model says to one row of ids [t], 16 kHz clips at the placeholders `audio`.
+    """The model's outputs for one row of ids [t], with 16 kHz clips at the placeholders `audio`.
 
-    Each clip is heard alone: in a padded batch the last patch of a shorter one hears the padding.
+    Each clip is encoded alone: in a padded batch the last patch of a shorter one sees the padding.
     """
     layers: list[np.ndarray] = []
     hooks = [

@@ -4,12 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_pipelines.corpora.corpus import indices_longest_first, open_corpus
-from data_pipelines.examples.asr_example import EvalExample
-from data_pipelines.loader import pipeline
 from data_pipelines.text.tokenizer import Tokenizer
-from launch.runs.transcriber import Transcriber
+from launch.runs.transcriber import Transcriber, read_trials, round_up_rows
 from melllm_jax.config.run import Run
-from melllm_jax.evaluation.wer import score_transcripts
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.models.speech_lm import SpeechLM
 
@@ -20,12 +17,7 @@ def dev_score(run: Run, tokenizer: Tokenizer, most: int = 200) -> ScoreFunction:
     """WER on the first `most` utterances of the first corpus's dev split, as a function."""
     corpus = open_corpus(run.data.sources[0].path, "dev")
     order = indices_longest_first(corpus)[:most]
-    trials = [
-        trial
-        for trial in pipeline.eval_examples(corpus, run, tokenizer, order=order)
-        if isinstance(trial, EvalExample)
-    ]
-
+    trials, _ = read_trials(corpus, run, tokenizer, order)
     transcriber: Transcriber | None = None
 
     def wer(model: SpeechLM) -> Mapping[str, Any]:
@@ -33,7 +25,6 @@ def dev_score(run: Run, tokenizer: Tokenizer, most: int = 200) -> ScoreFunction:
         if transcriber is None:
             transcriber = Transcriber(model, tokenizer, run, DecodingOptions())
         transcriber.decoder.set_model(model)
-        found = [transcript.text for transcript in transcriber(trials, 50)]
-        return {"wer": score_transcripts([t.reference for t in trials], found, "none").wer}
+        return {"wer": transcriber.score(trials, round_up_rows(50))[1].wer}
 
     return wer

@@ -1,9 +1,10 @@
-"""Trains one run in its folder on all devices here, and hands back what scoring needs.
+"""Trains one run in its folder on all devices here, and returns what scoring it needs.
 
 All mistakes in the run, its data and its folder are raised before anything is written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -13,7 +14,6 @@ import jax
 from jax.experimental import multihost_utils
 
 from data_pipelines.loader import pipeline
-from data_pipelines.loader.reject_counts import stream_counts as tally
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs.dev_score import dev_score
 from launch.runs.run_inputs import complete_run
@@ -23,19 +23,21 @@ from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault, Mistake
+from melllm_jax.objectives.objective import Objective
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.telemetry.profiler import UpdateRange
 from melllm_jax.telemetry.progress import SILENT
-from melllm_jax.training import device_memory, warm_start
-from melllm_jax.training.loop import train
+from melllm_jax.training import device_memory
+from melllm_jax.training.loop import Telemetry, train
 from melllm_jax.training.preemption import StopRequest
 from melllm_jax.training.train_step import State, Update
 
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What a training leaves: whatever scoring it needs, without reading it from the disk again."""
+    """What a training leaves: all that scoring needs, with nothing read from the disk again."""
 
-    run: Run  # completed
+    run: Run  # complete
     tokenizer: Tokenizer
     update: Update
     state: State
@@ -49,69 +51,39 @@ def fit(
     bar: ProgressBar | None = None,
     profile: UpdateRange | None = None,
     stop: StopRequest | None = None,
+    objective: Callable[[Run], Objective[Any]] = objective_of,
 ) -> FitResult:
-    """Train `run` in `workdir` on all devices here, its corpora read and its mistakes told first.
+    """Train `run` in `workdir` on all devices here; it goes on where it stopped before.
 
-    `stop` tells afterwards whether a signal ended it before its last update.
-    Raises Mistake for whatever of the run, its data or its folder does not fit together; nothing
-    is written then.
+    `profile` is what to trace; `stop` tells afterwards whether a signal ended the training before
+    its last update; `objective` makes what is learnt from the complete run. Raises Mistake for
+    whatever of the run, its data or its folder does not fit together; nothing is written then.
     """
     malloc.keep_freed_memory()
     if profile is not None:
         profile.check(0, run.optim.steps)
-    run, tokenizer = complete_run(run)
+    inputs = complete_run(run)
+    run, tokenizer = inputs.run, inputs.tokenizer
     mesh = sharding.make_mesh(run.mesh)
     sharding.check_mesh(run, mesh)
-    if run.model.front == "none":
-        raise Mistake('model.front="none": training reads speech: choose linear or conv')
+    _check_scoring(run)
     lanes = sharding.host_lanes(run, sharding.device_owners(mesh), jax.process_index())
-    if run.keep.score and jax.process_count() > 1:
-        raise Mistake(
-            f"keep.score={run.keep.score}: decoding runs in one process, not in "
-            f"{jax.process_count()}: give 0, and use `melllm evaluate`"
-        )
-    if run.optim.train == "lora" and not run.init.path:
+    if run.optim.train == "lora" and inputs.warm is None:
         raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
-    scoring = dev_score(run, tokenizer) if run.keep.score else None
-    begin: Callable[[Update], State] = Update.init_state
+    score = dev_score(run, tokenizer) if run.scoring.every else None
     with jax.set_mesh(mesh):
-        update = Update(run)
+        update = Update(objective(run), inputs.warm)
         device_memory.check_state_fits(update, mesh)
-        if run.init.path:
-            begin = lambda update: warm_start.load_state(update, run.init.path, mesh)
-            warm_start.fresh_weights(update, run.init.path)
-    say = lambda text: bar.log(text) if bar is not None else None
-    batches = iter(pipeline.train_batches(run, tokenizer, lanes=lanes, say=say))
-    claim_run_folder(run, workdir, tokenizer)
-    bar = bar or (ProgressBar(run.optim.steps) if jax.process_index() == 0 else None)
-
-    def changed() -> Mapping[str, Any]:
-        """The mixture, where the run was resumed with another one."""
-        if batches.change is None:
-            return {}
-        say(str(batches.change))
-        return {"mixture": dataclasses.asdict(batches.change)}
-
-    try:
-        state = train(
-            run,
-            batches,
-            pathlib.Path(workdir),
-            mesh,
-            sizes=batches.sizes,
-            progress=bar or SILENT,
-            score=scoring,
-            rejected=lambda: tally(batches)["bad"],
-            carried=lambda: batches.carried,
-            changed=changed,
-            start=begin,
-            profile=profile,
-            stop=stop,
-        )
-    finally:
-        if bar is not None:
-            bar.close()
-        batches.close()
+        update.fresh_names()
+    log = lambda text: bar.log(text) if bar is not None else None
+    stream = iter(pipeline.train_batches(run, tokenizer, lanes=lanes, log=log))
+    with contextlib.closing(stream):
+        claim_run_folder(run, workdir, tokenizer)
+        bar = bar or (ProgressBar(run.optim.steps) if jax.process_index() == 0 else None)
+        with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
+            telemetry = Telemetry(bar or SILENT, score, profile)
+            with jax.set_mesh(mesh):
+                state = train(update, stream, pathlib.Path(workdir), telemetry, stop)
     return FitResult(run, tokenizer, update, state, mesh, lanes)
 
 
@@ -130,3 +102,16 @@ def claim_run_folder(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")
         run_folder.verify_claim(workdir, run)
+
+
+def _check_scoring(run: Run) -> None:
+    """Raises Mistake where WER cannot be taken while the run trains."""
+    if run.scoring.every and run.model.front == "none":
+        raise Mistake(
+            f'scoring.every={run.scoring.every}: model.front="none" hears nothing: give 0'
+        )
+    if run.scoring.every and jax.process_count() > 1:
+        raise Mistake(
+            f"scoring.every={run.scoring.every}: decoding runs in one process, not in "
+            f"{jax.process_count()}: give 0, and use `melllm evaluate`"
+        )

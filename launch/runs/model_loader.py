@@ -16,17 +16,17 @@ from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.prompt import placeholder_id
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs.transcriber import Transcriber
-from melllm_jax import sharding
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.model import ModelSpec
-from melllm_jax.config.run import Intervals, Mesh, Run
+from melllm_jax.config.run import CheckpointIntervals, Mesh, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.models.parameters import abstract_model
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.layers import NonTrainable
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.sharding import make_mesh, shard_batch
 from melllm_jax.training.train_step import Update
 
@@ -91,7 +91,7 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
         kind = jnp.float32 if isinstance(skeleton.kinds[name], NonTrainable) else jnp.dtype(dtype)
         sharding = jax.NamedSharding(mesh, x.sharding.spec)
         wanted[name] = jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
-    with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", Intervals()) as checkpoints:
+    with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", CheckpointIntervals()) as checkpoints:
         weights = checkpoints.restore_weights(wanted)[1]
     return CheckpointModel(folder, spec, skeleton.model(weights))
 
@@ -99,6 +99,11 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
 def single_device_mesh() -> jax.sharding.Mesh:
     """The mesh of a single device."""
     return make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+
+
+def all_devices_mesh() -> jax.sharding.Mesh:
+    """The mesh of all devices here, which splits rows among them."""
+    return make_mesh(Mesh())
 
 
 def load_run_tokenizer(workdir: str, run: Run) -> Tokenizer:
@@ -109,17 +114,17 @@ def load_run_tokenizer(workdir: str, run: Run) -> Tokenizer:
 def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer, Transcriber, int]:
     """The run in a folder, its tokenizer, a transcriber of its newest weights, and their step.
 
-    Weights are laid out over all devices here, rows split among them. Raises Mistake for a folder
-    without a run or a checkpoint.
+    Weights are laid out over the mesh in force, which must still be when it transcribes. Raises
+    Mistake for a folder without a run or a checkpoint.
     """
     run = run_folder.read_run(workdir)
+    if run.model.front == "none":
+        raise Mistake(f'run={workdir}: model.front="none": it reads text alone, and hears nothing')
     tokenizer = load_run_tokenizer(workdir, run)
-    mesh = sharding.make_mesh(Mesh())
-    jax.set_mesh(mesh)
-    update = Update(run)
-    shapes = update.shapes(mesh)
+    update = Update(objective_of(run))
+    shapes = update.shapes(jax.sharding.get_mesh())
     path = f"{workdir}/checkpoints"
-    with Checkpoints(path, run.keep) as checkpoints:
+    with Checkpoints(path, run.checkpoints) as checkpoints:
         step, weights = checkpoints.restore_weights(shapes.trained | shapes.frozen)
     model = update.skeleton.model(weights, update.dtype)
     return run, tokenizer, Transcriber(model, tokenizer, run, how), step

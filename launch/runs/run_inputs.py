@@ -1,7 +1,7 @@
-"""Fills in what a run takes from its data and its tokenizer.
+"""Fills in what a run takes from its data, its tokenizer and the checkpoint that it starts from.
 
-These are the digests of both and, for global normalisation, the mean and inverse deviation of each
-mel band.
+These are their digests and, for global normalisation, the mean and inverse deviation of each mel
+band.
 """
 
 from collections.abc import Iterator
@@ -11,22 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.audio.file_io import BadAudio
 from data_pipelines.audio.log_mel import band_statistics
 from data_pipelines.corpora.corpus import open_corpus, split_digest
-from data_pipelines.examples.asr_example import Unfit, load_mel
+from data_pipelines.examples.asr_example import load_mel
+from data_pipelines.reject import Unusable
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.training import warm_start
+from melllm_jax.training.warm_start import WarmStart
 
 
-def complete_run(run: Run) -> tuple[Run, Tokenizer]:
-    """`run` with what it takes from its data and tokenizer filled in, and the tokenizer.
+@dataclasses.dataclass(frozen=True)
+class RunInputs:
+    """A complete run, and what was opened to complete it."""
 
-    That is the digests of both, and the mean and variance that "global" normalisation needs.
+    run: Run
+    tokenizer: Tokenizer
+    warm: WarmStart | None  # the checkpoint that it starts from
+
+
+def complete_run(run: Run) -> RunInputs:
+    """`run` with the digests of its inputs and the statistics of "global" normalisation filled in.
+
+    Raises Mistake where an input is missing or does not fit the run.
     """
     if not run.data.sources:
         raise Mistake("data: give at least one corpus with --data DIR")
@@ -42,11 +52,13 @@ def complete_run(run: Run) -> tuple[Run, Tokenizer]:
         if sounds.path:
             found = split_digest(sounds.path, sounds.split)
             changes[f"data.augment.{name}.digest"] = found
-    if run.init.path:
-        changes["init.digest"] = warm_start.init_digest(run.init.path)
-    if run.mel.normalize == "global" and not run.mel.mean:
+    warm = warm_start.resolve(run.init.path) if run.init.path else None
+    if warm is not None:
+        changes["init.digest"] = warm.digest
+    reads_sound = run.model.front != "none"
+    if reads_sound and run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))
-    return override(run, changes), tokenizer
+    return RunInputs(override(run, changes), tokenizer, warm)
 
 
 def mel_statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -57,7 +69,7 @@ def mel_statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple
         for source in run.data.sources:
             corpus = open_corpus(source.path, "train")
             for index in range(0, len(corpus), -(-len(corpus) // most)):
-                with contextlib.suppress(BadAudio, Unfit):  # counted when they come up in training
+                with contextlib.suppress(Unusable):  # counted when they come up in training
                     yield load_mel(corpus[index], plain, longest=run.data.longest)
 
     return band_statistics(mels())

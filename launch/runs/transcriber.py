@@ -8,11 +8,15 @@ import time
 import jax
 import numpy as np
 
+from data_pipelines.corpora.corpus import Corpus
 from data_pipelines.examples.asr_example import EvalExample
+from data_pipelines.loader import pipeline
+from data_pipelines.reject import Reject
 from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
+from melllm_jax.evaluation.wer import Normalizer, Score, score_transcripts
 from melllm_jax.inference.generate import Decoder, prompt_batch
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.models.speech_lm import SpeechLM
@@ -54,6 +58,14 @@ class Transcriber:
                 return
             yield from found
 
+    def score(
+        self, trials: Sequence[EvalExample], rows: int, normalizer: Normalizer = "none"
+    ) -> tuple[list[Transcript], Score]:
+        """Transcripts of all `trials`, decoded `rows` at a time, and their word error rate."""
+        heard = list(self(trials, rows))
+        references = [trial.reference for trial in trials]
+        return heard, score_transcripts(references, [t.text for t in heard], normalizer)
+
     def _read(self, part: Sequence[EvalExample], rows: int) -> list[Transcript]:
         limits = np.zeros(rows, np.int32)
         limits[: len(part)] = [self.decoder.options.limit(trial.duration) for trial in part]
@@ -69,6 +81,20 @@ class Transcriber:
             )
             for i, trial in enumerate(part)
         ]
+
+
+def read_trials(
+    corpus: Corpus, run: Run, tokenizer: Tokenizer, order: Sequence[int]
+) -> tuple[list[EvalExample], list[Reject[int]]]:
+    """The utterances at `order` to transcribe, and those that cannot be used."""
+    trials: list[EvalExample] = []
+    rejects: list[Reject[int]] = []
+    for found in pipeline.eval_examples(corpus, run, tokenizer, order=order):
+        if isinstance(found, EvalExample):
+            trials.append(found)
+        else:
+            rejects.append(found)
+    return trials, rejects
 
 
 def _parts(trials: Iterable[EvalExample], rows: int) -> Iterator[list[EvalExample]]:

@@ -1,4 +1,4 @@
-"""What XLA compiled is kept on disk, so that a run that goes on does not compile again."""
+"""XLA's compiled programs in a folder on disk, so that a resumed run does not compile again."""
 
 from collections.abc import Iterator
 import contextlib
@@ -16,7 +16,7 @@ FOLDER = str(
 
 @contextlib.contextmanager
 def use_folder(folder: str) -> Iterator[None]:
-    """A context in which what is compiled goes to `folder`, and comes from there.
+    """A context in which compiled programs are written to `folder`, and read from there.
 
     JAX's own setting comes first, where it is made. Where the folder cannot be written, programs
     are compiled as if it were "": that costs time, and no run.

@@ -1,6 +1,7 @@
-"""A libtpu without a TPU: installed to plan for one, it must neither speak nor be waited for.
+"""Environment variables for a libtpu that is installed without a TPU, to plan for one.
 
-Imports no JAX: it must run before JAX looks for devices.
+Without them it asks a metadata server that is not there, and waits and complains. Imports no JAX:
+this must run before JAX looks for devices.
 """
 
 import glob

@@ -1,8 +1,8 @@
-"""The processes of one job: which of them this one is, and how it meets the others.
+"""Joins this process to the others of its job, one a host or a GPU, by `jax.distributed`.
 
-One process a host, or a GPU, over `jax.distributed`. Flags say who they are, or JAX's environment
-variables, or a launcher that JAX knows: Slurm, TPU pods, Kubernetes, Open MPI. Where none does, the
-command is one process. Its coordinator's client has no public name, hence the imports of jax._src.
+Which processes there are is said by flags, by JAX's environment variables, or by a launcher that
+JAX knows: Slurm, TPU pods, Kubernetes, Open MPI. Where none of them says so, the command is one
+process. The coordinator's client has no public name, hence the imports of jax._src.
 """
 
 import atexit
@@ -45,67 +45,69 @@ class Hosts:
 class JobProcess:
     """One process of a job."""
 
-    coordinator: str
-    count: int
-    number: int
+    coordinator: str  # ADDRESS:PORT
+    count: int  # processes of the job
+    index: int  # which of them this is
     devices: list[int] | None = None  # which of the host's are its own; None: all
 
 
 @contextlib.contextmanager
-def join_job(asked: Hosts, prog: str) -> Iterator[None]:
-    """A context in which this process is one of its job's, if it is of any.
+def join_job(hosts: Hosts, prog: str) -> Iterator[None]:
+    """A context in which this process is one of its job's, if it belongs to any.
 
     To be entered before any device is asked for. Where one process ends in trouble, all do: with
     its status, and a line that names it. Raises Mistake for flags and variables that do not fit
     together, Fault where the coordinator is not reached or its port is taken.
     """
-    place = _job_process(asked)
-    if place is None or place.count == 1:
+    process = _job_process(hosts)
+    if process is None or process.count == 1:
         yield
         return
-    with AbortHandler(os.dup(2)) as aborting:
-        lost = f"{prog}: error: process {place.number} on {socket.gethostname()}: "
-        aborting.line = (
-            f"{lost}hosts.coordinator={place.coordinator}: the {place.count} processes did not "
-            f"all come within {asked.wait} s\n"
+    with AbortHandler(os.dup(2)) as handler:
+        begin = f"{prog}: error: process {process.index} on {socket.gethostname()}: "
+        handler.line = (
+            f"{begin}hosts.coordinator={process.coordinator}: the {process.count} processes did "
+            f"not all come within {hosts.wait} s\n"
         )
-        _initialize(place, asked.wait)
-        aborting.line = (
-            f"{lost}the runtime gave up, most likely because process 0, the coordinator at "
-            f"{place.coordinator}, ended; what was saved stays\n"
+        _initialize(process, hosts.wait)
+        handler.line = (
+            f"{begin}the runtime gave up, most likely because process 0, the coordinator at "
+            f"{process.coordinator}, ended; what was saved stays\n"
         )
-        watch = PeerWatch(distributed.global_state.client, place.number, place.count, prog)
+        watch = PeerWatch(distributed.global_state.client, process.index, process.count, prog)
         watch.start()
         try:
             yield
             multihost_utils.sync_global_devices("the end")  # some still write when others are done
         except (Mistake, Fault) as trouble:
             status = 2 if isinstance(trouble, Mistake) else 1
-            watch.over()
-            watch.tell(status, f"ended: {trouble}")
+            watch.stop()
+            watch.report_end(status, f"ended: {trouble}")
             watch.linger()
             atexit.register(os._exit, status)  # before JAX waits for the others to end as well
-            raise type(trouble)(f"{watch.name_here}: {trouble}") from trouble
+            raise type(trouble)(f"{watch.process_name}: {trouble}") from trouble
         except BaseException as error:
             if isinstance(error, jax.errors.JaxRuntimeError):
-                watch.join(
-                    SILENCE_LIMIT + 15
-                )  # a collective that broke, if a process is gone: it knows
-            watch.over()
-            watch.tell(1, f"ended: {type(error).__name__}: {error}"[:300])
+                # A collective broke: if a process is gone, the watch ends this one with its name.
+                watch.join(SILENCE_LIMIT + 15)
+            watch.stop()
+            watch.report_end(1, f"ended: {type(error).__name__}: {error}"[:300])
             watch.linger()
             atexit.register(os._exit, 130 if isinstance(error, KeyboardInterrupt) else 1)
             raise
-        watch.over()
+        watch.stop()
         jax.distributed.shutdown()
 
 
-def _job_process(asked: Hosts) -> JobProcess | None:
-    """Where in which job this process is. Raises Mistake for what does not fit together."""
+def _job_process(hosts: Hosts) -> JobProcess | None:
+    """This process's part in its job, None where there is no job.
+
+    Raises Mistake for flags or variables that do not fit together.
+    """
     given = {
-        "coordinator": asked.coordinator,
-        "count": str(asked.count) if asked.count else "",
-        "number": str(asked.number) if asked.number >= 0 else "",
+        "coordinator": hosts.coordinator,
+        "count": str(hosts.count) if hosts.count else "",
+        "number": str(hosts.number) if hosts.number >= 0 else "",
     }
     names = {name: f"hosts.{name}" for name in given}
     if not any(given.values()):
@@ -117,56 +119,57 @@ def _job_process(asked: Hosts) -> JobProcess | None:
             if found is not None or given["coordinator"] == "":
                 return found
     missing = [names[name] for name, value in given.items() if not value]
-    said = ", ".join(f"{names[name]}={value}" for name, value in given.items() if value)
+    known = ", ".join(f"{names[name]}={value}" for name, value in given.items() if value)
     if missing:
-        raise Mistake(f"{said}: {' and '.join(missing)} must be given as well")
+        raise Mistake(f"{known}: {' and '.join(missing)} must be given as well")
     address, _, port = given["coordinator"].rpartition(":")
     if not (address and port.isdigit() and int(port) < 2**16):
         raise Mistake(f"{names['coordinator']}={given['coordinator']}: must be ADDRESS:PORT")
     for name in ("count", "number"):
         if not given[name].isdigit():
             raise Mistake(f"{names[name]}={given[name]}: must be a number")
-    count, number = int(given["count"]), int(given["number"])
-    if number >= count:
-        raise Mistake(f"{names['number']}={number}: must be below {names['count']}={count}")
-    return JobProcess(given["coordinator"], count, number)
+    count, index = int(given["count"]), int(given["number"])
+    if index >= count:
+        raise Mistake(f"{names['number']}={index}: must be below {names['count']}={count}")
+    return JobProcess(given["coordinator"], count, index)
 
 
 def _launcher_process(coordinator: str | None) -> JobProcess | None:
-    """What a launcher that JAX knows says, if one started this process."""
+    """This process's part by the word of a launcher that JAX knows; None where none started it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in Kubernetes, that its package is not installed
         try:
-            address, count, number, devices = (
+            address, count, index, devices = (
                 clusters.ClusterEnv.auto_detect_unset_distributed_params(
                     coordinator, None, None, None, None, 60
                 )
             )
         except (RuntimeError, KeyError, ValueError, OSError) as error:
             raise Fault(f"the launcher does not say who takes part: {error}") from error
-    if address is None or count is None or number is None:
+    if address is None or count is None or index is None:
         return None
-    return JobProcess(address, count, number, None if devices is None else list(devices))
+    return JobProcess(address, count, index, None if devices is None else list(devices))
 
 
-def _initialize(place: JobProcess, wait: int) -> None:
-    if place.number:
-        _wait_for_coordinator(place.coordinator, wait)
-    with _buffer_stderr() as said:
+def _initialize(process: JobProcess, wait: int) -> None:
+    """Connect to the coordinator. Raises Fault where that fails."""
+    if process.index:
+        _wait_for_coordinator(process.coordinator, wait)
+    with _buffer_stderr() as buffer:
         try:
             jax.distributed.initialize(
-                place.coordinator,
-                place.count,
-                place.number,
-                local_device_ids=place.devices,
+                process.coordinator,
+                process.count,
+                process.index,
+                local_device_ids=process.devices,
                 cluster_detection_method="deactivate",
                 initialization_timeout=wait,
                 shutdown_timeout_seconds=60,
             )
         except RuntimeError as error:
-            said.truncate(0)
+            buffer.truncate(0)
             why = str(error).splitlines()[0]
-            raise Fault(f"hosts.coordinator={place.coordinator}: {why}") from error
+            raise Fault(f"hosts.coordinator={process.coordinator}: {why}") from error
 
 
 def _wait_for_coordinator(coordinator: str, wait: int) -> None:
@@ -187,16 +190,19 @@ def _wait_for_coordinator(coordinator: str, wait: int) -> None:
 
 @contextlib.contextmanager
 def _buffer_stderr() -> Iterator[IO[bytes]]:
-    """What is written to standard error, by C++ too, comes after; nothing where we abort."""
+    """Holds back what is written to standard error, by C++ too, until the context ends.
+
+    Nothing of it is shown where the process is aborted meanwhile.
+    """
     sys.stderr.flush()
     real = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
-            yield said
+            yield buffer
         finally:
             sys.stderr.flush()
             os.dup2(real, 2)
             os.close(real)
-            said.seek(0)
-            os.write(2, said.read())
+            buffer.seek(0)
+            os.write(2, buffer.read())

@@ -14,9 +14,9 @@ import numpy as np
 from launch.scaling.intervals import Quantity, cluster_indices
 from launch.scaling.isoflop import power_laws
 
-BUDGETS = 200  # along the envelope; the paper's 1,500 tell no more, sizes being few
-SIZES = 3  # with a curve: the best has a smaller and a larger one beside it
-SURE = 0.5  # of the resamples must have an envelope
+BUDGETS = 200  # along the envelope; the paper's 1,500 would add nothing, since sizes are few
+SIZES = 3  # with a curve that it takes: the best needs a smaller and a larger one beside it
+LEAST_SHARE = 0.5  # of the resamples that must have an envelope
 NONE = "nowhere is the least loss of a size that has both a smaller and a larger one beside it"
 
 Vector = Float[np.ndarray, " points"]
@@ -35,25 +35,26 @@ class Envelope:
 def fit_envelope(
     n: Vector, flops: Vector, loss: Vector, per: float, draws: Sequence[Vector]
 ) -> Envelope:
-    """The power law of the best size.
+    """The power law of the best size, with intervals.
 
-    Resampling `draws` noise, residuals of log loss, on top of the measured: too wide rather than
-    too narrow, for resampled runs would leave most sizes without a curve.
+    Each of `draws` is noise, residuals of log loss, that is added to the measured losses for a
+    resample. The intervals are too wide rather than too narrow; resampled runs would leave most
+    sizes without a curve.
     """
-    numbers = cluster_indices(n)
-    lasting = [flops[numbers == number] for number in range(numbers.max() + 1)]
-    if sum(of.max() > of.min() for of in lasting) < SIZES:
+    size_indices = cluster_indices(n)
+    budgets_by_size = [flops[size_indices == size] for size in range(size_indices.max() + 1)]
+    if sum(budgets.max() > budgets.min() for budgets in budgets_by_size) < SIZES:
         return Envelope(f"fewer than {SIZES} sizes have runs of two budgets", (), (), {})
-    found = _best(n, flops, loss)
-    if found is None:
+    best = _best(n, flops, loss)
+    if best is None:
         return Envelope(NONE, (), (), {})
-    budgets, sizes = (tuple(map(float, values)) for values in found)
-    tried = (_best(n, flops, loss * np.exp(noise)) for noise in draws)
-    samples = np.array([_power(*one) for one in tried if one is not None])
-    if len(samples) < SURE * len(draws):
+    budgets, sizes = (tuple(map(float, values)) for values in best)
+    resampled = (_best(n, flops, loss * np.exp(noise)) for noise in draws)
+    samples = np.array([_power(*one) for one in resampled if one is not None])
+    if len(samples) < LEAST_SHARE * len(draws):
         why = f"only {len(samples)} of {len(draws)} resamples have an envelope over two sizes"
         return Envelope(why, budgets, sizes, {})
-    return Envelope("", budgets, sizes, power_laws(_power(*found), samples, per))
+    return Envelope("", budgets, sizes, power_laws(_power(*best), samples, per))
 
 
 def _best(n: Vector, flops: Vector, loss: Vector) -> tuple[Vector, Vector] | None:
@@ -62,21 +63,21 @@ def _best(n: Vector, flops: Vector, loss: Vector) -> tuple[Vector, Vector] | Non
     A size counts between its smallest and its largest run. Where the best of those that count is
     the smallest or the largest, a better one may be missing, so the budget is left out.
     """
-    numbers = cluster_indices(n)
+    size_indices = cluster_indices(n)
     grid = np.geomspace(flops.min(), flops.max(), BUDGETS)
     curves, sizes = [], []
-    for number in range(numbers.max() + 1):
-        of = numbers == number
-        order = np.argsort(flops[of])
-        x, y = np.log(flops[of][order]), np.log(loss[of][order])
+    for size in range(size_indices.max() + 1):
+        runs = size_indices == size
+        order = np.argsort(flops[runs])
+        x, y = np.log(flops[runs][order]), np.log(loss[runs][order])
         if x[-1] > x[0]:
             curves.append(np.interp(np.log(grid), x, y, left=np.inf, right=np.inf))
-            sizes.append(np.exp(np.log(n[of]).mean()))
+            sizes.append(np.exp(np.log(n[runs]).mean()))
     losses = np.stack(curves)
-    there = np.isfinite(losses)
+    known = np.isfinite(losses)
     best = losses.argmin(axis=0)
-    first, last = there.argmax(axis=0), len(sizes) - 1 - there[::-1].argmax(axis=0)
-    inner = there.any(axis=0) & (first < best) & (best < last)
+    first, last = known.argmax(axis=0), len(sizes) - 1 - known[::-1].argmax(axis=0)
+    inner = known.any(axis=0) & (first < best) & (best < last)
     if len(set(best[inner])) < 2:
         return None
     return grid[inner], np.array(sizes)[best[inner]]

@@ -1,4 +1,4 @@
-"""A number that was fitted, with its intervals: percentiles over resamples of the points."""
+"""Intervals of fitted numbers: percentiles over bootstrap resamples of the points."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -6,16 +6,16 @@ import dataclasses
 from jaxtyping import Float, Int
 import numpy as np
 
-LEAST = 3  # different sizes and budgets, below which E, A and alpha cannot be told apart
-ALIKE = 0.05  # sizes nearer to each other, by ratio, are one: runs end at slightly other tokens
-TRIES = 1000  # at a resample that can be fitted
+LEAST = 3  # different sizes, and budgets, that a law takes: fewer leave E, A and alpha undetermined
+SAME = 0.05  # sizes that differ by a smaller ratio are one: runs end at slightly other tokens
+TRIES = 1000  # at drawing a resample that can be fitted
 
 Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """A value and where it lies with 80 and 95 %: percentiles of the bootstrap."""
+    """A value with its 80 % and 95 % intervals, percentiles of the bootstrap."""
 
     value: float
     p80: Interval
@@ -23,23 +23,26 @@ class Quantity:
 
 
 def quantity(value: float, samples: Float[np.ndarray, " samples"]) -> Quantity:
-    """`value` with the intervals of its resampled `samples`."""
+    """`value` with intervals from `samples`, its values over resamples."""
     low, lower, upper, high = (float(x) for x in np.percentile(samples, (2.5, 10, 90, 97.5)))
     return Quantity(float(value), (lower, upper), (low, high))
 
 
 def count_clusters(values: Float[np.ndarray, " points"]) -> int:
-    """How many different sizes there are."""
+    """The number of clusters of `cluster_indices`."""
     return int(cluster_indices(values).max()) + 1
 
 
 def cluster_indices(values: Float[np.ndarray, " points"]) -> Int[np.ndarray, " points"]:
-    """Number of the size that each value is of, from the smallest, 0, up."""
+    """The index of the cluster that each value lies in; clusters are numbered by ascending value.
+
+    A value within a ratio of e^0.05 of its neighbour is in the same cluster.
+    """
     order = np.argsort(values)
-    apart = np.diff(np.log(values[order])) > ALIKE
-    numbers = np.zeros(len(values), int)
-    numbers[order] = np.concatenate([[0], np.cumsum(apart)])
-    return numbers
+    apart = np.diff(np.log(values[order])) > SAME
+    clusters = np.zeros(len(values), int)
+    clusters[order] = np.concatenate([[0], np.cumsum(apart)])
+    return clusters
 
 
 def bootstrap_indices(
@@ -48,9 +51,10 @@ def bootstrap_indices(
     count: int,
     rng: np.random.Generator,
 ) -> Iterator[Int[np.ndarray, " points"]]:
-    """`count` resamples of the points, with replacement: their indices.
+    """Indices of `count` resamples of the points, drawn with replacement.
 
-    One that lacks the sizes or budgets that a law takes is drawn anew.
+    A resample with fewer than LEAST sizes or budgets is drawn anew; after TRIES draws it is all
+    points.
     """
     sizes, budgets = cluster_indices(n), cluster_indices(d)
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""A scaling law: loss of a model of N parameters after D tokens, and the best N and D of a budget.
+"""The scaling law: loss of a model of N parameters after D tokens; the best N and D of a budget.
 
 L(N, D) = E + A/N^alpha + B/D^beta, Hoffmann et al. 2022 (arXiv 2203.15556), equation 2.
 """
@@ -16,9 +16,9 @@ LARGEST = 90.0  # logarithm of 1e39, beyond any size
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """Five constants. Upper case as in the paper."""
+    """The five constants of a law, named as in the paper."""
 
-    E: float  # noqa: N815  nats a token that no model and no data take away
+    E: float  # noqa: N815  nats a token that no model and no data remove
     A: float  # noqa: N815  nats a token, of a model of one parameter
     B: float  # noqa: N815  nats a token, after one token
     alpha: float
@@ -35,13 +35,14 @@ class Law:
         return self.alpha / (self.alpha + self.beta)
 
     def loss(self, n: Number, d: Number) -> Number:
-        """Nats a token."""
+        """Loss in nats a token of a model of `n` parameters after `d` tokens."""
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
     def best(self, flops: Number, per: float) -> tuple[Number, Number]:
         """N and D of least loss where training takes `per`·N·D = `flops`: equation 4."""
         ratio = math.log(self.alpha * self.A) - math.log(self.beta * self.B)
-        # Of a resample that determines nothing it may overflow: it is only ever a percentile.
+        # It may overflow for a resample that leaves the law undetermined, whose value matters as a
+        # percentile only.
         scale = math.exp(min(max(ratio / (self.alpha + self.beta), -LARGEST), LARGEST))
         product = flops / per
         return scale * product**self.a, product**self.b / scale

@@ -1,4 +1,4 @@
-"""A law fitted to runs: three approaches, their intervals, and a check on runs held out."""
+"""Fits a law to runs by three approaches, with intervals and a check on runs held out."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -24,8 +24,8 @@ from launch.scaling.prediction import ResampledLaw, inflate_residuals, predict_l
 from melllm_jax.errors import Mistake
 
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
-POINTS = len(CONSTANTS) + 1  # that a fit takes: as many tell nothing of how well it fits
-SPREAD = 1.1  # ratio of FLOPs a parameter and token among the points, beyond which it is told
+POINTS = len(CONSTANTS) + 1  # least number: as many as constants cannot show how well a law fits
+SPREAD = 1.1  # ratio of FLOPs a parameter and token of the points, above which a warning says so
 CLEAR = 0.01  # of the least loss: an E whose 95 % reach below it was not determined
 
 Array = Float[np.ndarray, " points"]
@@ -33,7 +33,7 @@ Array = Float[np.ndarray, " points"]
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutRun:
-    """A run held out, and what the smaller ones say of it."""
+    """A run held out, and its loss as the law of the smaller runs predicts it."""
 
     name: str
     params: float
@@ -48,7 +48,7 @@ class HeldOutRun:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutCheck:
-    """How the law of smaller runs does on the largest; without rows, why it was not tried."""
+    """How well the law of smaller runs predicts the largest; `refused` says why it was not."""
 
     refused: str
     fitted_on: int  # runs
@@ -59,7 +59,7 @@ class HeldOutCheck:
 
 @dataclasses.dataclass(frozen=True)
 class LawFit(ResampledLaw):
-    """All that was found."""
+    """The law of all runs, and all else that a fit finds."""
 
     points: tuple[Point, ...]
     constants: dict[str, Quantity]  # the five, a, b, n_coefficient and d_coefficient
@@ -70,7 +70,7 @@ class LawFit(ResampledLaw):
 
     @property
     def residuals(self) -> Array:
-        """Log of loss over the law's, a point."""
+        """Log of the ratio of measured loss to the law's, for each point."""
         n, d, _, loss = _arrays(self.points)
         return np.log(loss / self.law.loss(n, d))
 
@@ -78,21 +78,21 @@ class LawFit(ResampledLaw):
 def fit_law(
     points: Sequence[Point], held_out: float = 0.2, bootstrap: int = 200, seed: int = 0
 ) -> LawFit:
-    """The law of `points`, with intervals from so many resamples of them.
+    """The law of `points`, with intervals from `bootstrap` resamples of them.
 
     The share `held_out` of the runs, those of most FLOPs, is predicted from the others; the law
-    itself is of all. Raises Mistake where the points cannot say five constants.
+    itself is of all. Raises Mistake where the points cannot determine five constants.
     """
     _check(points)
     n, d, flops, loss = _arrays(points)
     per = float(np.median(flops / (n * d)))
     law = parametric_fit.fit_parametric(n, d, loss)
     rng = np.random.default_rng(seed)
-    picked = list(bootstrap_indices(n, d, bootstrap, rng))
-    samples = refit(law, n, d, loss, picked)
+    resamples = list(bootstrap_indices(n, d, bootstrap, rng))
+    samples = refit(law, n, d, loss, resamples)
     noise = inflate_residuals(np.log(loss / law.loss(n, d)), len(CONSTANTS))
-    stirred = [rng.choice(noise, len(n)) for _ in range(bootstrap)]
-    groups = fit_isoflop(n, d, flops, loss, law, per, stirred)
+    noise_draws = [rng.choice(noise, len(n)) for _ in range(bootstrap)]
+    groups = fit_isoflop(n, d, flops, loss, law, per, noise_draws)
     hours = [point.hours / point.tokens for point in points if point.hours]
     return LawFit(
         law=law,
@@ -104,7 +104,7 @@ def fit_law(
         hours=float(np.median(hours)) if hours else None,
         points=tuple(points),
         constants=_constants(law, samples, per),
-        envelope=fit_envelope(n, flops, loss, per, stirred),
+        envelope=fit_envelope(n, flops, loss, per, noise_draws),
         isoflop=groups,
         held_out=_held_out(points, held_out, bootstrap, seed),
         warnings=(*_warnings(law, samples, n, d, flops, loss), *groups.warnings),
@@ -112,16 +112,17 @@ def fit_law(
 
 
 def _check(points: Sequence[Point]) -> None:
+    """Raises Mistake where the points cannot determine five constants."""
     if len(points) < POINTS:
         raise Mistake(f"{len(points)} runs: a law of {len(CONSTANTS)} constants takes {POINTS}")
     n, d, _, loss = _arrays(points)
     if loss.min() == loss.max():
         raise Mistake(f"loss={loss[0]:g}: is the same in all {len(points)} runs")
     for values, name, constants in ((n, "params", "A and alpha"), (d, "tokens", "B and beta")):
-        found = count_clusters(values)
-        if found < LEAST:
+        count = count_clusters(values)
+        if count < LEAST:
             raise Mistake(
-                f"{name}: {found} different in {len(points)} runs: "
+                f"{name}: {count} different in {len(points)} runs: "
                 f"{LEAST} are needed to tell E, {constants} apart"
             )
 
@@ -133,15 +134,15 @@ def _arrays(points: Sequence[Point]) -> tuple[Array, Array, Array, Array]:
 
 
 def _constants(law: Law, samples: Sequence[Law], per: float) -> dict[str, Quantity]:
-    found = {
+    constants = {
         name: quantity(getattr(law, name), np.array([getattr(one, name) for one in samples]))
         for name in (*CONSTANTS, "a", "b")
     }
     # Coefficients of C^a and C^b: the best N and D of one FLOP.
     best = np.array([one.best(1.0, per) for one in samples])
-    for place, name in enumerate(("n_coefficient", "d_coefficient")):
-        found[name] = quantity(law.best(1.0, per)[place], best[:, place])
-    return found
+    for column, name in enumerate(("n_coefficient", "d_coefficient")):
+        constants[name] = quantity(law.best(1.0, per)[column], best[:, column])
+    return constants
 
 
 def _held_out(points: Sequence[Point], share: float, bootstrap: int, seed: int) -> HeldOutCheck:
@@ -180,17 +181,17 @@ def _held_out(points: Sequence[Point], share: float, bootstrap: int, seed: int) 
 def _warnings(
     law: Law, samples: Sequence[Law], n: Array, d: Array, flops: Array, loss: Array
 ) -> list[str]:
-    words = []
+    warnings = []
     per = flops / (n * d)
     if per.max() > SPREAD * per.min():
-        words.append(
+        warnings.append(
             f"FLOPs a parameter and token lie between {per.min():.3g} and {per.max():.3g}: budgets "
             f"are taken at their median, {np.median(per):.3g}"
         )
     if np.percentile([one.E for one in samples], 2.5) < CLEAR * loss.min():
-        words.append("E may be 0: the runs do not reach where the loss levels off")
+        warnings.append("E may be 0: the runs do not reach where the loss levels off")
     for name in ("alpha", "beta"):
         value = getattr(law, name)
         if not parametric_fit.FLATTEST < value < parametric_fit.STEEPEST:
-            words.append(f"{name}={value:g} is at the bound of its search: not determined")
-    return words
+            warnings.append(f"{name}={value:g} is at the bound of its search: not determined")
+    return warnings

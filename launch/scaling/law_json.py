@@ -1,4 +1,4 @@
-"""`law.json`: a fit as it is written, and what a prediction reads of it."""
+"""Writes a fit as `law.json`, and reads back what a prediction takes."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,7 +16,7 @@ VERSION = 1
 
 
 def to_json(fit: LawFit, source: str) -> str:
-    """`law.json`: everything, and under "known" what a prediction reads."""
+    """The text of `law.json`: all of the fit, and under "known" what a prediction reads."""
     known = {
         "law": dataclasses.asdict(fit.law),
         "per": fit.per,
@@ -54,7 +54,7 @@ def to_json(fit: LawFit, source: str) -> str:
 
 
 def read(path: str) -> ResampledLaw:
-    """What `law.json` knows. Raises Mistake for what is no such file."""
+    """The resampled law of a `law.json`. Raises Mistake where the file is none."""
     try:
         tree = json.loads(epath.Path(path).read_text(), parse_constant=_refuse_constant)
         if tree["version"] != VERSION:

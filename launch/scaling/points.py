@@ -1,4 +1,4 @@
-"""What laws are fitted to: a point a run, from a CSV or from a sweep's folder."""
+"""Reads the points that laws are fitted to, one a run, from a CSV or a sweep's folder."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,14 @@ from launch.sweep.ledger import SWEEP, Cell, Ledger
 from melllm_jax.errors import Mistake
 
 PER = 6.0  # FLOPs of training a parameter and token: Kaplan et al. 2020, arXiv 2001.08361, §2.1
-COLUMNS = ("params", "tokens", "flops")  # two of them say the third
+COLUMNS = ("params", "tokens", "flops")  # two of them determine the third
 LEAST, MOST = 1e-40, 1e40  # of a number: what a law raises to powers must not overflow
 NAMES = ("name", "id", "run")  # columns that name a run
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One run at its end."""
+    """Size, data, compute and loss of one run at its end."""
 
     params: float  # weights that multiply at every position
     tokens: float  # positions trained on
@@ -62,17 +62,17 @@ def _read_csv(path: str) -> Iterator[Point]:
     for number, cells in lines[1:]:
         if not any(cell.strip() for cell in cells):
             continue
-        place = f"{path} line {number}"
+        where = f"{path} line {number}"
         if len(cells) != len(names):
-            raise Mistake(f"{place}: has {len(cells)} values, the first line {len(names)} names")
+            raise Mistake(f"{where}: has {len(cells)} values, the first line {len(names)} names")
         row = dict(zip(names, (cell.strip() for cell in cells), strict=True))
-        values = {name: _parse_number(place, name, row[name]) for name in columns}
+        values = {name: _parse_number(where, name, row[name]) for name in columns}
         called = next((row[name] for name in NAMES if row.get(name)), f"line {number}")
         yield _point(values, called)
 
 
 def _columns(path: str, names: list[str]) -> list[str]:
-    """The columns that are read. Raises Mistake where they are not enough."""
+    """The columns that are read. Raises Mistake where they are too few."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise Mistake(f"{path} line 1: column {twice[0]!r} comes twice")
@@ -85,25 +85,26 @@ def _columns(path: str, names: list[str]) -> list[str]:
     return [*found, "loss"]
 
 
-def _parse_number(place: str, name: str, text: str) -> float:
+def _parse_number(where: str, name: str, text: str) -> float:
+    """The number in `text`. Raises Mistake, beginning with `where`, for any other text."""
     try:
         value = float(text)
     except ValueError as error:
-        raise Mistake(f"{place}: {name}={text!r}: must be a number") from error
+        raise Mistake(f"{where}: {name}={text!r}: must be a number") from error
     if not LEAST <= value <= MOST:
-        raise Mistake(f"{place}: {name}={text}: must be from {LEAST:g} to {MOST:g}")
+        raise Mistake(f"{where}: {name}={text}: must be from {LEAST:g} to {MOST:g}")
     return value
 
 
 def _point(values: Mapping[str, float], name: str) -> Point:
     """A point of two or all three of params, tokens and flops."""
-    said = dict(values)
-    if "flops" not in said:
-        said["flops"] = PER * said["params"] * said["tokens"]
+    fields = dict(values)
+    if "flops" not in fields:
+        fields["flops"] = PER * fields["params"] * fields["tokens"]
     for missing, other in (("params", "tokens"), ("tokens", "params")):
-        if missing not in said:
-            said[missing] = said["flops"] / (PER * said[other])
-    return Point(**said, name=name)
+        if missing not in fields:
+            fields[missing] = fields["flops"] / (PER * fields[other])
+    return Point(**fields, name=name)
 
 
 def _read_sweep(folder: str) -> list[Point]:
@@ -112,18 +113,18 @@ def _read_sweep(folder: str) -> list[Point]:
         raise Mistake(f"{folder}: no run of the sweep is done")
     rates = Counter(_result(cell).get("r") for cell in done)
     rate, _ = rates.most_common(1)[0]
-    found = []
+    points = []
     for cell in done:
         result = _result(cell)
         if result.get("r") != rate:
             continue
-        place = f"{folder} cell {cell.id}"
+        where = f"{folder} cell {cell.id}"
         values = {
-            name: _parse_number(place, name, str(result.get(name))) for name in (*COLUMNS, "loss")
+            name: _parse_number(where, name, str(result.get(name))) for name in (*COLUMNS, "loss")
         }
         point = _point(values, cell.id)
-        found.append(dataclasses.replace(point, hours=result.get("audio_hours")))
-    return found
+        points.append(dataclasses.replace(point, hours=result.get("audio_hours")))
+    return points
 
 
 def _result(cell: Cell) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The best run of a budget by a law that is known: its size, its tokens, its loss, its command."""
+"""Predicts the best run of a budget by a law: its size, tokens, loss and command."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ NEAR = 2.0  # ratio of sizes beyond which the nearest preset is not near
 
 @dataclasses.dataclass(frozen=True)
 class ResampledLaw:
-    """What a prediction takes of a fit."""
+    """A law with its resamples and residuals: what a prediction takes of a fit."""
 
     law: Law
     per: float  # FLOPs of training a parameter and token
@@ -49,7 +49,7 @@ class Prediction:
 
 
 def predict(known: ResampledLaw, flops: float) -> Prediction:
-    """The best run of so many FLOPs. Raises Mistake where the law has none."""
+    """The best run of `flops` FLOPs. Raises Mistake where the law has none."""
     if not math.isfinite(flops) or flops <= 0:
         raise Mistake(f"flops={flops:g}: must be finite and above 0")
     n, d = known.law.best(flops, known.per)
@@ -83,13 +83,13 @@ def predict(known: ResampledLaw, flops: float) -> Prediction:
 
 
 def predict_loss(known: ResampledLaw, n: float, d: float) -> Quantity:
-    """Loss of a run, with intervals that hold the law's doubt and the noise of one run."""
+    """Loss of a run, with intervals over the uncertainty of the law and the noise of one run."""
     laws = np.log([law.loss(n, d) for law in known.samples])
     return quantity(known.law.loss(n, d), np.exp(np.add.outer(laws, known.noise)).ravel())
 
 
 def inflate_residuals(residuals: Float[np.ndarray, " points"], constants: int) -> tuple[float, ...]:
-    """Residuals as wide as of points that were not fitted to: n points lose so many constants."""
+    """Residuals widened to those of points not fitted to: by √(n / (n - constants)) of n points."""
     freedom = len(residuals) / max(len(residuals) - constants, 1)
     return tuple(float(x) for x in residuals * math.sqrt(freedom))
 
@@ -103,12 +103,12 @@ def _nearest_rung(n: float) -> tuple[str, int, Run]:
 
 
 def _warnings(known: ResampledLaw, flops: float, n: float, name: str, params: int) -> list[str]:
-    words = []
+    warnings = []
     low, high = known.budgets
     if flops > BEYOND * high:
-        words.append(f"{flops:.3g} FLOPs are {flops / high:,.0f} times the most fitted")
+        warnings.append(f"{flops:.3g} FLOPs are {flops / high:,.0f} times the most fitted")
     if flops < low / BEYOND:
-        words.append(f"{flops:.3g} FLOPs are 1/{low / flops:,.0f} of the least fitted")
+        warnings.append(f"{flops:.3g} FLOPs are 1/{low / flops:,.0f} of the least fitted")
     if max(n / params, params / n) > NEAR:
-        words.append(f"the nearest preset, {name}, has {params:.3g} parameters, not {n:.3g}")
-    return words
+        warnings.append(f"the nearest preset, {name}, has {params:.3g} parameters, not {n:.3g}")
+    return warnings

@@ -1,10 +1,11 @@
-"""How long cells train: a budget of tokens, FLOPs or hours of sound, and grids of such budgets.
+"""Sets how long cells train by a budget of tokens, FLOPs or hours of sound; grids of budgets.
 
 Tokens are positions that are not padding, of speech and text alike. Two shares of a row's
-positions say what a row holds, and each corpus and row length has its own (`melllm train` prints
-neither; `speech_positions`, `text_positions` and `steps` of a cell's final.json give both):
-`fill`, of positions that are not padding, and `speech`, of those that hold speech. What a budget
-reads of a cell (b, t, r, the model) must be in the cell or its preset, not on the command line.
+positions describe what a row holds: `fill`, of positions that are not padding, and `speech`, of
+those that hold speech. Each corpus and row length has its own; `melllm train` prints neither, but
+`speech_positions`, `text_positions` and `steps` of a cell's final.json give both. The fields that a
+budget reads of a cell (b, t, r, the model) must be in the cell or its preset, not on the command
+line.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +18,10 @@ from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import ladder
 
-HOP = 0.01  # seconds a mel frame
-
 
 @dataclasses.dataclass(frozen=True)
 class RowShares:
-    """What rows hold, as shares of their positions."""
+    """Shares of a row's positions."""
 
     speech: float  # that hold speech
     fill: float  # that are not padding
@@ -53,11 +52,11 @@ def tokens(cell: Cell, count: float, rows: RowShares) -> Cell:
 
 
 def flops(cell: Cell, count: float, rows: RowShares) -> Cell:
-    """`cell` for as many updates as `count` FLOPs pay for, as `flops.training` counts them."""
+    """`cell` for as many updates as `count` FLOPs pay for, as `flops.training_flops` counts."""
     run = spec.run(cell, {})
-    held = run.data.b * run.data.t
-    one = counted.training_flops(run, held * rows.speech, held * (rows.fill - rows.speech))
-    return _with_updates(cell, count / one)
+    positions = run.data.b * run.data.t
+    speech, text = positions * rows.speech, positions * (rows.fill - rows.speech)
+    return _with_updates(cell, count / counted.training_flops(run, speech, text))
 
 
 def hours(cell: Cell, count: float, rows: RowShares) -> Cell:
@@ -67,7 +66,7 @@ def hours(cell: Cell, count: float, rows: RowShares) -> Cell:
 
 def hours_per_update(run: Run, rows: RowShares) -> float:
     """Hours of sound an update."""
-    return run.data.b * run.data.t * rows.speech * run.mel.r * HOP / 3600
+    return run.data.b * run.data.t * rows.speech * run.mel.r * run.mel.hop_seconds / 3600
 
 
 def isoflop(cells: Sequence[Cell], budgets: Sequence[float], rows: RowShares) -> list[Cell]:
@@ -104,7 +103,7 @@ def token_rates(cell: Cell, rates: Sequence[int], text: float) -> list[Cell]:
     are multiples of 128, as TPU kernels want them.
     """
     run = spec.run(cell, {})
-    second = lambda r: 1 / (r * HOP) + text
+    second = lambda r: 1 / (r * run.mel.hop_seconds) + text
     grain = 128 if run.data.t >= 1024 else 1
     return [
         cell
@@ -120,8 +119,9 @@ def with_ladder_rate(cells: Sequence[Cell]) -> list[Cell]:
 
 def _with_ladder_rate(cell: Cell) -> Cell:
     run = spec.run(cell, {})
-    held, steps = float(run.data.b * run.data.t), run.optim.steps
-    lr = ladder.learning_rate(float(counted.stack_parameters(run.model)), held * steps, held)
+    positions, steps = float(run.data.b * run.data.t), run.optim.steps
+    size = float(counted.stack_parameters(run.model))
+    lr = ladder.learning_rate(size, positions * steps, positions)
     return cell | {"optim.lr": lr, "optim.warmup": ladder.warmup_updates(steps)}
 
 

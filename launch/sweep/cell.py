@@ -1,7 +1,7 @@
-"""One cell of a sweep: claimed, trained or gone on with, evaluated, recorded, whoever starts it.
+"""Does one cell of a sweep: claims it, trains or resumes its run, evaluates it and records the end.
 
-Killed anywhere, it goes on from its last checkpoint when it is started again; it is done once its
-final evaluation is recorded. SIGTERM and Ctrl-C let it save first, and leave it preempted.
+Killed anywhere, a cell resumes from its last checkpoint when it is started again; it is done once
+its final evaluation is recorded. SIGTERM and Ctrl-C let it save first, and leave it preempted.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ from launch.runs.fit import fit
 from launch.runtime import compile_cache
 from launch.runtime.processes import Hosts, join_job
 from launch.sweep import claim_owner, final_eval, spec
-from launch.sweep.ledger import Cell, Eval, Ledger
+from launch.sweep.ledger import Cell, Eval, Ledger, State
 from launch.terminal.progress_bar import ProgressBar
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
@@ -33,7 +33,7 @@ FINAL = "eval/final.json"  # in a run's folder
 
 
 class PreemptionSignal(BaseException):
-    """A signal asked the cell to end; raised where no training is under way that would save."""
+    """Raised by SIGTERM where no training is under way that would save and stop by itself."""
 
 
 def work(
@@ -41,10 +41,9 @@ def work(
 ) -> int:
     """Do the cell `name` of the sweep in `folder`: the exit status.
 
-    `is_alive` says whether the owner of a claim still works on it.
-
-    0: done, preempted, or somebody else's; 2 a mistake and 1 a fault, recorded as failed. Several
-    processes may do one cell: process 0 alone writes the ledger.
+    0 where it is done, preempted, or another's; 2 for a mistake and 1 for a fault, recorded as
+    failed. `is_alive` tells whether the owner of a claim still works on it. Several processes may
+    do one cell: process 0 alone writes the ledger.
     """
     with join_job(hosts, "melllm sweep cell"), compile_cache.use_folder(compile_cache.FOLDER):
         ledger = Ledger(folder)
@@ -66,51 +65,51 @@ def _claim(ledger: Ledger, name: str, is_alive: Callable[[Mapping[str, Any]], bo
     return None if ledger.cancelled else ledger.claim(name, claim_owner.current_owner(), is_alive)
 
 
-def _broadcast(mine: bool) -> bool:
-    """What process 0 found, told to all."""
+def _broadcast(value: bool) -> bool:
+    """The value that process 0 has."""
     if jax.process_count() == 1:
-        return mine
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(mine)))
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 class StepBar(ProgressBar):
-    """A bar that also remembers where it is."""
+    """A progress bar that remembers the first and the last update, and the rate between them."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
-        self.at, self.first, self.since = 0, 0, 0.0
+        self.current, self.first, self.since = 0, 0, 0.0
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Show an update's loss and speed, and remember both ends of what was done here."""
+        """Show an update's loss and speed, and remember it."""
         if not self.since:  # from here on it is updates alone, no compiling
             self.first, self.since = step, time.monotonic()
-        self.at = step
+        self.current = step
         super().step(step, metrics)
 
     @property
     def rate(self) -> float | None:
         """Updates a second, once there are some."""
         passed = time.monotonic() - self.since
-        return (self.at - self.first) / passed if self.at > self.first else None
+        return (self.current - self.first) / passed if self.current > self.first else None
 
 
 class Attempt:
-    """One claimed attempt: signs of life while it lasts, and its end in the ledger."""
+    """One claimed attempt at a cell: its heartbeats while it lasts, and its end in the ledger."""
 
     def __init__(self, ledger: Ledger, cell: Cell) -> None:
         self._ledger, self._cell = ledger, cell
         self._steps = StepBar(cell.steps)
         self._over = threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True)
-        self._lost = False
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._replaced = False
 
     def __enter__(self) -> "Attempt":
-        self._beating.start()
+        self._heart.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._over.set()
-        self._beating.join()
+        self._heart.join()
         self._steps.close()
 
     def run(self) -> int:
@@ -120,14 +119,14 @@ class Attempt:
                 result = _finish(self._ledger, self._cell, self._steps)
                 self._over.set()
             except (Mistake, Fault) as trouble:
-                if not self._lost:
+                if not self._replaced:
                     self._end("failed", error=" ".join(str(trouble).split()))
                 raise
             except (PreemptionSignal, KeyboardInterrupt):
                 result = None
             except Exception as error:
-                said = " ".join(str(error).split())
-                self._end("failed", error=f"{type(error).__name__}: {said}")
+                line = " ".join(str(error).split())
+                self._end("failed", error=f"{type(error).__name__}: {line}")
                 raise
             if result is None:
                 self._end("preempted")
@@ -137,10 +136,10 @@ class Attempt:
 
     @contextlib.contextmanager
     def _preemptible(self) -> Iterator[None]:
-        """A context in which SIGTERM raises Preempted, but for where training makes it a wish.
+        """A context in which SIGTERM raises PreemptionSignal.
 
-        Once the end is being recorded it changes nothing. Where several processes train together
-        the signal is JAX's, from the start to the end.
+        Training replaces the handler by its own, which saves first. Once the end is being recorded
+        the signal changes nothing. Where several processes train together it is JAX's throughout.
         """
         if jax.process_count() > 1:
             yield
@@ -156,35 +155,36 @@ class Attempt:
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def _end(self, state: str, **changes: Any) -> None:
+    def _end(self, state: State, **changes: Any) -> None:
+        """Stop the heartbeats and record the end. Raises Fault where another has taken over."""
         self._over.set()
-        self._beating.join()
+        self._heart.join()
         now = time.time()
-        step = self._steps.at or self._cell.step
+        step = self._steps.current or self._cell.step
         changes = {"step": step, "beat": now, "ended": now} | changes
-        cell = dataclasses.replace(self._cell, state=state, **changes)  # type: ignore[arg-type]
+        cell = dataclasses.replace(self._cell, state=state, **changes)
         if not self._ledger.write(cell):
             raise Fault(f"cell {cell.id}: another process has taken it over: nothing is recorded")
 
     def _beat(self) -> None:
-        """Tell the ledger that the cell is alive; stop it where it is cancelled or taken over."""
+        """Write heartbeats to the ledger; stop the cell where it is cancelled or taken over."""
         while not self._over.wait(claim_owner.BEAT):
-            step = self._steps.at or self._cell.step
+            step = self._steps.current or self._cell.step
             now, rate = time.time(), self._steps.rate
             self._cell = dataclasses.replace(self._cell, step=step, beat=now, rate=rate)
             with contextlib.suppress(Fault):  # a full disk ends the training, not this
-                self._lost = not self._ledger.write(self._cell)
-                if self._lost or self._ledger.cancelled:
+                self._replaced = not self._ledger.write(self._cell)
+                if self._replaced or self._ledger.cancelled:
                     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _finish(ledger: Ledger, cell: Cell, steps: StepBar) -> dict[str, Any] | None:
-    """The final evaluation of a cell, trained as far as it must be; None where it was stopped."""
+    """Train a cell to its last update and evaluate it: final.json; None where it was stopped."""
     folder = ledger.folder / "runs" / cell.id
     path = folder / FINAL
     if path.exists():  # killed between the evaluation and its record
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        recorded: dict[str, Any] = json.loads(path.read_text())
+        return recorded
     run = spec.run(cell.overrides, ledger.sweep.common)
     stop = StopRequest()
     fitted = fit(run, os.fspath(folder), bar=steps, stop=stop)

@@ -1,18 +1,19 @@
-"""Who works on a cell, and whether they may still be at it."""
+"""Names the process that works on a cell of a sweep, and tells whether it may still be alive."""
 
 from collections.abc import Mapping
 import os
-import pathlib
 import socket
 import time
 from typing import Any
 
-BEAT = 10.0  # seconds between two signs of life of whoever works on a cell
-STALE = 180.0  # seconds without one after which an owner on another host is taken for gone
+import psutil
+
+BEAT = 10.0  # seconds between two heartbeats of the process that works on a cell
+STALE = 180.0  # seconds without one after which an owner on another host counts as gone
 
 
 def current_owner() -> dict[str, Any]:
-    """This process, as a ledger names it. `born` tells it from a later one of the same number."""
+    """This process as a ledger records it; `born` tells it from a later one of the same pid."""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -23,7 +24,7 @@ def current_owner() -> dict[str, Any]:
 
 
 def current_job() -> str:
-    """The cluster's name of the job that this process is of; "" where there is none."""
+    """The cluster's name of the job that this process belongs to; "" where there is none."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     if array and task:
         return f"slurm:{array}_{task}"
@@ -32,38 +33,48 @@ def current_job() -> str:
 
 
 def is_alive(owner: Mapping[str, Any]) -> bool:
-    """Whether an owner may still be at work, as far as it can be seen from here.
+    """Whether an owner may still be at work, as far as this process can see.
 
-    On this host the process is looked up. Elsewhere its last sign of life counts. A cluster runs
-    one process of a job at a time: an owner of this very job is an earlier start of it.
+    On this host its process is looked up; on another its last heartbeat counts. A cluster runs one
+    process of a job at a time, so that an owner of this very job is an earlier start of it.
     """
     if owner["job"] and owner["job"] == current_job():
         return False
     if owner["host"] == socket.gethostname():
-        return _process_start(owner["pid"]) == owner["born"] is not None
+        return _is_same_start(owner["born"], _process_start(owner["pid"]))
     since = max(owner.get("beat") or 0.0, owner.get("claimed") or 0.0)
     return time.time() - since < STALE
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process of this host began, as text; None where there is none."""
-    stat = pathlib.Path("/proc", str(pid), "stat")
+    """When a process of this host began, in seconds after the boot; None where there is none.
+
+    Time since the boot does not move when the clock is set, as the time of day does. psutil adds
+    the time of the boot to it, in whole seconds that a clock being corrected may change at any
+    moment: what is taken off again must be what was added.
+    """
     try:
-        fields = stat.read_text().rpartition(")")[2].split()
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except FileNotFoundError:
-        return _process_start_without_proc(pid)
-    return None if fields[0] == "Z" else f"{boot}:{fields[19]}"  # clock ticks after the boot
+        while True:
+            boot = psutil.boot_time()
+            process = psutil.Process(pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            start = process.create_time() - boot
+            if psutil.boot_time() == boot:
+                return f"{start:.2f}"
+    except psutil.NoSuchProcess:
+        return None
 
 
-def _process_start_without_proc(pid: int) -> str | None:
-    """Where there is no /proc: whether a process of that number lives is all that is known."""
-    if pathlib.Path("/proc/self").exists():
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return "alive"
-    return "alive"
+def _is_same_start(born: str | None, start: str | None) -> bool:
+    """Whether the process that began at `start` is the owner recorded as `born`.
+
+    Older ledgers hold BOOT:TICKS in place of seconds, the kernel's name of the boot and clock ticks
+    after it, or "alive" of a system without /proc, where a number was all that was known.
+    """
+    if born is None or start is None:
+        return False
+    ticks = born.rpartition(":")[2]
+    if ":" in born and ticks.isdigit():
+        born = f"{int(ticks) / os.sysconf('SC_CLK_TCK'):.2f}"
+    return born in (start, "alive")

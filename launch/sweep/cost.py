@@ -1,15 +1,18 @@
-"""What each cell of a sweep takes, before any starts: weights, FLOPs, tokens, hours and cost.
+"""Estimates what each cell of a sweep takes: weights, FLOPs, tokens, hours and cost.
 
-Counted from the config: every position of a row, padding too, and speech at each, so that tokens
-and FLOPs are upper bounds of what final.json tells. Hours are estimates, and lower bounds.
+All is counted from the config: every position of a row, padding too, and speech at each, so that
+tokens and FLOPs are upper bounds of those in final.json. Hours are estimates, and lower bounds.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
 from launch.bench.matmul_rate import measure_matmul_rate
 from launch.sweep.spec import SweepCell, SweepSpec, differing_fields
-from launch.terminal.number_format import format_optional_count, shorten_end
+from launch.terminal import text_table
+from launch.terminal.number_format import format_count, shorten
 from melllm_jax import flops
 from melllm_jax.errors import Mistake
 from melllm_jax.planning import plan
@@ -19,7 +22,7 @@ Rate = Callable[[str], float | None]  # FLOP/s of a device, of a dtype
 
 
 def unknown_rate(_dtype: str) -> None:
-    """The rate of a device that is not here."""
+    """The rate of a device that this machine does not have: None."""
 
 
 def plan_cells(
@@ -30,16 +33,16 @@ def plan_cells(
     With a pod (`topology`, else the cell's own mesh.topology) hours are the roofline's of
     `melllm plan`, by arithmetic: all chips, all but the slowest hidden. Without one they are what
     the FLOPs take at `rate`: by default that of this machine's first device in a large matrix
-    product, which no training reaches; None where nobody knows. cost is `price` a chip-hour; None
-    for a price of 0. Raises Mistake for a topology that does not exist or a mesh that does not fit
-    it, with the cell.
+    product, which no training reaches; None where that is not known. cost is `price` a chip-hour,
+    None for a price of 0. Raises Mistake, with the cell, for a topology that does not exist or a
+    mesh that does not fit it.
     """
     return [_plan_cell(cell, topology, price, rate) for cell in sweep.cells]
 
 
 def _plan_cell(cell: SweepCell, topology: str, price: float, rate: Rate) -> dict[str, Any]:
     run = cell.run
-    work = flops.update_flops(run) * run.optim.steps
+    total_flops = flops.update_flops(run) * run.optim.steps
     topology = topology or run.mesh.topology
     seconds: float | None
     if topology:
@@ -48,56 +51,53 @@ def _plan_cell(cell: SweepCell, topology: str, price: float, rate: Rate) -> dict
             sizes = plan.mesh_sizes(run, pod)
         except Mistake as mistake:
             raise Mistake(f"cell {cell.id} on {pod}: {mistake}") from mistake
-        seconds, chips = plan.estimate_plan(run, pod, sizes).step * run.optim.steps, pod.chips
+        seconds, chips = (
+            plan.estimate_plan(run, pod, sizes).step_seconds * run.optim.steps,
+            pod.chips,
+        )
     else:
-        known, chips = rate(run.optim.compute), 1
-        seconds = None if known is None else work / known
+        speed, chips = rate(run.optim.compute), 1
+        seconds = None if speed is None else total_flops / speed
     hours = None if seconds is None else seconds / 3600
     return {
         "params": flops.matmul_parameters(run),
         "params_total": flops.count_parameters(run).total,
-        "flops": work,
+        "flops": total_flops,
         "tokens": run.data.b * run.data.t * run.optim.steps,
         "hours": hours,
         "cost": hours * chips * price if price and hours is not None else None,
     }
 
 
-def table(sweep: SweepSpec, figures: Sequence[Mapping[str, Any]]) -> str:
-    """The dry run: a line a cell with the fields that differ between cells, and the totals."""
+def table(sweep: SweepSpec, figures: Sequence[Mapping[str, Any]]) -> Table:
+    """The dry run: a row a cell with the fields that differ between cells, and the totals."""
     fields = differing_fields([cell.overrides for cell in sweep.cells])
     fields = [field for field in fields if field != "optim.steps"]
     numbers = ("weights", "updates", "tokens", "FLOPs", "hours ≥", "cost ≥")
-    rows = [("", "cell", *fields, *numbers)]
-    for number, (cell, one) in enumerate(zip(sweep.cells, figures, strict=True)):
-        values = (shorten_end(cell.overrides.get(field, "")) for field in fields)
-        rows.append((str(number), cell.id, *values, *_numbers(one, cell.run.optim.steps)))
+    rows = []
+    for index, (cell, one) in enumerate(zip(sweep.cells, figures, strict=True)):
+        values = (shorten(cell.overrides.get(field, "")) for field in fields)
+        rows.append((str(index), cell.id, *values, *_numbers(one, cell.run.optim.steps)))
     updates = sum(cell.run.optim.steps for cell in sweep.cells)
     rows.append(("", "all", *[""] * len(fields), *_numbers(_total(figures), updates)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = 2 + len(fields)  # what follows is numbers
-    return "\n".join(_aligned(row, widths, left) for row in rows)
+    first = 2 + len(fields)  # the column of the first number
+    heads = ("", "cell", *fields, *numbers)
+    return text_table.table(heads, rows, right=range(first, len(heads)), elastic=range(2, first))
 
 
 def _total(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums; None where a cell has no figure. Weights are no sum."""
-    told: dict[str, Any] = {"params": None}
+    total: dict[str, Any] = {"params": None}
     for name in ("tokens", "flops", "hours", "cost"):
         values = [one[name] for one in figures]
-        told[name] = None if None in values else sum(values)
-    return told
+        total[name] = None if None in values else sum(values)
+    return total
 
 
 def _numbers(one: Mapping[str, Any], updates: int) -> Iterator[str]:
-    yield format_optional_count(one["params"])
+    yield "" if one["params"] is None else format_count(one["params"])
     yield f"{updates:,}"
-    yield format_optional_count(one["tokens"])
+    yield "" if one["tokens"] is None else format_count(one["tokens"])
     yield f"{one['flops']:.2e}"
     yield "–" if one["hours"] is None else f"{one['hours']:,.3g}"
     yield "–" if one["cost"] is None else f"{one['cost']:,.2f}"
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int], left: int) -> str:
-    cells = zip(row, widths, strict=True)
-    sides = (f"{x:<{w}}" if i < left else f"{x:>{w}}" for i, (x, w) in enumerate(cells))
-    return "  ".join(sides).rstrip()

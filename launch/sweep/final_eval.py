@@ -8,24 +8,22 @@ from etils import epath
 import jax
 
 from data_pipelines.corpora.corpus import Corpus, indices_longest_first, open_corpus
-from data_pipelines.examples.asr_example import EvalExample
-from data_pipelines.loader import pipeline
 from data_pipelines.loader.eval_batches import EvalBatches
 from launch.runs.fit import FitResult
-from launch.runs.transcriber import Transcriber
+from launch.runs.transcriber import Transcriber, read_trials, round_up_rows
 from launch.sweep.ledger import Eval
 from melllm_jax import flops
 from melllm_jax.batch import Batch
 from melllm_jax.errors import Fault
 from melllm_jax.evaluation.held_out_loss import measure_loss
-from melllm_jax.evaluation.wer import score_transcripts
 from melllm_jax.inference.sampling import DecodingOptions
 
 
 def evaluate(fitted: FitResult, folder: epath.Path, how: Eval) -> dict[str, Any]:
     """What final.json holds, of a run whose last update is made.
 
-    WER is None where several processes train together: decoding is for one.
+    WER is None where several processes train together, which decoding is not made for, and where
+    the model reads text alone.
     """
     run = fitted.run
     corpus = open_corpus(how.data or run.data.sources[0].path, how.split)
@@ -36,12 +34,13 @@ def evaluate(fitted: FitResult, folder: epath.Path, how: Eval) -> dict[str, Any]
             f"eval.data={corpus.path}: no utterance of {how.split} gives an example: "
             f"{batches.rejected}"
         )
-    wer = _wer(fitted, corpus, how.wer) if how.wer and jax.process_count() == 1 else None
+    hears = run.model.front != "none" and jax.process_count() == 1
+    wer = _wer(fitted, corpus, how.wer) if how.wer and hears else None
     p = flops.count_parameters(run)
     hours = [source.hours for source in run.data.sources]
     return {
         "loss": found.loss,
-        "accuracy": found.accuracy,
+        "accuracy": found.metrics["accuracy"],
         "targets": found.targets,
         "wer": wer,
         "utterances": batches.utterances,
@@ -94,15 +93,9 @@ def _rows(batches: EvalBatches, fitted: FitResult) -> Iterator[Batch]:
 
 def _wer(fitted: FitResult, corpus: Corpus, most: int) -> float:
     order = [int(index) for index in indices_longest_first(corpus) if index < most]
-    trials = [
-        trial
-        for trial in pipeline.eval_examples(corpus, fitted.run, fitted.tokenizer, order=order)
-        if isinstance(trial, EvalExample)
-    ]
+    trials, _ = read_trials(corpus, fitted.run, fitted.tokenizer, order)
     with jax.set_mesh(fitted.mesh):
         weights = fitted.state.trained | fitted.state.frozen
         model = fitted.update.skeleton.model(weights, fitted.update.dtype)
         transcribe = Transcriber(model, fitted.tokenizer, fitted.run, DecodingOptions())
-        rows = 50 + -50 % jax.device_count()
-        heard = [transcript.text for transcript in transcribe(trials, rows)]
-    return score_transcripts([trial.reference for trial in trials], heard, "none").wer
+        return transcribe.score(trials, round_up_rows(50))[1].wer

@@ -1,12 +1,12 @@
-"""A sweep's ledger: which cell is where, in a file a cell that any number of processes may write.
+"""A sweep's ledger: the state of each cell in a file, which any number of processes may write.
 
-    sweep.json       what the sweep is; written last, so that a folder without it is no sweep yet
+    sweep.json       the sweep's definition; written last: a folder without it is no sweep yet
     cells/ID.json    a cell: its state and, once it is done, its final evaluation
-    claims/ID.N      who makes the N-th attempt at it; created by one process alone
+    claims/ID.N      the owner of the N-th attempt at it; created by one process alone
 
-An attempt begins with its claim, and only who holds the newest one writes the cell. A cell whose
-holder is gone is free for the next attempt; a holder that was only silent for long learns from the
-next claim that it has been replaced. Nothing here knows how cells are run.
+An attempt begins with its claim, and only the owner of the newest claim writes the cell. A cell
+whose owner is gone is free for the next attempt; an owner that was only silent for long learns from
+the next claim that it has been replaced. Nothing here knows how cells are run.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from etils import epath
 
 from melllm_jax import files
+from melllm_jax.config.overrides import with_new_names
 from melllm_jax.errors import Fault, Mistake
 
 State = Literal["pending", "running", "preempted", "failed", "done"]
@@ -28,10 +29,10 @@ SWEEP, CANCELLED = "sweep.json", "cancelled"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of a sweep, as its file says."""
+    """One run of a sweep: `cells/ID.json`."""
 
     id: str
-    number: int  # its place in the spec
+    number: int  # its index in the spec
     overrides: Mapping[str, Any]  # its own, with "preset"
     steps: int  # updates in all
     plan: Mapping[str, Any]  # params, params_total, flops, tokens, hours, cost
@@ -44,13 +45,13 @@ class Cell:
     started: float | None = None  # the newest attempt
     beat: float | None = None  # its last sign of life
     ended: float | None = None
-    error: str = ""  # what a failed one said, in one line
+    error: str = ""  # the message of a failed one, in one line
     result: Mapping[str, Any] | None = None  # of a done one: eval/final.json
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """What every run of a sweep is scored on at its end."""
+    """The data that every run of a sweep is scored on at its end."""
 
     data: str = ""  # folder of the corpus; "" is the first one that is trained on
     split: str = "test"  # which of its splits
@@ -65,7 +66,7 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep is: `sweep.json`."""
+    """The definition of a sweep: `sweep.json`."""
 
     name: str
     digest: str  # of its cells
@@ -90,7 +91,8 @@ class Ledger:
             raise Mistake(f"workdir={folder}: holds no {SWEEP}: `melllm sweep run` makes one")
         if tree.get("version") != VERSION:
             raise Mistake(f"{self.folder / SWEEP}: version={tree.get('version')}: must be 1")
-        self.sweep = Sweep(**{**tree, "cells": tuple(tree["cells"])})
+        common = with_new_names(tree["common"])
+        self.sweep = Sweep(**{**tree, "cells": tuple(tree["cells"]), "common": common})
 
     def cells(self) -> list[Cell]:
         """All cells, in the order of the spec. Raises Fault for one that is missing or damaged."""
@@ -103,21 +105,22 @@ class Ledger:
         tree = _read(self._cell(name))
         if tree is None:
             raise Fault(f"{self._cell(name)}: is missing: the same `melllm sweep run` remakes it")
-        return Cell(**tree)
+        return Cell(**{**tree, "overrides": with_new_names(tree["overrides"])})
 
     def claim(
-        self, name: str, owner: Mapping[str, Any], alive: Callable[[Mapping[str, Any]], bool]
+        self, name: str, owner: Mapping[str, Any], is_alive: Callable[[Mapping[str, Any]], bool]
     ) -> Cell | None:
-        """Begin an attempt at a cell for `owner`; None where it is done or somebody is at it.
+        """Begin an attempt at a cell for `owner`; None where it is done or another works on it.
 
-        `alive` says whether an owner may still be at work.
+        `is_alive` tells whether an owner may still be at work.
         """
         cell = self.read(name)
-        newest, held = self._newest(name)
+        newest, claim = self._newest(name)
         if cell.state == "done":
             return None
-        over = not newest or (cell.attempt == newest and cell.state in ENDED)
-        if not over and alive({"beat": cell.beat if cell.attempt == newest else None, **held}):
+        ended = not newest or (cell.attempt == newest and cell.state in ENDED)
+        beat = cell.beat if cell.attempt == newest else None
+        if not ended and is_alive({"beat": beat, **claim}):
             return None
         now = time.time()
         if not files.create_text(
@@ -138,19 +141,19 @@ class Ledger:
         self._write(cell)
         return cell
 
-    def held(self, cell: Cell) -> bool:
+    def is_newest(self, cell: Cell) -> bool:
         """Whether the attempt of `cell` is still the newest."""
         return self._newest(cell.id, cell.attempt)[0] == cell.attempt
 
     def write(self, cell: Cell) -> bool:
-        """Record an attempt as `cell` says; False, and nothing, where a newer one has begun."""
-        if not self.held(cell):
+        """Record an attempt as `cell`; False, with nothing written, where a newer one has begun."""
+        if not self.is_newest(cell):
             return False
         self._write(cell)
         return True
 
     def cancel(self) -> None:
-        """Ask all who work on it to save and stop; nothing new begins until `resume`."""
+        """Ask all cells at work to save and stop; no cell begins until `resume`."""
         files.write_text(self.folder / CANCELLED, json.dumps({"at": time.time()}))
 
     @property
@@ -159,18 +162,18 @@ class Ledger:
         return bool((self.folder / CANCELLED).exists())
 
     def resume(self) -> None:
-        """Take back what `cancel` asked for."""
+        """Take back `cancel`."""
         (self.folder / CANCELLED).unlink(missing_ok=True)
 
     def _write(self, cell: Cell) -> None:
         files.write_text(self._cell(cell.id), json.dumps(dataclasses.asdict(cell), indent=1) + "\n")
 
     def _newest(self, name: str, known: int = 0) -> tuple[int, dict[str, Any]]:
-        """Number of the newest attempt, from the one that is `known` on, and who claimed it."""
-        number, held = known, dict[str, Any]()
-        while (found := _read(self._claim(name, number + 1))) is not None:
-            number, held = number + 1, found
-        return number, held
+        """Number of the newest attempt and its claim, looked for from attempt `known` on."""
+        number, newest = known, dict[str, Any]()
+        while (claim := _read(self._claim(name, number + 1))) is not None:
+            number, newest = number + 1, claim
+        return number, newest
 
     def _cell(self, name: str) -> epath.Path:
         return self.folder / "cells" / f"{name}.json"
@@ -180,7 +183,7 @@ class Ledger:
 
 
 def create(folder: str, sweep: Sweep, cells: Iterable[Cell]) -> Ledger:
-    """The ledger of `sweep` in `folder`: made there, or the one that is there already.
+    """The ledger of `sweep` in `folder`: a new one, or the one that is there already.
 
     Raises Mistake, and changes nothing, where the folder is that of another sweep.
     """
@@ -189,11 +192,13 @@ def create(folder: str, sweep: Sweep, cells: Iterable[Cell]) -> Ledger:
     if found is not None:
         ledger = Ledger(folder)
         for field in ("digest", "common", "eval"):
-            there, asked = found[field], json.loads(json.dumps(getattr(sweep, field)))
-            if there != asked:
+            old, new = found[field], json.loads(json.dumps(getattr(sweep, field)))
+            if field == "common":
+                old, new = with_new_names(old), with_new_names(new)
+            if old != new:
                 raise Mistake(
                     f"workdir={folder}: holds the sweep {found['name']} with another "
-                    f"{_FIELD_NAMES[field]}: {_differ(there, asked)}"
+                    f"{_FIELD_NAMES[field]}: {_difference(old, new)}"
                 )
     for cell in cells:
         file = epath.Path(folder) / "cells" / f"{cell.id}.json"
@@ -202,18 +207,18 @@ def create(folder: str, sweep: Sweep, cells: Iterable[Cell]) -> Ledger:
             files.create_text(file, text)
     if found is None:
         files.create_text(path, json.dumps(dataclasses.asdict(sweep), indent=1) + "\n")
-        return create(folder, sweep, ())  # who was first decides which sweep it is
+        return create(folder, sweep, ())  # another process may have been first, with another sweep
     return ledger
 
 
 _FIELD_NAMES = {"digest": "list of cells", "common": "data or flags", "eval": "final evaluation"}
 
 
-def _differ(there: Any, asked: Any) -> str:
-    if not isinstance(there, dict):
-        return f"{there}, not {asked}"
-    names = sorted(name for name in {*there, *asked} if there.get(name) != asked.get(name))
-    return ", ".join(f"{name}={asked.get(name)} (it has {there.get(name)})" for name in names)
+def _difference(old: Any, new: Any) -> str:
+    if not isinstance(old, dict):
+        return f"{old}, not {new}"
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return ", ".join(f"{name}={new.get(name)} (it has {old.get(name)})" for name in names)
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:

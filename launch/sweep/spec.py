@@ -1,9 +1,10 @@
-"""A sweep is Python: lists of cells, put together by `grid`, `zipped` and `chain`.
+"""A sweep's specification: a Python file of cells, put together by `grid`, `zipped` and `chain`.
 
 A cell is a dict of dotted fields of `config.Run`, as `--model.d 512` or an override has them, and
-"preset", the run that it starts from. SPEC.py has a function `cells()` that returns the list:
+"preset", the name of the run that they change. SPEC.py has a function `cells()` that returns a
+list of them:
 
-    from launch import spec
+    from launch.sweep import spec
     def cells():
         return spec.grid({"preset": ["ladder_1m", "ladder_2m"], "optim.lr": [1e-3, 2e-3]})
 
@@ -20,7 +21,7 @@ import pathlib
 import traceback
 from typing import Any
 
-from melllm_jax.config.overrides import override
+from melllm_jax.config.overrides import override, with_new_names, with_old_names
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
@@ -35,13 +36,13 @@ class SweepCell:
     """One cell of a spec."""
 
     id: str  # 10 hexadecimal digits of its own overrides
-    overrides: Mapping[str, Any]  # its own, as JSON has them; "preset" is one
+    overrides: Mapping[str, Any]  # its own, as JSON values; "preset" is one
     run: Run  # with those of the whole sweep as well
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepSpec:
-    """A sweep as it was asked for."""
+    """A sweep as its file specifies it."""
 
     name: str  # the file's stem
     digest: str  # of all ids in order, 10 hexadecimal digits
@@ -67,46 +68,47 @@ def zipped(values: Mapping[str, Sequence[Any]]) -> list[Cell]:
     """The first values of all fields, then the second ones, … Raises Mistake for other lengths."""
     sizes = {field: len(each) for field, each in values.items()}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{field} {size}" for field, size in sizes.items())
-        raise Mistake(f"zipped: fields have different numbers of values: {told}")
+        counts = ", ".join(f"{field} {size}" for field, size in sizes.items())
+        raise Mistake(f"zipped: fields have different numbers of values: {counts}")
     return [dict(zip(values, each, strict=True)) for each in zip(*values.values(), strict=True)]
 
 
 def chain(*parts: Sequence[Cell]) -> list[Cell]:
-    """The cells of one list after those of another."""
+    """The cells of all lists, one list after the other."""
     return [cell for part in parts for cell in part]
 
 
 def _merge(parts: Sequence[Cell]) -> Cell:
-    whole: Cell = {}
+    merged: Cell = {}
     for part in parts:
         for field in part:
-            if field in whole:
+            if field in merged:
                 raise Mistake(f"grid: {field} is set by two axes")
-        whole |= part
-    return whole
+        merged |= part
+    return merged
 
 
 def run(cell: Mapping[str, Any], common: Mapping[str, Any]) -> Run:
-    """The run of a cell; `common` sets what the cell leaves alone.
+    """The run of a cell; `common` sets the fields that the cell does not.
 
     Raises Mistake for an unknown preset or field, and for a value that does not fit.
     """
     if "preset" not in cell:
         raise Mistake("names no preset")
-    changes = {**common, **{field: value for field, value in cell.items() if field != "preset"}}
+    own = {field: value for field, value in cell.items() if field != "preset"}
+    changes = {**with_new_names(common), **with_new_names(own)}
     return override(catalog.preset(cell["preset"]), changes)
 
 
 def differing_fields(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Fields that are not the same in all cells, in the order in which they are met."""
+    """Fields that are not the same in all cells, in the order of their first appearance."""
     fields = dict.fromkeys(field for cell in cells for field in cell)
-    said = lambda field: {json.dumps(cell.get(field)) for cell in cells}
-    return [field for field in fields if len(said(field)) > 1]
+    values = lambda field: {json.dumps(cell.get(field)) for cell in cells}
+    return [field for field in fields if len(values(field)) > 1]
 
 
 def load(path: str, common: Mapping[str, Any]) -> SweepSpec:
-    """The sweep that the file at `path` asks for, or the ready one of that name ("scaling").
+    """The sweep that the file at `path` specifies, or the ready one of that name ("scaling").
 
     `common` are overrides of every cell that does not set them itself. Raises Mistake, in one
     line, for a file that is missing, raises or has no `cells`, for an unknown field or preset, for
@@ -118,20 +120,22 @@ def load(path: str, common: Mapping[str, Any]) -> SweepSpec:
         raise Mistake(f"{file}: cells() must return a list of dicts, not {given!r:.60}")
     if not given:
         raise Mistake(f"{file}: cells() returns no cells")
-    asked: list[SweepCell] = []
-    seen: dict[Run, int] = {}
-    for number, cell in enumerate(given):
-        where = f"{file}: cell {number}"
+    cells: list[SweepCell] = []
+    indices: dict[Run, int] = {}
+    for index, cell in enumerate(given):
+        where = f"{file}: cell {index}"
         try:
             one = _sweep_cell(cell, common)
         except Mistake as mistake:
             raise Mistake(f"{where}: {mistake}") from mistake
         nameless = dataclasses.replace(one.run, name="")
-        if nameless in seen:
-            raise Mistake(f"{where}: is the same run as cell {seen[nameless]}: {_describe(cell)}")
-        seen[nameless] = number
-        asked.append(one)
-    return SweepSpec(file.stem, _digest([one.id for one in asked]), tuple(asked))
+        if nameless in indices:
+            raise Mistake(
+                f"{where}: is the same run as cell {indices[nameless]}: {_describe(cell)}"
+            )
+        indices[nameless] = index
+        cells.append(one)
+    return SweepSpec(file.stem, _digest([one.id for one in cells]), tuple(cells))
 
 
 def _sweep_cell(cell: Mapping[str, Any], common: Mapping[str, Any]) -> SweepCell:
@@ -139,7 +143,8 @@ def _sweep_cell(cell: Mapping[str, Any], common: Mapping[str, Any]) -> SweepCell
         own = json.loads(json.dumps(dict(cell), sort_keys=True, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise Mistake(f"{_describe(cell)}: cannot be written as JSON: {error}") from error
-    return SweepCell(_digest(own), own, run(own, common))
+    # The id of a cell stays what it was when some fields had other names.
+    return SweepCell(_digest(with_old_names(own)), with_new_names(own), run(own, common))
 
 
 def _digest(value: Any) -> str:
@@ -163,7 +168,7 @@ def _find_file(path: str) -> pathlib.Path:
 
 
 def _call_cells(file: pathlib.Path) -> Any:
-    """What `cells()` of the file returns."""
+    """The return value of the file's `cells()`."""
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:

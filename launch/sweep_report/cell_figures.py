@@ -1,7 +1,7 @@
-"""What the page of a sweep says of its cells: figures, what they differ in, how far they are.
+"""Figures of the cells of a sweep for its page, and cells in groups by size or token rate.
 
-A figure is of the result where there is one, and planned where there is none yet; one that is not
-finite is none.
+A figure is of the result where there is one, else of the plan; one that is not finite counts as
+missing.
 """
 
 from collections import Counter
@@ -33,14 +33,14 @@ def final_figure(cell: Cell, name: str) -> float | None:
 
 
 def amount(cell: Cell, name: str) -> float | None:
-    """What is measured, else planned: params, tokens or flops; above 0."""
+    """params, tokens or flops as measured, else as planned; None where it is not above 0."""
     found = final_figure(cell, name)
     found = figure(cell.plan, name) if found is None else found
     return found if found and found > 0 else None
 
 
 def share(cell: Cell) -> float:
-    """How much of a cell's updates are made, 0 to 1."""
+    """The share of a cell's updates that are made, 0 to 1."""
     return 1.0 if cell.state == "done" else min(cell.step / cell.steps, 1.0) if cell.steps else 0.0
 
 
@@ -88,19 +88,22 @@ def cluster(values: Sequence[float], near: float = 1.08) -> list[list[float]]:
 
 @dataclasses.dataclass(frozen=True)
 class CellGroups:
-    """Cells in groups that are told apart by colour."""
+    """Cells in groups, each to be drawn in a colour of its own."""
 
     title: str  # what the groups differ in
     names: tuple[str, ...]
-    of: Mapping[str, int]  # by the cell's id; cells of no group are absent
+    group_by_id: Mapping[str, int]  # index of the group by cell id; cells of no group are absent
 
-    def cells(self, cells: Sequence[Cell], place: int) -> list[Cell]:
-        """Those of a group."""
-        return [cell for cell in cells if self.of.get(cell.id) == place]
+    def cells(self, cells: Sequence[Cell], index: int) -> list[Cell]:
+        """Those of `cells` that are in group `index`."""
+        return [cell for cell in cells if self.group_by_id.get(cell.id) == index]
 
 
 def group_by_amount(
-    cells: Sequence[Cell], name: str, title: str, written: Callable[[float], str] = format_count
+    cells: Sequence[Cell],
+    name: str,
+    title: str,
+    format_value: Callable[[float], str] = format_count,
 ) -> CellGroups:
     """Cells by an amount such as their size; neighbours share a group where there are too many."""
     known = {cell.id: found for cell in cells if (found := amount(cell, name))}
@@ -111,19 +114,19 @@ def group_by_amount(
         for i in range(0, len(groups), each)
     ]
     tops = [group[-1] for group in merged]
-    place = lambda value: next(i for i, top in enumerate(tops) if value <= top)
+    group_index = lambda value: next(i for i, top in enumerate(tops) if value <= top)
     return CellGroups(
         title,
-        tuple(_range_text(group, written) for group in merged),
-        {cell: place(value) for cell, value in known.items()},
+        tuple(_range_text(group, format_value) for group in merged),
+        {cell: group_index(value) for cell, value in known.items()},
     )
 
 
-def _range_text(values: Sequence[float], written: Callable[[float], str]) -> str:
-    """Numbers in ascending order, as one where they are near each other."""
+def _range_text(values: Sequence[float], format_value: Callable[[float], str]) -> str:
+    """The first and last of ascending numbers; their median where all are near each other."""
     if len(cluster(values)) == 1:
-        return written(statistics.median(values))
-    return f"{written(values[0])} to {written(values[-1])}"
+        return format_value(statistics.median(values))
+    return f"{format_value(values[0])} to {format_value(values[-1])}"
 
 
 def group_by_rate(cells: Sequence[Cell]) -> CellGroups:
@@ -131,8 +134,8 @@ def group_by_rate(cells: Sequence[Cell]) -> CellGroups:
     heard = group_by_amount([cell for cell in cells if cell.state == "done"], "audio_hours", "")
     alike: dict[tuple[float | None, ...], list[Cell]] = {}
     for cell in cells:
-        if cell.id in heard.of and final_figure(cell, "r"):
-            like = (final_figure(cell, "d"), final_figure(cell, "l"), heard.of[cell.id])
+        if cell.id in heard.group_by_id and final_figure(cell, "r"):
+            like = (final_figure(cell, "d"), final_figure(cell, "l"), heard.group_by_id[cell.id])
             alike.setdefault(like, []).append(cell)
     groups = [
         group for group in alike.values() if len({final_figure(one, "r") for one in group}) > 1
@@ -143,7 +146,7 @@ def group_by_rate(cells: Sequence[Cell]) -> CellGroups:
             f"{_median_amount(group, 'params')} parameters, {_median_sound(group)}"
             for group in groups
         ),
-        {cell.id: place for place, group in enumerate(groups) for cell in group},
+        {cell.id: index for index, group in enumerate(groups) for cell in group},
     )
 
 
@@ -164,6 +167,7 @@ def group_cells(cells: Sequence[Cell]) -> CellGroups:
         values = [json.dumps(cell.overrides.get(field)) for cell in cells]
         names = list(dict.fromkeys(values))
         if len(names) <= min(MOST, len(cells) - 1 or 1):
-            of = {cell.id: names.index(value) for cell, value in zip(cells, values, strict=True)}
-            return CellGroups(field, tuple(names), of)
+            indices = map(names.index, values)
+            by_id = {cell.id: index for cell, index in zip(cells, indices, strict=True)}
+            return CellGroups(field, tuple(names), by_id)
     return sizes

@@ -1,10 +1,11 @@
-"""The table of a sweep's cells: all of them, in every state."""
+"""The table of a sweep's cells, in every state, and the errors of failed ones."""
 
 from collections.abc import Callable, Sequence
 import json
 
-from launch.charts.html import TableCell as Entry
-from launch.charts.html import table
+from markupsafe import Markup
+
+from launch.charts.html import TableCell, table
 from launch.sweep.ledger import Cell
 from launch.sweep.spec import differing_fields
 from launch.sweep.status import state
@@ -15,8 +16,8 @@ FIELDS = 8  # of those that differ, as columns
 LONGEST = 60  # characters of a field's value
 
 
-def cell_table(cells: Sequence[Cell]) -> str:
-    """A row each; columns that no cell fills are left out."""
+def cell_table(cells: Sequence[Cell]) -> Markup:
+    """A row a cell; columns that no cell fills are left out."""
     fields = differing_fields([cell.overrides for cell in cells])[:FIELDS]
     heads = (
         *("cell", "state", "size", "positions", "FLOPs", "updates", "loss", "WER", "time", "cost"),
@@ -28,15 +29,19 @@ def cell_table(cells: Sequence[Cell]) -> str:
 
 
 def failures(cells: Sequence[Cell]) -> list[str]:
-    """What went wrong, in the cells' own words, each with all the cells that said so."""
-    said: dict[str, list[str]] = {}
+    """A line an error message, with the numbers of all cells that failed with it."""
+    cells_by_error: dict[str, list[str]] = {}
     for cell in cells:
         if cell.state == "failed":
-            said.setdefault(cell.error, []).append(f"{cell.number} ({share(cell):.0%} trained)")
-    return [f"cell {', '.join(who)}: {error or 'no word'}" for error, who in said.items()]
+            cell_text = f"{cell.number} ({share(cell):.0%} trained)"
+            cells_by_error.setdefault(cell.error, []).append(cell_text)
+    return [
+        f"cell {', '.join(failed)}: {error or 'no word'}"
+        for error, failed in cells_by_error.items()
+    ]
 
 
-def _row(cell: Cell, fields: Sequence[str]) -> tuple[Entry, ...]:
+def _row(cell: Cell, fields: Sequence[str]) -> tuple[TableCell, ...]:
     loss = final_figure(cell, "loss")
     return (
         cell.number,
@@ -54,12 +59,12 @@ def _row(cell: Cell, fields: Sequence[str]) -> tuple[Entry, ...]:
     )
 
 
-def _figure_text(value: float | None, written: Callable[[float], str]) -> NumberText | None:
-    return None if value is None else NumberText(written(value))
+def _figure_text(value: float | None, format_value: Callable[[float], str]) -> NumberText | None:
+    return None if value is None else NumberText(format_value(value))
 
 
-def _value(cell: Cell, field: str) -> Entry:
-    """A field of a cell's own; a dash where it leaves that to its preset."""
+def _value(cell: Cell, field: str) -> TableCell:
+    """The value of a field that a cell overrides; None where it leaves that to its preset."""
     value = cell.overrides.get(field)
     if isinstance(value, bool) or not isinstance(value, int | float):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,9 +1,8 @@
-"""Parts of a sweep's page that are drawn: curves, word errors, token rates, time and cost."""
+"""Cards of a sweep's page with charts: loss curves, word errors, token rates, time and cost."""
 
 from collections.abc import Mapping, Sequence
 
-from launch.charts.html import TableCell as Entry
-from launch.charts.html import card, table
+from launch.charts.html import Card, TableCell, table
 from launch.charts.line_chart import Axis
 from launch.sweep.ledger import Cell
 from launch.sweep_report.cell_charts import ERRORS, LOSS, PARAMS, CellFigure, curves_chart, scatter
@@ -24,22 +23,22 @@ from launch.terminal.number_format import NumberText, format_hours, format_numbe
 PLAIN = "{:,g}".format
 
 
-def curve_cards(cells: Sequence[Cell], found: Mapping[str, Curve]) -> list[str]:
+def curve_cards(cells: Sequence[Cell], curves: Mapping[str, Curve]) -> list[Card]:
     """Training loss over positions and over FLOPs."""
     groups = group_cells(cells)
-    begun = f"{len(found)} of {len(cells)} cells have begun"
+    begun = f"{len(curves)} of {len(cells)} cells have begun"
     note = f"{begun}; colours by {groups.title}; each point is the mean of the updates around it"
     return [
-        card(title, drawn, note)
+        Card(title, drawn, note)
         for title, name in (
             ("Training loss over data", "tokens"),
             ("Training loss over compute", "flops"),
         )
-        if (drawn := curves_chart(cells, found, groups, name))
+        if (drawn := curves_chart(cells, curves, groups, name))
     ]
 
 
-def error_cards(cells: Sequence[Cell]) -> list[str]:
+def error_cards(cells: Sequence[Cell]) -> list[Card]:
     """Word error rate over size and over hours of sound."""
     cells, all_done = common_rate_cells(cells), sum(cell.state == "done" for cell in cells)
     heard = group_by_amount(cells, "audio_hours", "hours of sound", format_hours)
@@ -60,17 +59,19 @@ def error_cards(cells: Sequence[Cell]) -> list[str]:
     of = f"{done} cells that are done"
     if done < all_done:
         of += f", of {all_done}: those of the commonest token rate"
-    return [card(title, svg, f"{of}; colours by {by}") for title, svg, by in drawn if svg]
+    return [Card(title, svg, f"{of}; colours by {by}") for title, svg, by in drawn if svg]
 
 
-def rate_cards(cells: Sequence[Cell]) -> list[str]:
+def rate_cards(cells: Sequence[Cell]) -> list[Card]:
     """Loss and word errors over the mel frames of a position, at equal size and equal sound."""
     groups = group_by_rate(cells)
-    found = sorted({r for cell in cells if cell.id in groups.of and (r := final_figure(cell, "r"))})
-    axis = Axis("r, mel frames a position (100/r positions a second)", PLAIN, at=(*found,))
+    rates = sorted(
+        {r for cell in cells if cell.id in groups.group_by_id and (r := final_figure(cell, "r"))}
+    )
+    axis = Axis("r, mel frames a position (100/r positions a second)", PLAIN, tick_values=(*rates,))
     note = "Cells of the same width, depth and hours of sound"
     return [
-        card(title, drawn, note)
+        Card(title, drawn, note)
         for title, name, y in (
             ("Loss by token rate", "loss", LOSS),
             ("Word errors by token rate", "wer", ERRORS),
@@ -83,10 +84,10 @@ def _final_figure(name: str) -> CellFigure:
     return lambda cell: final_figure(cell, name)
 
 
-def cost_cards(cells: Sequence[Cell]) -> list[str]:
-    """What cells of each size were planned to take and took, and loss against it."""
+def cost_cards(cells: Sequence[Cell]) -> list[Card]:
+    """Time and cost of cells by group, planned and so far, and loss against them."""
     groups = group_cells(cells)
-    rows = [_costs(name, groups.cells(cells, place)) for place, name in enumerate(groups.names)] + [
+    rows = [_costs(name, groups.cells(cells, index)) for index, name in enumerate(groups.names)] + [
         _costs(NumberText("all"), cells)
     ]
     heads = (groups.title, "done", "planned", "so far", "cost planned", "so far")
@@ -95,11 +96,11 @@ def cost_cards(cells: Sequence[Cell]) -> list[str]:
     note = "Time of training: measured where a cell is done, by plan and updates where it is not"
     title, spent, x = _cost_axis(cells)
     drawn = scatter(common_rate_cells(cells), groups, spent, _final_figure("loss"), x, LOSS)
-    return [card("Time and cost", content, note)] + ([card(title, drawn)] if drawn else [])
+    return [Card("Time and cost", content, note)] + ([Card(title, drawn)] if drawn else [])
 
 
 def _cost_axis(cells: Sequence[Cell]) -> tuple[str, CellFigure, Axis]:
-    """What a run took: its cost where there is a price, else its time in a unit that suits all."""
+    """Cost of a run where there is a price, else its time in a unit that suits all."""
     if any(cost(cell) for cell in cells):
         return "Loss by cost", cost, Axis("cost of training", format_number)
     if max((hours(cell) or 0.0 for cell in cells), default=0.0) > 2:
@@ -108,7 +109,7 @@ def _cost_axis(cells: Sequence[Cell]) -> tuple[str, CellFigure, Axis]:
     return "Loss by time", minutes, Axis("minutes of training", PLAIN)
 
 
-def _costs(name: str, cells: Sequence[Cell]) -> tuple[Entry, ...]:
+def _costs(name: str, cells: Sequence[Cell]) -> tuple[TableCell, ...]:
     planned, spent = (
         total([figure(one.plan, "hours") for one in cells]),
         total([*map(hours, cells)]),

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from launch.charts.html import card, table, text_html, tiles
+from markupsafe import Markup
+
+from launch.charts.html import Card, command, faint, paragraph, table, tiles, warning_list
 from launch.scaling import law_charts, law_fit, points, prediction
 from launch.scaling.intervals import Quantity
 from launch.sweep.ledger import Cell
@@ -19,19 +21,18 @@ from melllm_jax.errors import Mistake
 
 RESAMPLES = 100  # of the runs, for intervals
 ROWS = 16  # of the runs held out that are listed: the largest
-AHEAD = (2, 10)  # times the compute of the largest run
+PROPOSED = (2, 10)  # times the compute of the largest run
 SPLIT = "Best parameters grow as FLOPs^a, positions as FLOPs^b"
 FORM = "loss = E + A / parameters^alpha + B / positions^beta"
 
 
-def law_cards(folder: str, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
-    """The law's cards, and those of the runs that it proposes; without a law, the reason."""
+def law_cards(folder: str, cells: Sequence[Cell]) -> tuple[list[Card], list[Card]]:
+    """Cards of the law, and of the runs that it proposes; without a law, a card with the reason."""
     try:
         found = points.load_points(folder)
         fit = law_fit.fit_law(found, bootstrap=RESAMPLES)
     except Mistake as error:
-        reason = f'<p class="faint">No law yet: {text_html(str(error))}</p>'
-        return [card("What the runs say together", reason)], []
+        return [Card("What the runs say together", faint(f"No law yet: {error}"))], []
     done = sum(cell.state == "done" for cell in cells)
     note = f"{FORM}; {len(found)} runs"
     if len(found) < done:
@@ -43,16 +44,16 @@ def law_cards(folder: str, cells: Sequence[Cell]) -> tuple[list[str], list[str]]
         ("How far off the law each run is", law_charts.residuals(fit)),
     )
     cards = [
-        card("The law", _constants(fit), note),
-        card("The best split of a budget", _approaches(fit), SPLIT),
-        *(card(title, svg) for title, svg in drawn if svg),
-        card("Check on the largest runs", *_held_out(fit.held_out, cells), kind="wide"),
+        Card("The law", _constants(fit), note),
+        Card("The best split of a budget", _approaches(fit), SPLIT),
+        *(Card(title, svg) for title, svg in drawn if svg),
+        Card("Check on the largest runs", *_held_out(fit.held_out, cells), wide=True),
     ]
     most = max(point.flops for point in found)
-    return cards, [_next(fit, times, most, cells) for times in AHEAD]
+    return cards, [_next(fit, times, most, cells) for times in PROPOSED]
 
 
-def _constants(fit: law_fit.LawFit) -> str:
+def _constants(fit: law_fit.LawFit) -> Markup:
     rows = []
     for name in law_fit.CONSTANTS:
         found = fit.constants[name]
@@ -63,8 +64,8 @@ def _constants(fit: law_fit.LawFit) -> str:
     return table(("", "value", "80 %", "95 %"), rows)
 
 
-def _approaches(fit: law_fit.LawFit) -> str:
-    """Exponents of the best size and data by each approach; why one says nothing."""
+def _approaches(fit: law_fit.LawFit) -> Markup:
+    """Exponents of the best size and data by each approach, and why one gives none."""
     named: tuple[tuple[str, str, Mapping[str, Quantity]], ...] = (
         ("1, envelope", fit.envelope.refused, fit.envelope.optimal),
         ("2, parabolas", fit.isoflop.refused, fit.isoflop.optimal),
@@ -80,14 +81,14 @@ def _approaches(fit: law_fit.LawFit) -> str:
             ]
             values = [NumberText(format_constant(found[letter].value)) for letter in "ab"]
             rows.append((name, values[0], between[0], values[1], between[1]))
-    listed = _list_html([*reasons, *fit.warnings])
-    return table(("approach", "a", "95 %", "b", "95 %"), rows) + listed
+    heads = ("approach", "a", "95 %", "b", "95 %")
+    return table(heads, rows) + warning_list([*reasons, *fit.warnings])
 
 
-def _held_out(found: law_fit.HeldOutCheck, cells: Sequence[Cell]) -> tuple[str, str]:
-    """What the law of the smaller runs says of the largest, and a note."""
+def _held_out(found: law_fit.HeldOutCheck, cells: Sequence[Cell]) -> tuple[Markup, str]:
+    """The largest runs beside their prediction by the law of the smaller ones, and a note."""
     if found.refused:
-        return f'<p class="faint">{text_html(found.refused)}</p>', ""
+        return faint(found.refused), ""
     numbers = {cell.id: cell.number for cell in cells}
     rows = [
         (
@@ -112,7 +113,7 @@ def _held_out(found: law_fit.HeldOutCheck, cells: Sequence[Cell]) -> tuple[str, 
     return table(heads, rows), note
 
 
-def _next(fit: law_fit.LawFit, times: int, most: float, cells: Sequence[Cell]) -> str:
+def _next(fit: law_fit.LawFit, times: int, most: float, cells: Sequence[Cell]) -> Card:
     """The best run of so many times the compute of the largest."""
     found = prediction.predict(fit, flops=times * most)
     figures = [
@@ -132,11 +133,10 @@ def _next(fit: law_fit.LawFit, times: int, most: float, cells: Sequence[Cell]) -
         f"{format_count(found.preset_tokens)} positions, loss {found.preset_loss.value:.3f}"
     )
     content = (
-        f"{tiles(figures)}<p>{text_html(near)}</p><pre>{text_html(found.command)}</pre>"
-        f"{_list_html(found.warnings)}"
+        tiles(figures) + paragraph(near) + command(found.command) + warning_list(found.warnings)
     )
     title = f"{format_number(times)} times the compute: {format_power(found.flops)} FLOPs"
-    return card(title, content)
+    return Card(title, content)
 
 
 def _pace(cells: Sequence[Cell]) -> float | None:
@@ -150,10 +150,5 @@ def _pace(cells: Sequence[Cell]) -> float | None:
     return max(known)[1] if known else None
 
 
-def _interval_text(found: Quantity, written: Callable[[float], str]) -> str:
-    return " to ".join(map(written, found.p95))
-
-
-def _list_html(lines: Sequence[str]) -> str:
-    items = "".join(f"<li>{text_html(line)}</li>" for line in lines)
-    return f'<ul class="odd">{items}</ul>' if lines else ""
+def _interval_text(fitted: Quantity, format_value: Callable[[float], str]) -> str:
+    return " to ".join(map(format_value, fitted.p95))

@@ -15,15 +15,15 @@ from launch.sweep.ledger import Cell
 
 Curve = tuple[tuple[int, float], ...]  # update, loss
 
-WHOLE = 24_000  # points of all curves together: some 300 kB of a page for each chart of them
-LEAST, FINEST = 24, 120  # points of a curve
-READ = 12  # lines of very many that a point is the mean of; fewer than twice as many
+TOTAL = 24_000  # points of all curves together: some 300 kB of a page for each chart of them
+LEAST, MOST = 24, 120  # points of a curve
+READ = 12  # lines that a point is the mean of, where there are many: from 12 to 23
 
 
 def read_curves(folder: epath.Path, cells: Sequence[Cell]) -> dict[str, Curve]:
     """The curve of each cell that has begun to train, by id."""
     begun = [cell for cell in cells if cell.attempt]
-    points = max(LEAST, min(FINEST, WHOLE // max(len(begun), 1)))
+    points = max(LEAST, min(MOST, TOTAL // max(len(begun), 1)))
     path = lambda cell: folder / "runs" / cell.id / "metrics.jsonl"
     with futures.ThreadPoolExecutor(8) as pool:  # in a bucket each is a request
         found = pool.map(lambda cell: read_curve(path(cell), points), begun)
@@ -31,10 +31,10 @@ def read_curves(folder: epath.Path, cells: Sequence[Cell]) -> dict[str, Curve]:
 
 
 def read_curve(path: epath.Path, points: int) -> Curve:
-    """At most so many points; none of a run that has told no finite loss yet."""
+    """At most `points` points; none of a run that has logged no finite loss yet."""
     try:
         lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError):  # not begun, or being written as we look
+    except (OSError, UnicodeDecodeError):  # not begun, or being written now
         return ()
     edges = sorted({round(len(lines) ** (i / points)) for i in range(1, points + 1)})
     bins = [lines[a:b] for a, b in zip([0, *edges], edges, strict=False)]
@@ -42,7 +42,7 @@ def read_curve(path: epath.Path, points: int) -> Curve:
 
 
 def _mean(lines: Sequence[str]) -> tuple[int, float] | None:
-    """The last update of some lines and their mean loss; a line that is cut off does not count."""
+    """The last update among `lines`, and their mean loss; a line that is cut off is left out."""
     found = []
     for line in lines[:: max(1, len(lines) // READ)]:
         try:

@@ -1,6 +1,7 @@
-"""`melllm sweep report`: all of a sweep on one page of HTML, opened from disk, without a script.
+"""`melllm sweep report`: writes all of a sweep to one page of HTML, without a script.
 
-Whatever state the sweep is in: what is not there yet is left out, and what cannot be said says why.
+The sweep may be in any state: what is not there yet is left out, and where a figure cannot be had,
+the page says why.
 """
 
 from collections import Counter
@@ -10,9 +11,10 @@ import shlex
 import time
 
 from etils import epath
+from markupsafe import Markup
 
 from launch.charts import line_chart
-from launch.charts.html import card, document, escape_text, text_html, tiles
+from launch.charts.html import Card, command, paragraph, render, warning_list
 from launch.sweep.ledger import Cell, Ledger, Sweep
 from launch.sweep.status import eta, remaining_seconds, state
 from launch.sweep_report.cell_figures import cost, final_figure, hours, total
@@ -24,16 +26,11 @@ from launch.terminal.number_format import format_hours, format_number
 from melllm_jax import files
 
 PAGE = "report.html"
-STYLE = """
-nav { margin-bottom: 14px; }
-td:first-child:not(:empty) { overflow-wrap: normal; }
-pre { margin: 8px 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
-"""
 STATES = ("done", "running", "lost", "pending", "preempted", "failed")
 
 
 def write_report(folder: str) -> epath.Path:
-    """The path of the page, written into a sweep's folder.
+    """Writes the page into a sweep's folder and returns its path.
 
     Raises Mistake where `folder` holds no sweep, Fault where a file of it is damaged.
     """
@@ -44,7 +41,7 @@ def write_report(folder: str) -> epath.Path:
 
 
 def page(ledger: Ledger) -> bytes:
-    """The page."""
+    """The page in UTF-8."""
     sweep, cells = ledger.sweep, ledger.cells()
     folder = os.fspath(ledger.folder)
     law, after = law_cards(folder, cells)
@@ -55,35 +52,25 @@ def page(ledger: Ledger) -> bytes:
         "Word errors": error_cards(cells),
         "Token rate": rate_cards(cells),
         "Time and cost": cost_cards(cells),
-        "Cells": [*_failed_cards(cells), card("All", cell_table(cells), kind="wide")],
+        "Cells": [*_failed_cards(cells), Card("All", cell_table(cells), wide=True)],
     }
-    present = {title: cards for title, cards in sections.items() if cards}
-    links = [f'<a href="#part{i}">{escape_text(title)}</a>' for i, title in enumerate(present)]
-    return document(
-        f"{sweep.name}: a sweep",
-        [
-            f"<h1>{text_html(sweep.name)}</h1>",
-            f'<p class="faint">{_about(sweep, cells)}</p>',
-            f"<nav>{''.join(links)}</nav>",
-            _overview(sweep, cells),
-            *(
-                f'<h2 id="part{i}">{escape_text(title)}</h2>'
-                f'<div class="cards">{"".join(cards)}</div>'
-                for i, (title, cards) in enumerate(present.items())
-            ),
-        ],
-        line_chart.STYLE + STYLE,
-    )
+    return render(
+        "sweep_report/page.html",
+        name=sweep.name,
+        about=_about(sweep, cells),
+        now=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        figures=_overview(sweep, cells),
+        sections={title: cards for title, cards in sections.items() if cards},
+        chart_style=Markup(line_chart.STYLE),
+    ).encode()
 
 
-def _about(sweep: Sweep, cells: Sequence[Cell]) -> str:
-    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+def _about(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
     parts = [f"{len(cells)} cell{'s' * (len(cells) > 1)}", f"spec {sweep.digest}", sweep.backend]
-    parts += [f"planned for {sweep.topology}"] if sweep.topology else []
-    return f"{' · '.join(map(text_html, parts))} · {now} · by melllm sweep report"
+    return parts + ([f"planned for {sweep.topology}"] if sweep.topology else [])
 
 
-def _overview(sweep: Sweep, cells: Sequence[Cell]) -> str:
+def _overview(sweep: Sweep, cells: Sequence[Cell]) -> list[tuple[str, str]]:
     count = Counter(map(state, cells))
     figures = [(f"{count['done']} of {len(cells)}", "done")]
     figures += [(str(count[name]), name) for name in STATES[1:] if count[name]]
@@ -104,19 +91,19 @@ def _overview(sweep: Sweep, cells: Sequence[Cell]) -> str:
         figures.append((f"{min(best)[0]:.3f}", f"best loss, nats a token: cell {min(best)[1]}"))
     if errors:
         figures.append((f"{min(errors)[0]:.1%}", f"best WER: cell {min(errors)[1]}"))
-    return tiles(figures)
+    return figures
 
 
-def _resume_cards(folder: str, cells: Sequence[Cell]) -> list[str]:
-    """How to go on with what is not done."""
+def _resume_cards(folder: str, cells: Sequence[Cell]) -> list[Card]:
+    """The command that goes on with the cells that are not done; no card where all are."""
     missing = sum(cell.state != "done" for cell in cells)
     if not missing:
         return []
-    said = f"<p>Not done: {missing} of {len(cells)} cells.</p>"
-    command = f"<pre>{text_html(f'melllm sweep resume {shlex.quote(folder)}')}</pre>"
-    return [card("Finish this sweep", said + command, kind="wide")]
+    content = paragraph(f"Not done: {missing} of {len(cells)} cells.")
+    content += command(f"melllm sweep resume {shlex.quote(folder)}")
+    return [Card("Finish this sweep", content, wide=True)]
 
 
-def _failed_cards(cells: Sequence[Cell]) -> list[str]:
-    lines = "".join(f"<li>{text_html(line)}</li>" for line in failures(cells))
-    return [card("Failed", f'<ul class="odd">{lines}</ul>', kind="wide")] if lines else []
+def _failed_cards(cells: Sequence[Cell]) -> list[Card]:
+    lines = failures(cells)
+    return [Card("Failed", warning_list(lines), wide=True)] if lines else []

@@ -1,8 +1,8 @@
-"""Command lines from frozen dataclasses: tyro reads the flags, this file keeps errors to one line.
+"""Reads command lines into frozen dataclasses by tyro, and keeps each error to one line.
 
 The flags of a run are the dotted fields of `Run`, so that `--model.d 512`, an override
-{"model.d": 512} and run.json are one language. A few fields differ on the command line, and FLAGS
-says how: the corpora are given by --data, two fields have a shorter second name, and what a run
+{"model.d": 512} and run.json are one language. FLAGS lists the few fields that differ on the
+command line: the corpora are given by --data, two fields have a shorter second name, and what a run
 fills in by itself is no flag.
 """
 
@@ -27,7 +27,8 @@ from tyro.constructors import (
 
 from melllm_jax.config.data import Data, Sounds, Source
 from melllm_jax.config.features import Mel, Text
-from melllm_jax.config.run import Init, Intervals, Mesh, Optim, Run
+from melllm_jax.config.overrides import RENAMED
+from melllm_jax.config.run import CheckpointIntervals, Init, Mesh, Optim, Run
 from melllm_jax.errors import Mistake
 
 Kind = TypeVar("Kind")
@@ -54,7 +55,7 @@ def parse_source(text: str) -> Source:
 
 
 def format_source(source: Source) -> str:
-    """What `parse_source` reads back."""
+    """The text that `parse_source` reads back."""
     hours = f":{source.hours:g}h" if source.hours else ""
     return f"{source.path}={source.weight:g}{hours}"
 
@@ -97,17 +98,15 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
         "slices": Annotated[int, arg(aliases=("--slices",))],
     },
     Optim: {"steps": Annotated[int, arg(aliases=("--steps",))]},
-    Intervals: {"every": Annotated[int, arg(aliases=("--save-every",))]},
+    CheckpointIntervals: {"every": Annotated[int, arg(aliases=("--save-every",))]},
 }
 REGISTRY = ConstructorRegistry()
-FLAGS_APPLIED = (
-    object()
-)  # marks a type whose own fields tyro is asked for, so that FLAGS applies once
+FLAGS_APPLIED = object()  # marks a type of which tyro gives the fields, so that FLAGS applies once
 
 
 @REGISTRY.struct_rule
 def run_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """The flags of a part of `Run`: tyro's own, but for those that FLAGS changes."""
+    """The flags of a part of `Run`: tyro's own, except those that FLAGS changes."""
     changes = FLAGS.get(info.type)
     if changes is None or FLAGS_APPLIED in info.markers:
         return None
@@ -120,7 +119,7 @@ def run_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunArguments:
-    """Base of what commands on a preset take: add the command's own fields to it."""
+    """Base of the arguments of commands on a preset; a command adds its own fields."""
 
     run: Annotated[Run, arg(name=""), FlagConversionOff]  # --model.scan False, as an override says
 
@@ -147,24 +146,24 @@ def parse(
         config=(FlagCreatePairsOff,),
         registry=REGISTRY,
     )
-    said = io.StringIO()
+    complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(complaint):
             return read(args=list(argv))
     except SystemExit as end:
         if not end.code:
             raise
-    sections = _sections(said.getvalue())
+    sections = _sections(complaint.getvalue())
     unknown = re.search(r"Unrecognized options:\s+(\S+)", " ".join(sections))
     if unknown is None:
         raise Mistake(_reword(sections[0]))
     word = unknown[1].rstrip(",")
     if not word.startswith("-"):
         raise Mistake(f"unexpected argument {word!r}")
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+    usage = io.StringIO()
+    with contextlib.redirect_stdout(usage), contextlib.suppress(SystemExit):
         read(args=["--help"])
-    raise Mistake(f"unknown flag {word}: did you mean {_nearest(word, told.getvalue())}?")
+    raise Mistake(f"unknown flag {word}: did you mean {_nearest(word, usage.getvalue())}?")
 
 
 Runs = TypeVar("Runs", bound=RunArguments)
@@ -181,7 +180,8 @@ def run_arguments(
     """`argv` as PRESET and flags: an instance of `kind` whose `run` is the preset, overridden.
 
     `preset` finds the run of a name and raises Mistake for an unknown one; `presets` are the names
-    that help lists. Raises Mistake, in one line, for anything that cannot be read.
+    that help lists. A flag of a field's old name (see RENAMED) is read as the new one. Raises
+    Mistake, in one line, for anything that cannot be read.
     """
     if not argv or argv[0] in ("-h", "--help"):
         names = ", ".join(presets)
@@ -201,11 +201,19 @@ def run_arguments(
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     default = kind(run=preset(argv[0]), **dict.fromkeys(required, tyro.MISSING_NONPROP))
-    return parse(kind, argv[1:], prog=f"{prog} {argv[0]}", default=default)
+    words = [_with_new_flag(word) for word in argv[1:]]
+    return parse(kind, words, prog=f"{prog} {argv[0]}", default=default)
+
+
+def _with_new_flag(word: str) -> str:
+    """A word of a command line; a flag named after a field's old name has its new one."""
+    flag, equals, value = word.partition("=")
+    new = RENAMED.get(flag.removeprefix("--")) if flag.startswith("--") else None
+    return word if new is None else f"--{new}{equals}{value}"
 
 
 def _sections(box: str) -> list[str]:
-    """tyro's complaint without title, frame and line breaks: its sections, the first says what.
+    """tyro's complaint without title, frame and line breaks: its sections, the first the error.
 
     Sections are parted by a rule; where the terminal has no Unicode the frame is hyphens.
     """
@@ -214,13 +222,14 @@ def _sections(box: str) -> list[str]:
     return [" ".join(part) for ruled, part in itertools.groupby(lines, rule) if not ruled]
 
 
-def _nearest(word: str, told: str) -> str:
-    """The flag named in the help `told` whose spelling comes nearest to `word`."""
-    flags = re.findall(r"(?<![\w.-])--[a-z][\w.-]*", told)
+def _nearest(word: str, usage: str) -> str:
+    """The flag named in the help `usage` whose spelling comes nearest to `word`."""
+    flags = re.findall(r"(?<![\w.-])--[a-z][\w.-]*", usage)
     return difflib.get_close_matches(word.replace("_", "-"), flags, n=1, cutoff=0.0)[0]
 
 
 def _reword(complaint: str) -> str:
-    what = re.sub(r"^Missing from .*?: (?=\S)", "missing ", " ".join(complaint.split()))
-    # A rule of the config names its field itself: only a flag's name tells more than the message.
-    return re.sub(r"^Error parsing (?:(?!-)\S+: )?", "", what)
+    """tyro's complaint without the words that a message of ours does not need."""
+    text = re.sub(r"^Missing from .*?: (?=\S)", "missing ", " ".join(complaint.split()))
+    # A rule of the config names its field itself: only a flag's name adds to it.
+    return re.sub(r"^Error parsing (?:(?!-)\S+: )?", "", text)

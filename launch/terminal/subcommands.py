@@ -1,7 +1,7 @@
-"""All commands of `melllm` in one nested table, their help, and how words pick one.
+"""All commands of `melllm` in one nested table, their help, and the choice of one by its words.
 
-What must hold: printing help starts no command, so this file imports neither JAX nor NumPy. That is
-why a command's module is imported by name, here and nowhere else, and only once it is called.
+What must hold: printing help starts no command, so this file imports neither JAX nor NumPy. A
+command's module is therefore imported by name, here and nowhere else, once it is called.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from melllm_jax.errors import Mistake
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command: a function of a module that takes the rest of the line, and returns a status."""
+    """One command: a function that takes the rest of the line and returns an exit status."""
 
     summary: str  # one line of help
     module: str
@@ -26,10 +26,10 @@ class CommandGroup:
     """Commands that share their first word."""
 
     summary: str  # one line of help
-    about: str  # what the help of the group says above its table
+    about: str  # the text above the table in the help of the group
     commands: Mapping[str, Command]
-    operands: str = "…"  # what follows the second word
-    question: str = "say what to do"
+    operands: str = "…"  # of its commands, as the usage line has them
+    question: str = "say what to do"  # where the second word is missing
 
 
 DATA = CommandGroup(
@@ -155,7 +155,7 @@ COMMANDS: dict[str, Command | CommandGroup] = {
 def run_command(args: Sequence[str]) -> int:
     """Run the command that the first word or two of `args` name: its exit status.
 
-    Raises Mistake where they name none, with the nearest that there is.
+    Raises Mistake, with the nearest name, where they name none.
     """
     name, rest = args[0], args[1:]
     if name not in COMMANDS:
@@ -172,20 +172,20 @@ def run_command(args: Sequence[str]) -> int:
     return status
 
 
-def split_operand(command: str, argv: Sequence[str], what: str) -> tuple[str, Sequence[str]]:
-    """The word that `melllm COMMAND` works on, and the flags after it; where help is asked, "".
+def split_operand(command: str, argv: Sequence[str], name: str) -> tuple[str, Sequence[str]]:
+    """The operand of `melllm COMMAND`, and the flags after it; "" where help is asked for.
 
-    Raises Mistake where it is missing; `what` is its name.
+    Raises Mistake where it is missing; `name` is what help calls it.
     """
     if argv and argv[0] in ("-h", "--help"):
         return "", argv
     if not argv or argv[0].startswith("-"):
-        raise Mistake(f"no {what} given: melllm {command} {what}")
+        raise Mistake(f"no {name} given: melllm {command} {name}")
     return argv[0], argv[1:]
 
 
 def main_help() -> str:
-    """What `melllm --help` prints."""
+    """The text of `melllm --help`."""
     return f"""usage: melllm COMMAND [arguments]
 
 Encoder-free speech language models: mel patches straight into an LLM.
@@ -198,7 +198,7 @@ Exit status: 0 success, 1 a fault from outside, 2 a mistake in what was asked fo
 
 
 def group_help(name: str, group: CommandGroup) -> str:
-    """What `melllm NAME --help` prints of a group."""
+    """The text of `melllm NAME --help` of a group."""
     return f"""usage: melllm {name} WHAT {group.operands}
 
 {group.about}
@@ -215,7 +215,7 @@ def _table(commands: Mapping[str, Command | CommandGroup]) -> str:
 
 
 def _choose_subcommand(name: str, rest: Sequence[str], group: CommandGroup) -> str:
-    """The first word of `rest`. Raises Mistake where there is none, or none of that name."""
+    """The first word of `rest`. Raises Mistake where it is missing or names no command."""
     names = ", ".join(group.commands)
     if not rest:
         raise Mistake(f"{group.question}: {names}")

@@ -1,9 +1,9 @@
-"""Checkpoints: save without stopping the run, restore the latest good one.
+"""Saves checkpoints without stopping the run, and restores the newest whole one.
 
 The only importer of Orbax. A checkpoint is a folder `DIRECTORY/STEP` of three parts: `weights`
 (all of them by name: what decoding reads), `state` (optimiser and counters) and `data` (the input
-pipeline's place). Orbax renames a folder into place when it is whole; when that is done, a file
-of sizes and CRC-32 sums seals it, because a flipped bit would load without a word. Reading leaves
+pipeline's position). Orbax renames a folder into place when it is whole; when that is done, a file
+of sizes and CRC-32 sums seals it, because a flipped bit would load unnoticed. Reading leaves
 everything as it is, so that a run can be read while it trains.
 """
 
@@ -24,7 +24,7 @@ from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from melllm_jax.checkpoints.integrity import COMMITTED, SEAL, UNCOMMITTED, find_damage, write_seal
-from melllm_jax.config.run import Intervals
+from melllm_jax.config.run import CheckpointIntervals
 from melllm_jax.errors import Fault, Mistake
 
 policies = ocp.training.preservation_policies
@@ -33,17 +33,22 @@ policies = ocp.training.preservation_policies
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for the last save."""
 
-    def __init__(self, directory: str, keep: Intervals, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        directory: str,
+        intervals: CheckpointIntervals,
+        log: Callable[[str], None] = print,
+    ):
         _quiet_orbax()
-        stay: list[Any] = [policies.LatestN(keep.last)]
-        if keep.milestone:
-            stay.append(policies.EveryNSteps(keep.milestone))
-        self._stay = policies.AnyPreservationPolicy(stay)
+        preserved: list[Any] = [policies.LatestN(intervals.last)]
+        if intervals.milestone:
+            preserved.append(policies.EveryNSteps(intervals.milestone))
+        self._preservation = policies.AnyPreservationPolicy(preserved)
         self._directory = pathlib.Path(directory).absolute()  # Orbax refuses a relative one
         self._orbax: ocp.training.Checkpointer | None = None  # made by the first save
-        self._say = say
+        self._log = log
         self._sealing: threading.Thread | None = None
-        self._trouble: Exception | None = None
+        self._error: Exception | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -56,7 +61,7 @@ class Checkpoints:
                 raise
         finally:
             if self._orbax is not None:
-                with contextlib.suppress(Exception):  # told by `wait` already: Orbax tells it twice
+                with contextlib.suppress(Exception):  # `wait` has raised it already
                     self._orbax.close()
 
     @property
@@ -79,7 +84,7 @@ class Checkpoints:
             "data": _JointSave(data, step) if together else data,
         }
         try:
-            self._orbax = self._orbax or self._opened()
+            self._orbax = self._orbax or self._open_orbax()
             response = self._orbax.save_checkpointables_async(step, parts, force=True)
         except Exception as error:
             raise self._fault(step, error) from error
@@ -91,18 +96,18 @@ class Checkpoints:
         if self._sealing is not None:
             self._sealing.join()
             self._sealing = None
-        if self._trouble is not None:
-            error, self._trouble = self._trouble, None
+        if self._error is not None:
+            error, self._error = self._error, None
             raise error
 
     def restore(self, weights: Mapping[str, Any], state: Any, data: Any) -> tuple[int, Any] | None:
         """Load the newest whole checkpoint: (step, {"weights", "state"}); None if there is none.
 
         `weights` and `state` are trees of shapes, dtypes and layouts to load into; `data`, an
-        iterator of the input pipeline, is moved to its saved place. Damaged checkpoints are named,
-        passed over and renamed STEP.damaged: the run will come to that step again, and only good
-        ones may count as the last to keep. Raises Fault where there are checkpoints and none is
-        whole; all stay as they are then.
+        iterator of the input pipeline, is moved to its saved position. Damaged checkpoints are
+        named, passed over and renamed STEP.damaged: the run will come to that step again, and only
+        good ones may count as the last to keep. Raises Fault where there are checkpoints and none
+        is whole; all stay as they are then.
         """
         found = self._newest({"weights": dict(weights), "state": state, "data": data})
         if found is not None and jax.process_index() == 0:
@@ -116,9 +121,7 @@ class Checkpoints:
 
         Raises Mistake where there is no checkpoint, Fault where none is whole.
         """
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context:
+        with _partial_load():
             found = self._newest({"weights": dict(weights)})
         if found is None:
             raise Mistake(f"checkpoints={self._directory}: holds no checkpoint")
@@ -138,7 +141,7 @@ class Checkpoints:
                     if isinstance(error, Mistake) or (folder / SEAL).exists():
                         raise
                     damage = f"it has no {SEAL} and does not load: {type(error).__name__}"
-            self._say(f"checkpoint {step} is damaged ({damage}): passing it over")
+            self._log(f"checkpoint {step} is damaged ({damage}): passing it over")
         if steps:
             raise Fault(f"{self._directory}: none of the checkpoints {steps} is whole")
         return None
@@ -152,7 +155,7 @@ class Checkpoints:
                 if damage is None:
                     step = found
                     break
-                self._say(f"checkpoint {found} is damaged ({damage}): passing it over")
+                self._log(f"checkpoint {found} is damaged ({damage}): passing it over")
             else:
                 raise Fault(f"{self._directory}: none of the checkpoints {self.steps} is whole")
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
@@ -165,13 +168,13 @@ class Checkpoints:
         if folder.exists():
             shutil.rmtree(folder)
         (self._directory / str(step)).rename(folder)
-        self._say(f"checkpoint {step} is now {folder}")
+        self._log(f"checkpoint {step} is now {folder}")
 
-    def _opened(self) -> ocp.training.Checkpointer:
+    def _open_orbax(self) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(
             epath.Path(self._directory),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=self._stay,
+            preservation_policy=self._preservation,
             cleanup_tmp_directories=jax.process_index() == 0,
         )
 
@@ -181,7 +184,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 write_seal(self._directory / str(step))
         except Exception as error:
-            self._trouble = self._fault(step, error)
+            self._error = self._fault(step, error)
 
     def _fault(self, step: int, error: Exception) -> Fault:
         older = [s for s in self.steps if s != step]
@@ -192,8 +195,27 @@ class Checkpoints:
         )
 
 
+def load_weights(folder: pathlib.Path, weights: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The weights of these names alone, of a checkpoint that is known to be whole.
+
+    `weights` are shapes, dtypes and layouts by name, to load into.
+    """
+    _quiet_orbax()
+    with _partial_load():
+        found = ocp.load_checkpointables(folder.absolute(), {"weights": dict(weights)})
+    loaded: dict[str, jax.Array] = found["weights"]
+    return loaded
+
+
+def _partial_load() -> ocp.Context:
+    """A context in which weights that nobody asked for are not read."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    return context
+
+
 class _JointSave:
-    """What each process writes a part of, in a save that is whole once all parts are.
+    """A part of a checkpoint that every process writes to: whole once all of them have.
 
     Orbax's own arrays wait for all processes; what keeps its own state does not, and process 0
     would rename the folder while another still writes into it.
@@ -203,7 +225,7 @@ class _JointSave:
         self._inner, self._step = inner, step
 
     async def save(self, directory: Any) -> Awaitable[None]:
-        """As Orbax asks."""
+        """Orbax's protocol: starts saving, and returns what waits for all processes."""
         writing = await self._inner.save(directory)
 
         async def write() -> None:
@@ -215,13 +237,13 @@ class _JointSave:
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        """As Orbax asks."""
+        """Orbax's protocol: starts loading."""
         found: Awaitable[None] = await self._inner.load(directory)
         return found
 
 
 def write_placeholder(folder: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> None:
-    """A checkpoint of weights of these names, each one number long, for others to fill.
+    """Writes a checkpoint of weights of these names, each one number long, for others to fill.
 
     Without OCDBT every weight has a folder of its own, which can be written without Orbax. Until
     `complete_placeholder` is called nothing takes it for a checkpoint.
@@ -236,7 +258,7 @@ def write_placeholder(folder: pathlib.Path, dtypes: Mapping[str, np.dtype]) -> N
 
 
 def complete_placeholder(folder: pathlib.Path) -> None:
-    """What `write_placeholder` made is filled: seal it, and let it count as a checkpoint."""
+    """Seals what `write_placeholder` wrote, once it is filled: now it is a checkpoint."""
     (folder / UNCOMMITTED).rename(folder / COMMITTED)
     write_seal(folder)
 

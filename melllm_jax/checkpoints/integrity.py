@@ -1,4 +1,4 @@
-"""Sizes and CRC-32 sums of a checkpoint's files: written as its seal, checked before it is read.
+"""Seals a checkpoint by sizes and CRC-32 sums of its files, and checks them before it is read.
 
 A checkpoint is whole if its files match its seal or, without one, if Orbax marked its save as
 completed. Reading leaves everything as it is.
@@ -11,6 +11,7 @@ import os
 import pathlib
 import zlib
 
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 SEAL = "sums.json"
@@ -40,11 +41,8 @@ def checkpoint_digest(folder: pathlib.Path) -> str:
 
 
 def write_seal(folder: pathlib.Path) -> None:
-    """Write down size and CRC-32 of every file, under a temporary name first."""
-    sums = _sums(folder)
-    scratch = folder / f"{SEAL}.tmp"
-    scratch.write_text(json.dumps(sums))
-    scratch.rename(folder / SEAL)
+    """Write the seal: size and CRC-32 of every file. Raises OSError."""
+    files.replace_file(folder / SEAL, json.dumps(_sums(folder)).encode())
 
 
 def find_damage(folder: pathlib.Path) -> str | None:

@@ -1,4 +1,4 @@
-"""A run's folder: `run.json` and what stands beside it, claimed by one run alone.
+"""Claims a run's folder for one run alone, and reads the run or model that it belongs to.
 
 run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/
 
@@ -11,19 +11,20 @@ from typing import Any
 
 from etils import epath
 
+from melllm_jax import files
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.config.overrides import from_json, identity, to_json
 from melllm_jax.config.run import Run
-from melllm_jax.errors import Fault, Mistake
+from melllm_jax.errors import Mistake
 
 RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "tokenizer"
 
 
 def claim(workdir: str, run: Run) -> None:
-    """Make `workdir` this run's folder, or find that it already is.
+    """Make `workdir` this run's folder, or check that it already is.
 
-    Raises Mistake where it belongs to a run of another identity, in which nothing is touched then,
-    or is on no disk: metrics are appended to, which no bucket does.
+    Raises Mistake where it belongs to a run of another identity, and touches nothing in it then, or
+    is on no disk: metrics are appended to, which no bucket does.
     Raises Fault where it cannot be written.
     """
     if "://" in workdir:
@@ -31,17 +32,11 @@ def claim(workdir: str, run: Run) -> None:
     path = epath.Path(workdir) / RUN
     if path.exists():
         _check_same_run(workdir, run)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f"{RUN}.tmp")
-        scratch.write_text(to_json(run))
-        scratch.replace(path)
-    except OSError as error:
-        raise Fault(f"{path}: cannot be written: {error.strerror}") from error
+    files.write_text(path, to_json(run))
 
 
 def verify_claim(workdir: str, run: Run) -> None:
-    """Find that another host has made `workdir` this run's folder.
+    """Check that another host has made `workdir` this run's folder.
 
     Raises Mistake where that host trains another run, or in a folder that is not seen from here.
     """
@@ -53,10 +48,10 @@ def verify_claim(workdir: str, run: Run) -> None:
 def _check_same_run(workdir: str, run: Run) -> None:
     """Raises Mistake for another run; its mixture may change, but not what a corpus holds."""
     other = read_run(workdir)
-    asked, there = dict(_unchangeable_fields(run, other)), dict(_unchangeable_fields(other, run))
-    if asked != there:
-        names = [n for n in asked | there if asked.get(n) != there.get(n)]
-        differ = [f"{n}={asked.get(n)} (it has {there.get(n)})" for n in names]
+    own, there = dict(_unchangeable_fields(run, other)), dict(_unchangeable_fields(other, run))
+    if own != there:
+        names = [n for n in own | there if own.get(n) != there.get(n)]
+        differ = [f"{n}={own.get(n)} (it has {there.get(n)})" for n in names]
         raise Mistake(
             f"workdir={workdir}: belongs to run {identity(other)}, not "
             f"{identity(run)}; they differ in {', '.join(differ)}"
@@ -91,23 +86,23 @@ def read_spec(folder: str) -> ModelSpec:
 
 
 def _unchangeable_fields(run: Run, other: Run) -> Iterator[tuple[str, Any]]:
-    """What a resume of `run` or of `other` may not change, as (dotted name, value).
+    """The fields that a resume of `run` or of `other` may not change, as (dotted name, value).
 
-    Sources may come and go, but one at least stays, and none changes in its place.
+    Sources may come and go, but one at least stays, and none changes under its path.
     """
-    still = dataclasses.replace(run.data, sources=(), temperature=0.0, epochs=0)
-    yield from _identity_fields(dataclasses.replace(run, data=still))
-    held, others = ({(x.digest, x.hours) for x in r.data.sources} for r in (run, other))
-    places = {source.path for source in other.data.sources}
+    fixed = dataclasses.replace(run.data, sources=(), temperature=0.0, epochs=0)
+    yield from _identity_fields(dataclasses.replace(run, data=fixed))
+    known, others = ({(x.digest, x.hours) for x in r.data.sources} for r in (run, other))
+    paths = {source.path for source in other.data.sources}
     for source in run.data.sources:
-        changed = source.path in places and (source.digest, source.hours) not in others
-        if changed or held.isdisjoint(others):
+        changed = source.path in paths and (source.digest, source.hours) not in others
+        if changed or known.isdisjoint(others):
             hours = f"{source.hours:g} h of " if source.hours else ""
             yield f"data.sources.{source.path}", f"{hours}{source.digest}"
 
 
 def _identity_fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """What is part of a run's identity, as (dotted name, value)."""
+    """The fields of a run's identity, as (dotted name, value)."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             if field.metadata.get("identity", True):

@@ -1,4 +1,4 @@
-"""A checkpoint's weights block by block: made or read without ever being held.
+"""Reads and writes a checkpoint's weights block by block, never all of them in memory.
 
 Orbax makes the checkpoint and says in its metadata what is there; the numbers go through
 TensorStore into the arrays that Orbax would have made (zarr 3, uncompressed, one file a block).
@@ -28,12 +28,12 @@ Index = tuple[int | slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class WeightLayout:
-    """A weight to be written."""
+    """How a weight is written."""
 
     shape: Shape
     dtype: np.dtype
-    block: Shape  # what is written at once: a file
-    chunk: Shape  # what is read at once
+    block: Shape  # written at once: a file
+    chunk: Shape  # read at once
 
 
 def weight_layout(shape: Shape, dtype: np.dtype, block: Shape, dims: str) -> WeightLayout:
@@ -53,14 +53,14 @@ def weight_layout(shape: Shape, dtype: np.dtype, block: Shape, dims: str) -> Wei
 
 
 class WeightWriter:
-    """A new checkpoint of nothing but weights, filled in any order; `seal` ends it.
+    """Writes a new checkpoint of weights alone, in any order; `seal` completes it.
 
     Writes are safe from several threads. Raises OSError where the disk is full.
     """
 
-    def __init__(self, folder: pathlib.Path, blanks: Mapping[str, WeightLayout]):
+    def __init__(self, folder: pathlib.Path, layouts: Mapping[str, WeightLayout]):
         self._folder = folder
-        checkpointer.write_placeholder(folder, {name: x.dtype for name, x in blanks.items()})
+        checkpointer.write_placeholder(folder, {name: x.dtype for name, x in layouts.items()})
         context = tensorstore.Context(
             {"file_io_sync": False, "cache_pool": {"total_bytes_limit": 0}}  # as cp does
         )
@@ -76,22 +76,22 @@ class WeightWriter:
                 delete_existing=True,
                 context=context,
             )
-            for name, x in blanks.items()
+            for name, x in layouts.items()
         }
         self._arrays = {name: _await_result(name, array) for name, array in opening.items()}
 
     def write(self, name: str, index: Index, values: np.ndarray) -> None:
-        """Put a block of a weight in its place; returns once it is in the file."""
+        """Write a block of a weight; returns once it is in the file."""
         target = self._arrays[name][index]
         _await_result(name, target.write(values, can_reference_source_data_indefinitely=True))
 
     def seal(self) -> None:
-        """The checkpoint is whole: write down its sums, and let it count."""
+        """Complete the checkpoint: write its checksums, and let it count."""
         checkpointer.complete_placeholder(self._folder)
 
 
 class WeightReader:
-    """The weights of a checkpoint on disk, read block by block: one that training wrote, too."""
+    """Reads the weights of a checkpoint block by block, of one that training wrote, too."""
 
     def __init__(self, folder: pathlib.Path):
         weights = folder / "weights"
@@ -99,21 +99,21 @@ class WeightReader:
         names = [x["key_metadata"][0]["key"] for x in tree["tree_metadata"].values()]
         driver = "zarr3" if tree["use_zarr3"] else "zarr"
         files = {"driver": "file", "path": f"{weights}/"}
-        once, again = (
+        uncached, cached = (
             tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
             for limit in (0, CACHE)
         )
         self._arrays = {}
         for name in names:
             if tree["use_ocdbt"]:
-                place = {"driver": "ocdbt", "base": files, "path": f"{name}/"}
+                store = {"driver": "ocdbt", "base": files, "path": f"{name}/"}
             else:
-                place = {"driver": "file", "path": f"{weights}/{name}/"}
-            spec = {"driver": driver, "kvstore": place}
-            array = tensorstore.open(spec, context=once, read=True).result()
+                store = {"driver": "file", "path": f"{weights}/{name}/"}
+            spec = {"driver": driver, "kvstore": store}
+            array = tensorstore.open(spec, context=uncached, read=True).result()
             layers = (array.chunk_layout.read_chunk.shape or (1,))[0] or 1
             if name.startswith("stack.") and layers > 1:
-                array = tensorstore.open(spec, context=again, read=True).result()
+                array = tensorstore.open(spec, context=cached, read=True).result()
             self._arrays[name] = array
 
     @property
@@ -129,17 +129,18 @@ class WeightReader:
         return np.asarray(self._arrays[name][index].read().result())
 
 
-def _await_result(name: str, under_way: Any) -> Any:
-    """What an action on a weight gives in the end."""
+def _await_result(name: str, future: Any) -> Any:
+    """Waits for an action on a weight and returns its result. Raises OSError."""
     try:
-        return under_way.result()
+        return future.result()
     except ValueError as error:  # TensorStore's word for any trouble with a file
         raise OSError(f"{name}: {error}") from error
 
 
 def _metadata(x: WeightLayout) -> dict[str, Any]:
+    """zarr 3's metadata of a weight."""
     plain = [{"name": "bytes", "configuration": {"endian": "little"}}]
-    parted = {
+    chunked = {
         "name": "sharding_indexed",
         "configuration": {
             "chunk_shape": x.chunk,
@@ -151,5 +152,5 @@ def _metadata(x: WeightLayout) -> dict[str, Any]:
         "shape": x.shape,
         "data_type": x.dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": x.block}},
-        "codecs": plain if x.chunk == x.block else [parted],
+        "codecs": plain if x.chunk == x.block else [chunked],
     }

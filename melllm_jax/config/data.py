@@ -35,7 +35,7 @@ class Sounds:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is done to training examples alone, in this order; nothing as it stands here.
+    """Augmentation of training examples, in this order; by default none.
 
     speed, reverb, noise, volume, warp and mask are the shares of utterances that are changed so;
     the other fields say how, and stand at what was published. speeds: Ko et al. 2015, "Audio
@@ -100,8 +100,8 @@ class Data:
     temperature: float = 0.0  # shares are weight · hours^(1 / temperature); 0: the weights alone
     epochs: int = 0  # times that a source is drawn at most, then it drops out; 0: without end
     lanes: int = 0  # parts of the stream, packed apart, that hosts share; 0 takes gcd(b, 8)
-    bins: int = 8  # rows that are filled side by side by the packer of a lane
-    bad: float = 0.01  # share of unusable examples that stops the run
+    bins: int = 8  # rows that the packer of a lane fills side by side
+    max_reject_share: float = 0.01  # share of unusable examples that stops the run
     corrupt: Literal["stop", "skip"] = dataclasses.field(
         default="stop", metadata=WHERE
     )  # what a damaged or missing shard does: stop the run, or be left out, named and counted
@@ -124,7 +124,8 @@ class Data:
         whole = self.b % self.lane_count == 0
         require("data.lanes", self.lanes, whole, f"does not divide data.b={self.b}")
         require("data.workers", self.workers, self.workers >= 0, "must be 0 or more")
-        require("data.bad", self.bad, 0 <= self.bad <= 1, "must lie in [0, 1]")
+        share = self.max_reject_share
+        require("data.max_reject_share", share, 0 <= share <= 1, "must lie in [0, 1]")
         require("data.temperature", self.temperature, self.temperature >= 0, "must be 0 or more")
         require("data.epochs", self.epochs, self.epochs >= 0, "must be 0 or more")
 

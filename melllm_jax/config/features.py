@@ -28,6 +28,11 @@ class Mel:
             )
 
     @property
+    def hop_seconds(self) -> float:
+        """Seconds from one frame to the next, of every kind."""
+        return 0.01
+
+    @property
     def p(self) -> int:
         """Width of one flattened patch."""
         return self.r * self.m

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import types
 import typing
 from typing import Any, Literal, TypeVar
 
@@ -16,25 +17,59 @@ from melllm_jax.config.run import Run
 from melllm_jax.config.validation import require
 from melllm_jax.errors import Mistake
 
+# Dotted fields of `Run` that were renamed, old name to new: run.json, specs, ledgers and flags that
+# were written before are still read.
+RENAMED: Mapping[str, str] = types.MappingProxyType(
+    {
+        "data.bad": "data.max_reject_share",
+        "keep.every": "checkpoints.every",
+        "keep.last": "checkpoints.last",
+        "keep.milestone": "checkpoints.milestone",
+        "keep.log": "metrics.every",
+        "keep.score": "scoring.every",
+    }
+)
+_OLD_NAMES = {new: old for old, new in RENAMED.items()}
+
 
 def override(run: Run, changes: Mapping[str, Any]) -> Run:
     """`run` with the dotted fields of `changes` set: `override(run, {"model.d": 512})`.
 
-    Raises Mistake for a name that does not exist, with the nearest that does, and for a value
-    of another type than the field's.
+    A field's old name sets it too. Raises Mistake for a name that does not exist, with the nearest
+    that does, and for a value of another type than the field's.
     """
     names = dict(fields(run))
-    whole: dict[str, Any] = {}
-    for name, value in changes.items():
+    tree: dict[str, Any] = {}
+    for name, value in with_new_names(changes).items():
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             raise Mistake(f"unknown field {name}={value!r}: did you mean {near[0]}?")
-        parts = name.split(".")
-        inner = whole
-        for part in parts[:-1]:
-            inner = inner.setdefault(part, {})
-        inner[parts[-1]] = value
-    return _replace_fields(run, whole, "")
+        _set_field(tree, name, value)
+    return _replace_fields(run, tree, "")
+
+
+def with_new_names(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides with each field under the name that it has now.
+
+    Raises Mistake where a field is set by both its old name and its new one.
+    """
+    twice = [old for old, new in RENAMED.items() if old in changes and new in changes]
+    if twice:
+        raise Mistake(f"{twice[0]}: is the old name of {RENAMED[twice[0]]}, which is set as well")
+    return {RENAMED.get(name, name): value for name, value in changes.items()}
+
+
+def with_old_names(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides with each field under its first name: what digests on disk were taken of."""
+    return {_OLD_NAMES.get(name, name): value for name, value in changes.items()}
+
+
+def _set_field(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Sets a dotted field in nested objects, making those on the way."""
+    *parts, last = name.split(".")
+    for part in parts:
+        tree = tree.setdefault(part, {})
+    tree[last] = value
 
 
 def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -56,14 +91,30 @@ Kind = TypeVar("Kind", Run, ModelSpec)
 
 
 def from_json(text: str, kind: type[Kind]) -> Kind:
-    """What `to_json` wrote. Raises Mistake for unknown, missing or ill-typed fields."""
+    """What `to_json` wrote, now or when fields had their old names.
+
+    Raises Mistake for unknown, missing or ill-typed fields.
+    """
     name = {Run: "run", ModelSpec: "model"}[kind]
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         raise Mistake(f"{name}.json is no JSON: {error}") from error
-    built: Kind = _parse_value(kind, tree, name)
-    return built
+    if kind is Run and isinstance(tree, dict):
+        _rename_fields(tree)
+    parsed: Kind = _parse_value(kind, tree, name)
+    return parsed
+
+
+def _rename_fields(tree: dict[str, Any]) -> None:
+    """Moves the fields of a parsed run.json that stand under old names, in place."""
+    for old, new in RENAMED.items():
+        part, field = old.split(".")
+        group = tree.get(part)
+        if isinstance(group, dict) and field in group:
+            _set_field(tree, new, group.pop(field))
+            if not group:
+                del tree[part]
 
 
 def identity(run: Run) -> str:
@@ -73,6 +124,7 @@ def identity(run: Run) -> str:
 
 
 def _identity_tree(value: Any) -> Any:
+    """The fields that decide a run's result, as JSON has them."""
     if dataclasses.is_dataclass(value):
         decides = (f for f in dataclasses.fields(value) if f.metadata.get("identity", True))
         return {f.name: _identity_tree(getattr(value, f.name)) for f in decides}
@@ -80,6 +132,7 @@ def _identity_tree(value: Any) -> Any:
 
 
 def _replace_fields(cfg: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+    """`cfg` with the fields of a tree of changes set."""
     hints = typing.get_type_hints(type(cfg))
     new = {}
     for name, value in changes.items():
@@ -111,6 +164,7 @@ def _parse_value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
+    """`value`, an object of fields, as an instance of the dataclass `kind`."""
     require(name, repr(value)[:40], isinstance(value, Mapping), "must be an object of fields")
     hints = typing.get_type_hints(kind)
     for key in value:

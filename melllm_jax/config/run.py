@@ -1,8 +1,8 @@
-"""Frozen descriptions of a run: what is trained, on what, how, and where.
+"""The config of a run: what is trained, on what, how, and where.
 
-Plain data: importing this file imports no JAX. A field is named by the letter of the one alphabet
-(see `layout`) where it is a size. Fields marked `WHERE` say where a run happens and leave its
-result alone, so they are no part of its identity.
+Plain data: importing this file imports no JAX. A field that is a size is named by its letter of
+the one alphabet (see `melllm_jax.sharding`). Fields marked `WHERE` say where a run happens and
+leave its result alone, so they are no part of its identity.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; `layout` says what each axis splits."""
+    """Devices along each axis; `melllm_jax.sharding` says what each axis splits."""
 
     topology: str = ""  # the pod that `melllm plan` compiles for: v5p:4x4x4, h100:8x8
     slices: int = 1  # slices in it, each with a fast network of its own; replica crosses them
@@ -65,27 +65,42 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Intervals:
-    """What a run writes down, and how often, in updates."""
+class CheckpointIntervals:
+    """When a run saves a checkpoint, and which of them stay, in updates."""
 
     every: int = 500  # a checkpoint each so many updates, and at the end
     last: int = 2  # newest checkpoints that stay
     milestone: int = 0  # checkpoints at multiples of this stay for good; 0 is none
-    log: int = 1  # a line of metrics each so many updates
-    score: int = 0  # WER on the dev split each so many updates; 0 is never
 
     def __post_init__(self) -> None:
-        for name in ("milestone", "score"):
-            require(f"keep.{name}", getattr(self, name), getattr(self, name) >= 0, "is a count")
-        for name in ("every", "last", "log"):
-            require(
-                f"keep.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive"
-            )
+        require("checkpoints.every", self.every, self.every > 0, "must be positive")
+        require("checkpoints.last", self.last, self.last > 0, "must be positive")
+        require("checkpoints.milestone", self.milestone, self.milestone >= 0, "is a count")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricInterval:
+    """How often a run writes its metrics, in updates."""
+
+    every: int = 1  # a line of metrics each so many updates
+
+    def __post_init__(self) -> None:
+        require("metrics.every", self.every, self.every > 0, "must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreInterval:
+    """How often a run transcribes its dev split, in updates."""
+
+    every: int = 0  # WER on the dev split each so many updates; 0 is never
+
+    def __post_init__(self) -> None:
+        require("scoring.every", self.every, self.every >= 0, "is a count")
 
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """The weights that a run starts from; random ones where nothing is said."""
+    """The weights that a run starts from; random ones without a path."""
 
     path: str = dataclasses.field(default="", metadata=WHERE)  # folder of an import or of a run
     digest: str = ""  # content hash of its checkpoint, filled in when a run starts
@@ -93,7 +108,7 @@ class Init:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that decides a run."""
+    """A training run: all that decides its result, and where and how it runs."""
 
     name: str = dataclasses.field(metadata=WHERE)  # the preset it came from
     model: Model
@@ -105,7 +120,11 @@ class Run:
     init: Init = Init()
     seed: int = 0  # of weights, order of data, dropout and augmentation
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=WHERE)
-    keep: Intervals = dataclasses.field(default=Intervals(), metadata=WHERE)
+    checkpoints: CheckpointIntervals = dataclasses.field(
+        default=CheckpointIntervals(), metadata=WHERE
+    )
+    metrics: MetricInterval = dataclasses.field(default=MetricInterval(), metadata=WHERE)
+    scoring: ScoreInterval = dataclasses.field(default=ScoreInterval(), metadata=WHERE)
 
     def __post_init__(self) -> None:
         if self.model.front == "conv":
@@ -117,3 +136,8 @@ class Run:
         require("optim.freeze", layers, known, f"layers run from 0 to {self.model.l - 1}")
         whole = self.data.b % self.optim.micro == 0
         require("optim.micro", self.optim.micro, whole, f"does not divide data.b={self.data.b}")
+
+    @property
+    def patch_width(self) -> int:
+        """Width of a position's patch in a batch: 0 where the model reads no sound."""
+        return 0 if self.model.front == "none" else self.mel.p

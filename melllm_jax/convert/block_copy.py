@@ -1,4 +1,4 @@
-"""Blocks of weights on their way between two layouts: a few at a time, put in order in memory."""
+"""Moves blocks of weights between two layouts: reorders them in memory, a few at a time."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +45,7 @@ def merge_lora(
 
 
 def _join_axes(x: np.ndarray) -> np.ndarray:
-    """The same numbers with axes joined that one stride can walk."""
+    """The same numbers, with neighbouring axes joined where one stride walks them all."""
     shape: list[int] = []
     before = None
     for length, stride in zip(x.shape, x.strides, strict=True):
@@ -60,12 +60,12 @@ def _join_axes(x: np.ndarray) -> np.ndarray:
 def run_in_threads(
     move: Callable[[Item], int],
     items: Iterator[Item],
-    moved: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> None:
     """Run `move` on all items in a few threads; the first error stops the rest.
 
-    `move` returns the bytes that it moved, which `moved` is told. However it ends, no thread is at
-    work any more.
+    `move` returns the bytes that it moved, with which `progress` is called. However it ends, no
+    thread is at work any more.
     """
     lock = threading.Lock()
     trouble: list[BaseException] = []
@@ -82,7 +82,7 @@ def run_in_threads(
                 trouble.append(error)
                 raise
             with lock:
-                moved(size)
+                progress(size)
 
     pool = ThreadPoolExecutor(THREADS)
     try:

@@ -1,7 +1,7 @@
-"""A Hugging Face checkpoint of Phi as a checkpoint of ours, block by block.
+"""Imports a Hugging Face checkpoint of Phi as a checkpoint of ours, block by block.
 
-The model is never held: rows of a tensor are read, put into our order and written, a few blocks at
-a time. All is made beside the place where it belongs and renamed into it once it is whole.
+The model is never in memory: rows of a tensor are read, put into our order and written, a few
+blocks at a time. All is written to a scratch folder, which is renamed once it is whole.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +47,7 @@ class ImportPlan:
     tensors: Mapping[str, ForeignTensor]  # to be read, by their names
     entries: Mapping[str, TensorEntry]  # where they are
     blanks: Mapping[str, weight_store.WeightLayout]  # to be written, by our names
-    added: Mapping[
+    merged: Mapping[
         str, tuple[TensorEntry, TensorEntry]
     ]  # matrix → LoRA's A and B that are merged into it
     scale: float  # of what is merged
@@ -55,107 +55,111 @@ class ImportPlan:
 
     @property
     def bytes(self) -> int:
-        """To be written."""
+        """Bytes that will be written."""
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in self.blanks.values())
 
 
 def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> ImportPlan:
-    """What importing the folder `source` would do. Raises Mistake for whatever is wrong with it."""
+    """Plan the import of the folder `source`. Raises Mistake for whatever is wrong with it."""
     entries = safetensors_files.list_tensors(source)
     tree = _read_json(source / "config.json")
     # Microsoft's repository has this folder as well: a second copy of what its main files hold.
-    beside = source / ADAPTER_FOLDER
-    apart = beside.exists() and tree.get("model_type") != "phi4mm"
-    described = _read_json(beside / "adapter_config.json") if apart else None
-    found = hf_config.parse_config(tree, described, f"{source}/config.json")
-    spec, names = found.spec, phi.TENSOR_NAMES[found.layout]
+    folder = source / ADAPTER_FOLDER
+    separate = folder.exists() and tree.get("model_type") != "phi4mm"
+    adapter_config = _read_json(folder / "adapter_config.json") if separate else None
+    parsed = hf_config.parse_config(tree, adapter_config, f"{source}/config.json")
+    spec, names = parsed.spec, phi.TENSOR_NAMES[parsed.layout]
     rank = spec.lora.r
-    if described is not None:
-        entries |= _adapter_entries(beside, entries)
-    left = list(phi.IGNORED_TENSORS)
+    if adapter_config is not None:
+        entries |= _adapter_entries(folder, entries)
+    ignored = list(phi.IGNORED_TENSORS)
     if spec.model.tied:
-        left.append(IgnoredTensors("lm_head.weight", "head, which is the embedding"))
+        ignored.append(IgnoredTensors("lm_head.weight", "head, which is the embedding"))
     if rank and adapter == "drop":
-        rows = (rule.theirs.replace("{i}", "*") for rule in names.lora())
-        left += [IgnoredTensors(row, "speech LoRA, dropped as asked") for row in rows]
+        rows = (rule.foreign.replace("{i}", "*") for rule in names.lora())
+        ignored += [IgnoredTensors(row, "speech LoRA, dropped as asked") for row in rows]
         spec, rank = dataclasses.replace(spec, lora=Lora()), 0
-    skeleton, outlined = abstract_from_spec(spec)
-    shapes = {name: tuple(x.shape) for name, x in outlined.items()}
+    skeleton, abstract = abstract_from_spec(spec)
+    shapes = {name: tuple(x.shape) for name, x in abstract.items()}
     rules = [*names.weights(spec.model), *(names.lora() if rank else [])]
-    wanted = expand_rules(rules, shapes)
+    tensors = expand_rules(rules, shapes)
     omitted = check_tensors(
-        wanted, {name: x.shape for name, x in entries.items()}, left, str(source)
+        tensors, {name: x.shape for name, x in entries.items()}, ignored, str(source)
     )
-    added: dict[str, tuple[TensorEntry, TensorEntry]] = {}
+    merged: dict[str, tuple[TensorEntry, TensorEntry]] = {}
     scale = 0.0
     if rank and adapter == "merge":
         scale = spec.lora.alpha / rank
-        pairs = {name: names.added(name) for name in wanted}
-        added = {name: (entries[p[0]], entries[p[1]]) for name, p in pairs.items() if p}
+        pairs = {name: names.lora_pair(name) for name in tensors}
+        merged = {name: (entries[p[0]], entries[p[1]]) for name, p in pairs.items() if p}
         spec = dataclasses.replace(spec, lora=Lora())
-        wanted = expand_rules(names.weights(spec.model), shapes)
+        tensors = expand_rules(names.weights(spec.model), shapes)
     if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         text = dataclasses.replace(spec.text, tokenizer=run_folder.TOKENIZER)
         spec = dataclasses.replace(spec, text=text)
     dims = {name: kind.dims for name, kind in skeleton.kinds.items()}
-    blanks = _blanks(wanted, entries, dims, shapes)
-    return ImportPlan(source, adapter, spec, wanted, entries, blanks, added, scale, omitted)
+    blanks = _blanks(tensors, entries, dims, shapes)
+    return ImportPlan(source, adapter, spec, tensors, entries, blanks, merged, scale, omitted)
 
 
-def import_checkpoint(what: ImportPlan, target: pathlib.Path, moved: Callable[[int], None]) -> None:
-    """Make the checkpoint folder `target`; `moved` is told of the bytes as they are written.
+def import_checkpoint(
+    plan: ImportPlan, target: pathlib.Path, progress: Callable[[int], None]
+) -> None:
+    """Write the checkpoint folder `target`; `progress` is called with the bytes written.
 
     Raises Mistake where `target` exists already or the disk cannot hold it. Whatever happens,
     `target` is whole or not there.
     """
-    with new_folder("CKPT_DIR", target, what.bytes) as scratch:
-        _fill_folder(what, scratch, moved)
-        origin = {"source": str(what.source), "lora": what.adapter, "left_out": what.left_out}
+    with new_folder("CKPT_DIR", target, plan.bytes) as scratch:
+        _fill_folder(plan, scratch, progress)
+        origin = {"source": str(plan.source), "lora": plan.adapter, "left_out": plan.left_out}
         (scratch / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n")
-        (scratch / run_folder.SPEC).write_text(to_json(what.spec))
+        (scratch / run_folder.SPEC).write_text(to_json(plan.spec))
 
 
-def _fill_folder(what: ImportPlan, scratch: pathlib.Path, moved: Callable[[int], None]) -> None:
+def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[int], None]) -> None:
+    """Writes the weights, and the tokenizer's files beside them."""
     (scratch / run_folder.CHECKPOINTS).mkdir(parents=True)
     with interrupts.defer_interrupts():  # Orbax writes in threads of its own
-        filling = weight_store.WeightWriter(scratch / run_folder.CHECKPOINTS / "0", what.blanks)
+        writer = weight_store.WeightWriter(scratch / run_folder.CHECKPOINTS / "0", plan.blanks)
 
     def move(piece: tuple[str, Piece]) -> int:
         name, block = piece
-        rows = what.entries[name].rows(block.start, block.stop)
-        if name in what.added:
-            a, b = what.added[name]
+        rows = plan.entries[name].rows(block.start, block.stop)
+        if name in plan.merged:
+            a, b = plan.merged[name]
             high = b.rows(block.start, block.stop)
-            rows = block_copy.merge_lora(rows, a.rows(), high, what.scale, rows.dtype)
-        filling.write(block.name, block.index, block_copy.to_contiguous(block.read(rows)))
+            rows = block_copy.merge_lora(rows, a.rows(), high, plan.scale, rows.dtype)
+        writer.write(block.name, block.index, block_copy.to_contiguous(block.read(rows)))
         return rows.nbytes
 
-    block_copy.run_in_threads(move, _pieces_in_file_order(what), moved)
-    filling.seal()
+    block_copy.run_in_threads(move, _pieces_in_file_order(plan), progress)
+    writer.seal()
     companions = scratch / run_folder.TOKENIZER
     companions.mkdir()
     for pattern in COMPANION_FILES:
-        for path in what.source.glob(pattern):
+        for path in plan.source.glob(pattern):
             if not path.name.endswith(".index.json"):
                 shutil.copyfile(path, companions / path.name)
 
 
-def _pieces_in_file_order(what: ImportPlan) -> Iterator[tuple[str, Piece]]:
-    """Every piece, as they lie in the files."""
-    entries = what.entries
-    for name in sorted(what.tensors, key=lambda name: (entries[name].file, entries[name].start)):
-        for piece in what.tensors[name].pieces(block_copy.MAX_ELEMENTS):
+def _pieces_in_file_order(plan: ImportPlan) -> Iterator[tuple[str, Piece]]:
+    """Every piece to read, in the order in which they lie in the files."""
+    entries = plan.entries
+    for name in sorted(plan.tensors, key=lambda name: (entries[name].file, entries[name].start)):
+        for piece in plan.tensors[name].pieces(block_copy.MAX_ELEMENTS):
             yield name, piece
 
 
 def _blanks(
-    wanted: Mapping[str, ForeignTensor],
+    tensors: Mapping[str, ForeignTensor],
     entries: Mapping[str, TensorEntry],
     dims: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, weight_store.WeightLayout]:
+    """Layouts of our weights. Raises Mistake where layers of one weight differ in dtype."""
     blanks: dict[str, weight_store.WeightLayout] = {}
-    for name, tensor in wanted.items():
+    for name, tensor in tensors.items():
         for piece in tensor.pieces(block_copy.MAX_ELEMENTS):
             if piece.name not in blanks:
                 layers = len(shapes[piece.name]) - len(piece.shape)
@@ -173,11 +177,12 @@ def _blanks(
 
 
 def _adapter_entries(
-    beside: pathlib.Path, entries: Mapping[str, TensorEntry]
+    folder: pathlib.Path, entries: Mapping[str, TensorEntry]
 ) -> dict[str, TensorEntry]:
-    file = beside / "adapter_model.safetensors"
+    """The tensors of the adapter in `folder`. Raises Mistake where one is in `entries` too."""
+    file = folder / "adapter_model.safetensors"
     if not file.exists():
-        raise Mistake(f"{beside}: holds no {file.name}")
+        raise Mistake(f"{folder}: holds no {file.name}")
     found = safetensors_files.read_header(file)
     for name in found.keys() & entries.keys():
         raise Mistake(f"{file}: {name} is in {entries[name].file.name} too")
@@ -185,6 +190,7 @@ def _adapter_entries(
 
 
 def _read_json(path: pathlib.Path) -> Any:
+    """The object of a JSON file. Raises Mistake where there is none."""
     with contextlib.suppress(FileNotFoundError):
         try:
             tree = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""config.json of Phi checkpoints, read into a Spec.
+"""Reads the config.json of Phi checkpoints into a ModelSpec.
 
 Three layouts, each in the dialects of transformers 4 and 5: Phi-3's text models, Phi-4-multimodal
 as Microsoft wrote it (its own code, LoRA in the main files) and as transformers writes it (LoRA as
@@ -94,6 +94,7 @@ def parse_config(
 
 
 def _model(top: Mapping[str, Any], where: str) -> Model:
+    """The decoder that the top-level fields describe, without a front end."""
     d, n = top["hidden_size"], top["num_attention_heads"]
     k = top["num_key_value_heads"] or n
     if n % k:
@@ -125,6 +126,7 @@ def _rope(top: Mapping[str, Any], h: int, where: str) -> Rope:
     inside = read_fields(top[path] or {}, ROPE, where, path)
 
     def agreed(name: str, default: Any = None) -> Any:
+        """A field that may stand at the top, inside, or at both if equal."""
         if None not in (inside[name], top[name]) and inside[name] != top[name]:
             refuse_field(where, f"{path}.{name}", inside[name], f"must equal {name}={top[name]}")
         return inside[name] or top[name] or default
@@ -201,6 +203,7 @@ def _microsoft_channels(top: Mapping[str, Any], where: str) -> int:
 
 
 def _speech_lora(top: Mapping[str, Any], where: str) -> Lora:
+    """LoRA as Microsoft's speech_lora says it."""
     lora = read_fields(top["speech_lora"], SPEECH_LORA, where, "speech_lora")
     _check_lora_pattern(
         lora["layer"], "layers.", top["num_hidden_layers"], where, "speech_lora.layer"
@@ -209,6 +212,7 @@ def _speech_lora(top: Mapping[str, Any], where: str) -> Lora:
 
 
 def _peft_lora(adapter: Mapping[str, Any] | None, layers: int) -> Lora:
+    """LoRA as PEFT's adapter_config.json says it; rank 0 without one."""
     if adapter is None:
         return Lora(r=0)
     where = "adapter_config.json"
@@ -222,7 +226,7 @@ def _peft_lora(adapter: Mapping[str, Any] | None, layers: int) -> Lora:
 
 
 def _check_lora_pattern(pattern: str, prefix: str, layers: int, where: str, name: str) -> None:
-    """Hold a regular expression of module names, matched whole as PEFT does, to our four."""
+    """Check that a regular expression, matched as PEFT does, names just our four modules."""
     try:
         match = re.compile(pattern).fullmatch
     except re.error as error:

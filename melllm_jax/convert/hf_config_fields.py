@@ -19,13 +19,16 @@ REQUIRED = object()  # the default of a field that a file must say itself
 class Field:
     """What one field of a foreign config may be."""
 
-    holds: Callable[[Any], bool]
+    accepts: Callable[[Any], bool]
     rule: str  # the same in words
     default: Any = None  # what the field's absence means
 
 
 def _show_value(value: Any) -> str:
-    """A word as it is, all else as JSON has it, so that 3 and "3" differ; 60 letters at most."""
+    """A value for a message, 60 letters at most: a word as it is, all else as JSON has it.
+
+    So 3 and "3" differ.
+    """
     if isinstance(value, str):
         try:
             json.loads(value)
@@ -45,22 +48,22 @@ def _real(x: Any) -> bool:
 
 def size_field(default: Any = None, least: int = 1) -> Field:
     """A count; null where its default is None."""
-    holds = lambda x: type(x) is int and x >= least or x is default is None
-    return Field(holds, f"must be a whole number of {least} or more", default)
+    accepts = lambda x: type(x) is int and x >= least or x is default is None
+    return Field(accepts, f"must be a whole number of {least} or more", default)
 
 
 def _number_field(default: Any = None, most: float = math.inf) -> Field:
     """A positive number; null where its default is None."""
-    holds = lambda x: _real(x) and 0 < x <= most or x is default is None
+    accepts = lambda x: _real(x) and 0 < x <= most or x is default is None
     rule = "must be a number above 0" + (f" and at most {most:g}" if most < math.inf else "")
-    return Field(holds, rule, default)
+    return Field(accepts, rule, default)
 
 
 def _only_field(*options: Any, default: Any = None) -> Field:
     """One of the values that we have code for; the first is the default unless another is said."""
     shown = " or ".join("absent" if x is None else _show_value(x) for x in options)
-    holds = lambda x: any(type(x) is type(option) and x == option for option in options)
-    return Field(holds, f"must be {shown}", options[0] if default is None else default)
+    accepts = lambda x: any(type(x) is type(option) and x == option for option in options)
+    return Field(accepts, f"must be {shown}", options[0] if default is None else default)
 
 
 def _ignored_fields(names: str) -> dict[str, Field]:
@@ -76,7 +79,7 @@ def _neutral_fields(names: str, *options: Any) -> dict[str, Field]:
 FLAG = Field(lambda x: type(x) is bool, "must be true or false", False)
 OBJECT = Field(lambda x: x is None or isinstance(x, Mapping), "must be an object of fields")
 REQUIRED_OBJECT = dataclasses.replace(
-    OBJECT, holds=lambda x: isinstance(x, Mapping), default=REQUIRED
+    OBJECT, accepts=lambda x: isinstance(x, Mapping), default=REQUIRED
 )
 FRACTION = Field(lambda x: _real(x) and 0 <= x < 1, "must lie in [0, 1)", REQUIRED)
 FACTORS = Field(
@@ -261,7 +264,7 @@ PEFT = {
 def read_fields(
     tree: Mapping[str, Any], known: Mapping[str, Field], where: str, path: str = ""
 ) -> dict[str, Any]:
-    """Every field of `known` by its name, defaults filled in; raises Mistake for any other."""
+    """The values of the fields `known`, defaults filled in. Raises Mistake for any other field."""
     path = f"{path}." if path else ""
     for name in tree:
         if name not in known:
@@ -270,6 +273,6 @@ def read_fields(
     for name, value in values.items():
         if value is REQUIRED:
             raise Mistake(f"{where}: {path}{name} is missing: {known[name].rule}")
-        if not known[name].holds(value):
+        if not known[name].accepts(value):
             refuse_field(where, f"{path}{name}", value, known[name].rule)
     return values

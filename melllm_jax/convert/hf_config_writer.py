@@ -1,7 +1,7 @@
-"""A Spec as the config.json and adapter_config.json that transformers and PEFT read.
+"""Writes a ModelSpec as the config.json and adapter_config.json of transformers and PEFT.
 
-In the dialect that transformers 4 and 5 both read. `melllm_jax.convert.hf_config` reads them back
-to the same Spec.
+The dialect is one that transformers 4 and 5 both read. `melllm_jax.convert.hf_config` reads them
+back to the same ModelSpec.
 """
 
 from collections.abc import Mapping
@@ -38,17 +38,17 @@ def phi4_multimodal_config(
     (transformers' own is 200011).
     """
     m, mel = spec.model, spec.mel
-    for name, value, due in (
+    for name, value, required in (
         ("model.front", m.front, "conv"),
         ("model.speech", m.speech, "causal"),
         ("mel.kind", mel.kind, "phi4"),
         ("mel.r", mel.r, 8),
         ("mel.normalize", mel.normalize, "none"),
     ):
-        if value != due:
-            raise Mistake(f"{name}={value}: must be {due} for a Phi-4-multimodal config")
-    place = {name: tokens[name] for name in ("audio_token_id",) if name in tokens}
-    rest = {name: value for name, value in tokens.items() if name not in place}
+        if value != required:
+            raise Mistake(f"{name}={value}: must be {required} for a Phi-4-multimodal config")
+    placeholder = {name: tokens[name] for name in ("audio_token_id",) if name in tokens}
+    rest = {name: value for name, value in tokens.items() if name not in placeholder}
     audio = {
         "model_type": "phi4_multimodal_audio",
         "num_blocks": 0,
@@ -71,7 +71,7 @@ def phi4_multimodal_config(
         "architectures": ["Phi4MultimodalForCausalLM"],
         "model_type": "phi4_multimodal",
         **_decoder_fields(m, dtype, rest),
-        "audio_config": audio | place,
+        "audio_config": audio | placeholder,
         "vision_config": vision,
     }
 

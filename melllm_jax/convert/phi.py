@@ -1,4 +1,4 @@
-"""The tensors of Phi-3, Phi-3.5, Phi-4, Phi-4-mini and Phi-4-multimodal, in our names.
+"""Maps the tensors of Phi-3, Phi-3.5, Phi-4, Phi-4-mini and Phi-4-multimodal to our names.
 
 The only file that knows foreign names. Phi-4-multimodal comes in two layouts: Microsoft's own,
 with LoRA in the main files, and transformers', whose LoRA is a PEFT adapter of its own. Sources:
@@ -43,15 +43,15 @@ class TensorNames:
     down: str = "down_proj_for_speech"
 
     def weights(self, model: Model) -> list[Rule]:
-        """All but LoRA."""
+        """Rules of all tensors but LoRA's."""
         front_end = front_rules(self.up, self.down) if model.front == "conv" else []
         return [*decoder_rules(model.tied, self.base), *front_end]
 
     def lora(self) -> list[Rule]:
-        """LoRA alone."""
+        """Rules of LoRA's tensors alone."""
         return lora_rules(self.prefix, self.adapter)
 
-    def added(self, name: str) -> tuple[str, str] | None:
+    def lora_pair(self, name: str) -> tuple[str, str] | None:
         """LoRA's A and B that are added to the matrix of that name; None for any other tensor."""
         stem = name.removesuffix(f"{self.base}.weight")
         if not stem.endswith(tuple(PROJECTIONS)):
@@ -99,11 +99,11 @@ def lora_rules(prefix: str = "", adapter: str = ".speech") -> list[Rule]:
     """
     rules = []
     for theirs, (module, a, bs) in LORA_MATRICES.items():
-        whole = f"{prefix}{BLOCK}{theirs}"
+        matrix = f"{prefix}{BLOCK}{theirs}"
         ours = f"stack.blocks.{module}"
-        rules.append(Rule(f"{whole}.lora_A{adapter}.weight", (f"{ours}.a",), (a,)))
+        rules.append(Rule(f"{matrix}.lora_A{adapter}.weight", (f"{ours}.a",), (a,)))
         outs = tuple(f"{ours}.b.{number}" for number in range(len(bs)))
-        rules.append(Rule(f"{whole}.lora_B{adapter}.weight", outs, bs))
+        rules.append(Rule(f"{matrix}.lora_B{adapter}.weight", outs, bs))
     return rules
 
 

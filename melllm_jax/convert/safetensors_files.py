@@ -1,8 +1,8 @@
-"""Safetensors files: what is in a folder of them, blocks of rows read, files written in any order.
+"""Reads safetensors files by blocks of rows, and writes them in any order.
 
 The format is eight bytes of length, a JSON header, then the numbers of every tensor in C order
-(https://github.com/huggingface/safetensors). A tensor is never mapped into memory nor read whole
-unless asked for, so that a checkpoint of any size passes through a small process.
+(https://github.com/huggingface/safetensors). A tensor is never mapped into memory, and read whole
+only when asked for, so that a checkpoint of any size passes through a small process.
 """
 
 from collections.abc import Iterator, Mapping
@@ -60,7 +60,7 @@ class TensorEntry:
 
     @property
     def bytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file."""
         return math.prod(self.shape) * ELEMENT_BYTES[self.kind]
 
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -68,15 +68,15 @@ class TensorEntry:
         stop = self.shape[0] if stop is None else stop
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         row = out.itemsize * math.prod(self.shape[1:])
-        left = out.reshape(-1).view(np.uint8).data
+        remaining = out.reshape(-1).view(np.uint8).data
         try:
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.start + start * row)
-                while left:
-                    count = file.readinto(left)
+                while remaining:
+                    count = file.readinto(remaining)
                     if not count:
                         raise Mistake(f"{self.file}: ends inside {self.name}")
-                    left = left[count:]
+                    remaining = remaining[count:]
         except OSError as error:
             raise Fault(f"{self.file}: cannot be read: {error.strerror}") from error
         return out
@@ -94,8 +94,8 @@ def list_tensors(folder: pathlib.Path) -> dict[str, TensorEntry]:
             raise Mistake(_no_tensors_message(folder))
         return read_header(folder / SINGLE_FILE)
     try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted({folder / name for name in places.values()})
+        file_names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        files = sorted({folder / name for name in file_names.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{index}: is no index of safetensors: {error!r}") from error
     found: dict[str, TensorEntry] = {}
@@ -106,7 +106,7 @@ def list_tensors(folder: pathlib.Path) -> dict[str, TensorEntry]:
             if tensor in found:
                 raise Mistake(f"{tensor}: is in {found[tensor].file.name} and in {file.name}")
             found[tensor] = entry
-    for tensor, name in places.items():
+    for tensor, name in file_names.items():
         if tensor not in found or found[tensor].file.name != name:
             raise Mistake(f"{index}: puts {tensor} in {name}, which does not have it")
     return found
@@ -149,7 +149,7 @@ def read_header(file: pathlib.Path) -> dict[str, TensorEntry]:
 
 
 class SafetensorsWriter:
-    """A folder of safetensors to be filled, tensors and blocks of their rows in any order.
+    """Writes a folder of safetensors, tensors and blocks of their rows in any order.
 
     Files of at most `largest` bytes, with an index where they are several. Every byte is reserved
     when the writer is made. Use as a context manager. Raises OSError where the disk is full.
@@ -162,7 +162,7 @@ class SafetensorsWriter:
         largest: int = 5_000_000_000,
         single: str = SINGLE_FILE,
     ):
-        self._places: dict[str, tuple[int, int, np.dtype, Shape]] = {}
+        self._locations: dict[str, tuple[int, int, np.dtype, Shape]] = {}
         self._files = contextlib.ExitStack()
         groups = list(_groups(tensors, largest))
         stem = single.removesuffix(".safetensors")
@@ -178,10 +178,13 @@ class SafetensorsWriter:
             raise
         if len(groups) > 1:
             total = sum(_size(*tensors[tensor]) for tensor in tensors)
-            places = {
+            file_names = {
                 tensor: name for name, group in zip(names, groups, strict=True) for tensor in group
             }
-            tree = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+            tree = {
+                "metadata": {"total_size": total},
+                "weight_map": dict(sorted(file_names.items())),
+            }
             (folder / f"{single}.index.json").write_text(json.dumps(tree, indent=2) + "\n")
 
     def __enter__(self) -> "SafetensorsWriter":
@@ -191,19 +194,20 @@ class SafetensorsWriter:
         self._files.close()
 
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
-        """Put rows of a tensor where they belong, from row `start` on."""
-        file, offset, dtype, shape = self._places[name]
+        """Write rows of a tensor, from row `start` on."""
+        file, offset, dtype, shape = self._locations[name]
         if rows.dtype != dtype or rows.shape[1:] != shape[1:]:
             raise ValueError(f"{name} is {dtype} {shape}, not {rows.dtype} {rows.shape}")
         offset += start * dtype.itemsize * math.prod(shape[1:])
-        left = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-        while left:
-            count = os.pwrite(file, left, offset)
-            left, offset = left[count:], offset + count
+        remaining = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        while remaining:
+            count = os.pwrite(file, remaining, offset)
+            remaining, offset = remaining[count:], offset + count
 
     def _reserve(
         self, path: pathlib.Path, group: list[str], tensors: Mapping[str, tuple[np.dtype, Shape]]
     ) -> None:
+        """Creates one file: its header, and its bytes reserved."""
         kinds = {dtype: kind for kind, dtype in DTYPES.items()}
         tree: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses it without
         at = 0
@@ -220,7 +224,7 @@ class SafetensorsWriter:
         reserve(file.fileno(), 0, 8 + len(text) + at)
         for name in group:
             start = 8 + len(text) + tree[name]["data_offsets"][0]
-            self._places[name] = file.fileno(), start, *tensors[name]
+            self._locations[name] = file.fileno(), start, *tensors[name]
 
 
 def _size(dtype: np.dtype, shape: Shape) -> int:

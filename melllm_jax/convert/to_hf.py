@@ -1,4 +1,4 @@
-"""A checkpoint of ours in Hugging Face's layout: what transformers loads, block by block.
+"""Exports a checkpoint to Hugging Face's layout, which transformers loads, block by block.
 
 Reads what training or an import wrote, in one process and on no mesh. A model that reads speech by
 the conv front end becomes a Phi-4-multimodal without Conformer; one that reads text, a Phi-3.
@@ -35,16 +35,16 @@ class ExportPlan:
     spec: ModelSpec
     stored: weight_store.WeightReader
     main: Mapping[str, ForeignTensor]  # the model's tensors by their names
-    apart: Mapping[str, ForeignTensor]  # LoRA's tensors, written as an adapter of their own
-    added: Mapping[
+    adapter: Mapping[str, ForeignTensor]  # LoRA's tensors, written as an adapter of their own
+    merged: Mapping[
         str, tuple[ForeignTensor, ForeignTensor]
     ]  # matrix → LoRA's A and B that are merged into it
     dtypes: Mapping[str, np.dtype]  # of every tensor that is written
 
     @property
     def bytes(self) -> int:
-        """To be written."""
-        both = {**self.main, **self.apart}
+        """Bytes that will be written."""
+        both = {**self.main, **self.adapter}
         return sum(math.prod(x.shape) * self.dtypes[name].itemsize for name, x in both.items())
 
 
@@ -54,20 +54,20 @@ def plan_export(
     front: Literal["keep", "drop"] = "keep",
     dtype: DtypeChoice = "stored",
 ) -> ExportPlan:
-    """What exporting the newest checkpoint in `folder` would do.
+    """Plan the export of the newest checkpoint in `folder`.
 
     Raises Mistake for a folder without a whole checkpoint, and for a front end that no class of
     transformers has.
     """
     spec = run_folder.read_spec(str(folder))
     stored = weight_store.WeightReader(integrity.newest_checkpoint(folder / run_folder.CHECKPOINTS))
-    outlined = abstract_from_spec(spec)[1]
-    shapes = {name: tuple(x.shape) for name, x in outlined.items()}
-    found = {name: shape for name, (_, shape) in stored.shapes.items()}
-    for name in shapes.keys() | found.keys():
-        if shapes.get(name) != found.get(name):
+    abstract = abstract_from_spec(spec)[1]
+    shapes = {name: tuple(x.shape) for name, x in abstract.items()}
+    stored_shapes = {name: shape for name, (_, shape) in stored.shapes.items()}
+    for name in shapes.keys() | stored_shapes.keys():
+        if shapes.get(name) != stored_shapes.get(name):
             raise Mistake(
-                f"{folder}: {name} is {found.get(name)}, its config says {shapes.get(name)}"
+                f"{folder}: {name} is {stored_shapes.get(name)}, its config says {shapes.get(name)}"
             )
     if front == "drop":
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, front="none"))
@@ -83,29 +83,32 @@ def plan_export(
         )
     names = phi.TENSOR_NAMES["phi3" if spec.model.front == "none" else "transformers"]
     main, lora = expand_rules(names.weights(spec.model), shapes), {}
-    added: dict[str, tuple[ForeignTensor, ForeignTensor]] = {}
+    merged: dict[str, tuple[ForeignTensor, ForeignTensor]] = {}
     if spec.lora.r and adapter != "drop":
         lora = expand_rules(names.lora(), shapes)
     if lora and adapter == "merge":
-        pairs = {name: names.added(name) for name in main}
-        added = {name: (lora[p[0]], lora[p[1]]) for name, p in pairs.items() if p}
+        pairs = {name: names.lora_pair(name) for name in main}
+        merged = {name: (lora[p[0]], lora[p[1]]) for name, p in pairs.items() if p}
         lora = {}
     dtypes = {name: _output_dtype(name, x, stored, dtype) for name, x in {**main, **lora}.items()}
-    return ExportPlan(folder, spec, stored, main, lora, added, dtypes)
+    return ExportPlan(folder, spec, stored, main, lora, merged, dtypes)
 
 
-def export_checkpoint(what: ExportPlan, target: pathlib.Path, moved: Callable[[int], None]) -> None:
-    """Make the folder `target`; `moved` is told of the bytes as they are written.
+def export_checkpoint(
+    plan: ExportPlan, target: pathlib.Path, progress: Callable[[int], None]
+) -> None:
+    """Write the folder `target`; `progress` is called with the bytes written.
 
     Raises Mistake where `target` exists already or the disk cannot hold it. Whatever happens,
     `target` is whole or not there.
     """
-    with new_folder("HF_DIR", target, what.bytes) as scratch:
-        _fill_folder(what, scratch, moved)
+    with new_folder("HF_DIR", target, plan.bytes) as scratch:
+        _fill_folder(plan, scratch, progress)
 
 
-def _fill_folder(what: ExportPlan, scratch: pathlib.Path, moved: Callable[[int], None]) -> None:
-    companions = what.folder / run_folder.TOKENIZER
+def _fill_folder(plan: ExportPlan, scratch: pathlib.Path, progress: Callable[[int], None]) -> None:
+    """Writes the config, the model's tensors, the adapter if any, and the files beside them."""
+    companions = plan.folder / run_folder.TOKENIZER
     original: dict[str, Any] = {}
     if companions.exists():
         for path in sorted(companions.iterdir()):
@@ -113,73 +116,75 @@ def _fill_folder(what: ExportPlan, scratch: pathlib.Path, moved: Callable[[int],
         if (companions / "config.json").exists():
             original = json.loads((companions / "config.json").read_text())
     tokens = {name: original[name] for name in hf_config_writer.TOKEN_ID_FIELDS if name in original}
-    number = what.dtypes["model.embed_tokens.weight"].name
+    number = plan.dtypes["model.embed_tokens.weight"].name
     describe = hf_config_writer.phi3_config
-    if what.spec.model.front == "conv":
+    if plan.spec.model.front == "conv":
         describe = hf_config_writer.phi4_multimodal_config
         if placeholder := (original.get("audio_config") or {}).get("audio_token_id"):
             tokens["audio_token_id"] = placeholder
-    _write_json(scratch / "config.json", describe(what.spec, number, tokens))
-    _write_tensors(what, scratch, what.main, safetensors_files.SINGLE_FILE, moved)
-    if what.apart:
-        beside = scratch / ADAPTER_FOLDER
-        beside.mkdir()
-        _write_json(beside / "adapter_config.json", hf_config_writer.adapter_config(what.spec))
-        _write_tensors(what, beside, what.apart, "adapter_model.safetensors", moved)
+    _write_json(scratch / "config.json", describe(plan.spec, number, tokens))
+    _write_tensors(plan, scratch, plan.main, safetensors_files.SINGLE_FILE, progress)
+    if plan.adapter:
+        folder = scratch / ADAPTER_FOLDER
+        folder.mkdir()
+        _write_json(folder / "adapter_config.json", hf_config_writer.adapter_config(plan.spec))
+        _write_tensors(plan, folder, plan.adapter, "adapter_model.safetensors", progress)
 
 
 def _write_tensors(
-    what: ExportPlan,
+    plan: ExportPlan,
     folder: pathlib.Path,
-    which: Mapping[str, ForeignTensor],
+    tensors: Mapping[str, ForeignTensor],
     file: str,
-    moved: Callable[[int], None],
+    progress: Callable[[int], None],
 ) -> None:
-    sizes = {name: (what.dtypes[name], tensor.shape) for name, tensor in which.items()}
+    """Writes these tensors of the plan to `folder`, as `file` or in several of its name."""
+    sizes = {name: (plan.dtypes[name], tensor.shape) for name, tensor in tensors.items()}
     with safetensors_files.SafetensorsWriter(folder, sizes, single=file) as writer:
 
         def move(item: tuple[str, Piece]) -> int:
             name, piece = item
-            rows = block_copy.to_contiguous(piece.write(what.stored.read(piece.name, piece.index)))
-            if name in what.added:
-                a, b = what.added[name]
+            rows = block_copy.to_contiguous(piece.write(plan.stored.read(piece.name, piece.index)))
+            if name in plan.merged:
+                a, b = plan.merged[name]
                 rows = block_copy.merge_lora(
                     rows,
-                    _read_tensor(what.stored, a),
-                    _read_tensor(what.stored, b)[piece.start : piece.stop],
-                    what.spec.lora.alpha / what.spec.lora.r,
-                    what.dtypes[name],
+                    _read_tensor(plan.stored, a),
+                    _read_tensor(plan.stored, b)[piece.start : piece.stop],
+                    plan.spec.lora.alpha / plan.spec.lora.r,
+                    plan.dtypes[name],
                 )
-            rows = rows.astype(what.dtypes[name], copy=False)
+            rows = rows.astype(plan.dtypes[name], copy=False)
             writer.write(name, piece.start, rows)
             return rows.nbytes
 
-        block_copy.run_in_threads(move, _pieces(which), moved)
+        block_copy.run_in_threads(move, _pieces(tensors), progress)
 
 
-def _pieces(which: Mapping[str, ForeignTensor]) -> Iterator[tuple[str, Piece]]:
-    """Every piece; the layers of a weight follow one another, as a training checkpoint has them."""
-    for name, tensor in which.items():
+def _pieces(tensors: Mapping[str, ForeignTensor]) -> Iterator[tuple[str, Piece]]:
+    """Every piece to write, by tensor, in the order in which a training checkpoint has them."""
+    for name, tensor in tensors.items():
         for piece in tensor.pieces(block_copy.MAX_ELEMENTS):
             yield name, piece
 
 
 def _read_tensor(stored: weight_store.WeightReader, tensor: ForeignTensor) -> np.ndarray:
-    """A tensor put together from its parts."""
+    """Reads a whole tensor, put together from its parts."""
     pieces = sorted(tensor.pieces(math.prod(tensor.shape)), key=lambda piece: piece.start)
     return np.concatenate([piece.write(stored.read(piece.name, piece.index)) for piece in pieces])
 
 
 def _output_dtype(
-    name: str, tensor: ForeignTensor, stored: weight_store.WeightReader, asked: DtypeChoice
+    name: str, tensor: ForeignTensor, stored: weight_store.WeightReader, choice: DtypeChoice
 ) -> np.dtype:
-    if asked != "stored":
-        return np.dtype(ml_dtypes.bfloat16 if asked == "bfloat16" else asked)
-    found = {stored.shapes[part.name][0] for part in tensor.parts}
-    if len(found) != 1:
-        kinds = ", ".join(sorted(kind.name for kind in found))
+    """The dtype in which a tensor is written. Raises Mistake where its parts differ in theirs."""
+    if choice != "stored":
+        return np.dtype(ml_dtypes.bfloat16 if choice == "bfloat16" else choice)
+    dtypes = {stored.shapes[part.name][0] for part in tensor.parts}
+    if len(dtypes) != 1:
+        kinds = ", ".join(sorted(kind.name for kind in dtypes))
         raise Mistake(f"{name}: its parts are {kinds}: say one with --dtype")
-    return found.pop()
+    return dtypes.pop()
 
 
 def _write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:

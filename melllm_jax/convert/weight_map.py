@@ -1,4 +1,4 @@
-"""Rules that say which foreign tensor holds which of our weights, read both ways.
+"""Rules that say which foreign tensor holds which of our weights, applied in both directions.
 
 A rule is the tensor's name, our names and the einops pattern between the two. One table of rules
 imports and exports, so what was read can be written back bit by bit.
@@ -14,7 +14,7 @@ import numpy as np
 
 from melllm_jax.errors import Mistake
 
-LAYER = "{i}"  # stands in a tensor's name for the number of its layer
+LAYER = "{i}"  # stands in a tensor's name for the index of its layer
 
 Shape = tuple[int, ...]
 
@@ -28,8 +28,8 @@ class Rule:
     the pattern leaves out.
     """
 
-    theirs: str  # "model.layers.{i}.self_attn.qkv_proj.weight"
-    ours: tuple[str, ...]  # ("stack.blocks.attn.q", …)
+    foreign: str  # "model.layers.{i}.self_attn.qkv_proj.weight"
+    weights: tuple[str, ...]  # ("stack.blocks.attn.q", …)
     patterns: tuple[str, ...]  # theirs → ours, one each: "(n h) d -> d n h"
 
 
@@ -37,8 +37,8 @@ class Rule:
 class IgnoredTensors:
     """Foreign tensors that are not read, on purpose."""
 
-    names: str  # a pattern with *, ? and [ ]
-    why: str
+    pattern: str  # a pattern with *, ? and [ ]
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Piece:
     index: tuple[int | slice, ...]  # where in the weight, its axis of layers included
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Those rows of the tensor in our shape, as a view where a transposition is enough."""
+        """The tensor's rows in our shape, as a view where a transposition is enough."""
         return einops.rearrange(rows, self.pattern, **_axis_lengths(self.pattern, self.shape))
 
     def write(self, value: np.ndarray) -> np.ndarray:
-        """The rows that the block of our weight is: the inverse of `read`."""
+        """Our block as rows of the tensor: the inverse of `read`."""
         left, right = self.pattern.split("->")
         sizes = {k: n for k, n in _axis_lengths(self.pattern, self.shape).items() if k in left}
         return einops.rearrange(value, f"{right}->{left}", **sizes)
@@ -77,13 +77,13 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class ForeignTensor:
-    """A foreign tensor that our weights call for: its shape and what lies in it."""
+    """A foreign tensor that our weights need: its shape, and the weights that lie in it."""
 
     shape: Shape
     parts: tuple[WeightPart, ...]
 
-    def pieces(self, most: int) -> Iterator[Piece]:
-        """The tensor in blocks of at most `most` elements, as far as its rows can be parted.
+    def pieces(self, max_elements: int) -> Iterator[Piece]:
+        """The tensor in blocks of at most so many elements, as far as its rows can be parted.
 
         A block is as many rows as a number of the first letter's values take: whole heads of
         "(n h) d". All blocks of a part are alike but for the last, which may be smaller.
@@ -92,7 +92,7 @@ class ForeignTensor:
             letter = part.pattern.split("->")[0].replace("(", " ").split()[0]
             axis = part.pattern.split("->")[1].split().index(letter)
             length = part.shape[axis]
-            count = min(-(-math.prod(part.shape) // most), length)
+            count = min(-(-math.prod(part.shape) // max_elements), length)
             step, unit = length // count, (part.stop - part.start) // length
             for first in range(0, length, step):
                 last = min(first + step, length)
@@ -105,7 +105,7 @@ class ForeignTensor:
 
 
 def expand_rules(rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> dict[str, ForeignTensor]:
-    """Every foreign tensor that weights of `shapes` (by our names) call for, by its name.
+    """Every foreign tensor that the weights of `shapes` (by our names) need, by its name.
 
     Raises ValueError for a table that names a weight twice, one that does not exist, or weights
     of one rule that disagree: a table's own fault, never a file's.
@@ -113,19 +113,19 @@ def expand_rules(rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> dict[str
     tensors: dict[str, ForeignTensor] = {}
     filled: set[str] = set()
     for rule in rules:
-        for name in rule.ours:
+        for name in rule.weights:
             if name in filled or name not in shapes:
-                raise ValueError(f"{rule.theirs}: {name} is mapped twice or is no weight")
+                raise ValueError(f"{rule.foreign}: {name} is mapped twice or is no weight")
             filled.add(name)
-        layered = LAYER in rule.theirs
-        counts = {shapes[name][0] for name in rule.ours} if layered else {1}
+        layered = LAYER in rule.foreign
+        counts = {shapes[name][0] for name in rule.weights} if layered else {1}
         if len(counts) != 1:
-            raise ValueError(f"{rule.theirs}: its weights have {sorted(counts)} layers")
+            raise ValueError(f"{rule.foreign}: its weights have {sorted(counts)} layers")
         for i in range(counts.pop()):
-            their_name = rule.theirs.replace(LAYER, str(i))
-            if their_name in tensors:
-                raise ValueError(f"{their_name}: two rules name it")
-            tensors[their_name] = _foreign_tensor(rule, shapes, i if layered else None)
+            foreign_name = rule.foreign.replace(LAYER, str(i))
+            if foreign_name in tensors:
+                raise ValueError(f"{foreign_name}: two rules name it")
+            tensors[foreign_name] = _foreign_tensor(rule, shapes, i if layered else None)
     return tensors
 
 
@@ -135,7 +135,7 @@ def check_tensors(
     left_out: Iterable[IgnoredTensors] = (),
     where: str = "the checkpoint",
 ) -> dict[str, list[str]]:
-    """Hold what a table calls for against what is there; the tensors left out, by reason.
+    """Check the tensors that are there against those needed; return those left out, by reason.
 
     Raises Mistake that names the first tensor missing, of another shape, or known to no rule.
     """
@@ -148,7 +148,7 @@ def check_tensors(
             )
     omitted: dict[str, list[str]] = {}
     for name in sorted(found.keys() - tensors.keys()):
-        reasons = [rule.why for rule in left_out if fnmatch.fnmatchcase(name, rule.names)]
+        reasons = [rule.reason for rule in left_out if fnmatch.fnmatchcase(name, rule.pattern)]
         if not reasons:
             raise Mistake(f"{where}: no rule knows the tensor {name}: nothing is dropped unasked")
         omitted.setdefault(reasons[0], []).append(name)
@@ -157,14 +157,14 @@ def check_tensors(
 
 def _foreign_tensor(rule: Rule, shapes: Mapping[str, Shape], layer: int | None) -> ForeignTensor:
     parts, start, rest = [], 0, set()
-    for name, pattern in zip(rule.ours, rule.patterns, strict=True):
+    for name, pattern in zip(rule.weights, rule.patterns, strict=True):
         shape = tuple(shapes[name]) if layer is None else tuple(shapes[name][1:])
-        whole = _foreign_shape(pattern, shape)
-        parts.append(WeightPart(name, layer, start, start + whole[0], pattern, shape))
-        start += whole[0]
-        rest.add(whole[1:])
+        part_shape = _foreign_shape(pattern, shape)
+        parts.append(WeightPart(name, layer, start, start + part_shape[0], pattern, shape))
+        start += part_shape[0]
+        rest.add(part_shape[1:])
     if len(rest) != 1:
-        raise ValueError(f"{rule.theirs}: its weights disagree beyond the first axis: {rest}")
+        raise ValueError(f"{rule.foreign}: its weights disagree beyond the first axis: {rest}")
     return ForeignTensor((start, *rest.pop()), tuple(parts))
 
 

@@ -1,4 +1,4 @@
-"""From mel patches to the model's width: one linear map, or Phi-4-MM's conv stem and projector.
+"""Front ends from mel patches to the model's width: linear, or Phi-4-MM's conv stem and projector.
 
 Both read patches [b t p] whose p = r · m cells are r mel frames, frame-major, and both keep every
 clip to itself: a patch of one clip never reaches a position of another.
@@ -96,8 +96,8 @@ class ConvFrontend(nnx.Module):
     ) -> Float[Array, "b t u"]:
         """The stem on one device's rows and time; `edge_…` is the position before them.
 
-        A position reads itself and the one before, so that time may be cut anywhere: PART positions
-        of 164,000 numbers each stand at once, and are made again in the backward pass.
+        A position reads itself and the one before, so that time may be cut anywhere: STEM_CHUNK
+        positions of 164,000 numbers each are computed at once, and again in the backward pass.
         """
         t = patches.shape[1]
         before = lambda edge, x: jnp.concatenate([edge, x], axis=1)
@@ -109,11 +109,11 @@ class ConvFrontend(nnx.Module):
         part = functools.partial(_stem, weights)
         if t <= STEM_CHUNK or t % STEM_CHUNK:
             return part(*whole)
-        again = jax.checkpoint(part, prevent_cse=False)
+        recomputed = jax.checkpoint(part, prevent_cse=False)
 
         def at(start: Array) -> Array:
             cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, STEM_CHUNK + 1, axis=1)
-            return again(cut(whole[0]), cut(whole[1]), cut(whole[2]))
+            return recomputed(cut(whole[0]), cut(whole[1]), cut(whole[2]))
 
         parts = jax.lax.map(at, jnp.arange(0, t, STEM_CHUNK))
         return jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], t, -1)
@@ -122,7 +122,7 @@ class ConvFrontend(nnx.Module):
 def _stem(
     weights: dict[str, Any], patches: Array, frames_bt: Array, follows_bt: Array
 ) -> Float[Array, "b t u"]:
-    """The three stages and what flattens them, of all positions but the first."""
+    """The three stages and the projection of what is left, of all positions but the first."""
     b, t, p = patches.shape
     m, dtype = weights["mean"].shape[0], weights["first"].dtype
     wide = lambda bias: bias[None, None, None, None]
@@ -151,9 +151,9 @@ def _edges(x: Array) -> Array:
 
     Laid out as `x` is: every part of time has one.
     """
-    here = x.shape[1] // sharding.parts_of_time()
+    local = x.shape[1] // sharding.parts_of_time()
     spec = jax.typeof(x).sharding.spec
-    return jax.reshard(_shift(attention.gather_time(x))[:, ::here], spec)
+    return jax.reshard(_shift(attention.gather_time(x))[:, ::local], spec)
 
 
 def _shift(x: Array) -> Array:

@@ -1,23 +1,21 @@
 """The loss on batches that are not trained on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import dataclasses
 
 import jax
 
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
-from melllm_jax.nn.vocab_parallel import Sums
-from melllm_jax.objectives.next_token import next_token_loss
 from melllm_jax.training.train_step import State, Update
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutLoss:
-    """Means over the weighted targets of all batches: the tokens of transcripts and their ends."""
+    """Means over the weighted targets of all batches."""
 
-    loss: float  # nats a target
-    accuracy: float  # share of targets that were the likeliest token
+    loss: float  # a target, as the objective has it: nats of a token
+    metrics: Mapping[str, float]  # the objective's further figures of a target: accuracy
     targets: float  # their number
 
 
@@ -28,17 +26,15 @@ def measure_loss(
 
     `batches` are NumPy batches of this host's rows, the same number on every host.
     """
-
-    def sums(state: State, batch: Batch) -> Sums:
-        model = update.skeleton.model(state.trained | state.frozen, update.dtype)
-        return next_token_loss(model, batch)
-
-    loss = hits = weight = 0.0
+    loss = weight = 0.0
+    metrics: dict[str, float] = {}
     with jax.set_mesh(mesh):
-        summed = jax.jit(sums)
+        sums = jax.jit(update.loss_sums)
         for batch in batches:
-            found = jax.device_get(summed(state, sharding.shard_batch(batch)))
-            loss, hits = loss + float(found.loss), hits + float(found.hits)
-            weight += float(found.weight)
-    least = max(weight, 1e-9)
-    return HeldOutLoss(loss / least, hits / least, weight)
+            found = jax.device_get(sums(state, sharding.shard_batch(batch)))
+            loss, weight = loss + float(found.loss), weight + float(found.weight)
+            for name, total in found.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + float(total)
+    divisor = max(weight, 1e-9)
+    means = {name: total / divisor for name, total in metrics.items()}
+    return HeldOutLoss(loss / divisor, means, weight)

@@ -1,7 +1,7 @@
-"""Word error rate of a set of transcripts, with the names of what counted it.
+"""Scores transcripts by word error rate, with the names of the normaliser and the scorer.
 
-What must hold: a figure travels with its normaliser and scorer, version and all, as rates under
-different ones cannot be compared.
+What must hold: a figure travels with both names and their versions, as rates under different ones
+cannot be compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +44,8 @@ def score_transcripts(
     not installed.
     """
     try:
-        import jiwer  # noqa: PLC0415
-        from whisper_normalizer.english import EnglishTextNormalizer  # noqa: PLC0415
+        import jiwer
+        from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError as error:
         raise Mistake(f"word error rates need the extra eval ({error}): {INSTALL}") from error
     if len(references) != len(hypotheses):

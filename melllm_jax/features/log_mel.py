@@ -1,4 +1,4 @@
-"""The frames of `data_pipelines.audio.log_mel` on the device, for batches of padded sound.
+"""Log-mel frames on the device, for batches of padded sound: those of the NumPy extractor.
 
 The Fourier transform is a product with a [width 2 bins] matrix: less arithmetic would be no
 faster on a matrix unit. Padding changes nothing of a row: neither its mirrored edge, its peak nor
@@ -51,12 +51,12 @@ def _add_edges(wave: Float32[Array, "b w"], lengths: Int[Array, "b"], table: Mel
     """Each row [b w + 2 edge] between its edges, which end where the row's own sound ends."""
     if not table.edge:
         return wave
-    place = jnp.arange(-table.edge, wave.shape[1] + table.edge)[None, :]
+    index = jnp.arange(-table.edge, wave.shape[1] + table.edge)[None, :]
     last = lengths[:, None] - 1
-    inside = jnp.clip(jnp.where(place > last, 2 * last - place, jnp.abs(place)), 0, last)
+    inside = jnp.clip(jnp.where(index > last, 2 * last - index, jnp.abs(index)), 0, last)
     edged = jnp.take_along_axis(wave, inside, axis=1)
     if table.mode == "constant":
-        return jnp.where((place >= 0) & (place <= last), edged, 0.0)
+        return jnp.where((index >= 0) & (index <= last), edged, 0.0)
     return edged
 
 
@@ -64,8 +64,8 @@ def _split_frames(wave: Array, count: int) -> Float[Array, "b frames width"]:
     """Overlapping frames, put together from whole hops: no gather."""
     hops = -(-WIDTH // HOP)
     need = (count + hops - 1) * HOP
-    whole = jnp.pad(wave, ((0, 0), (0, max(0, need - wave.shape[1]))))[:, :need]
-    chunks = whole.reshape(len(wave), -1, HOP)
+    padded = jnp.pad(wave, ((0, 0), (0, max(0, need - wave.shape[1]))))[:, :need]
+    chunks = padded.reshape(len(wave), -1, HOP)
     parts = [chunks[:, i : i + count] for i in range(hops)]
     return jnp.concatenate(parts, axis=2)[:, :, :WIDTH]
 

@@ -1,4 +1,4 @@
-"""Constants of the three mel extractors, written once for NumPy and for the device.
+"""Constants of the three mel extractors, for NumPy and for the device.
 
 Every kind looks through 25 ms of 16 kHz sound each 10 ms and is the same chain with other
 constants: edges, pre-emphasis, window, power spectrum, triangles, floor, natural log, and
@@ -7,13 +7,13 @@ y = max(log, peak - span) * gain + offset. Nothing here imports JAX.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from jaxtyping import Float32
 import numpy as np
 
 SAMPLE_RATE = 16_000  # Hz
-HOP = 160  # samples between frames: 10 ms
+HOP = 160  # samples between frames: 10 ms, `config.features.Mel.hop_seconds`
 WIDTH = 400  # samples a frame: 25 ms
 EPS = 1e-5  # added to a band's variance, in squared log units: a silent band divides by 0.003
 LN10 = float(np.log(10.0))
@@ -21,7 +21,7 @@ LN10 = float(np.log(10.0))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MelFilters:
-    """What one extractor is made of."""
+    """Constants of one extractor."""
 
     points: int  # of the Fourier transform; frames are filled up with zeros
     edge: int  # samples added at either end of the sound
@@ -36,8 +36,11 @@ class MelFilters:
     gain: float
     offset: float
 
-    def frames(self, samples):  # type: ignore[no-untyped-def]  # an int, or an array of any kind
-        """Frames of a sound of so many samples, which must be `shortest` or more."""
+    def frames(self, samples: Any) -> Any:
+        """Frames of a sound of so many samples: an int, or an array of any kind.
+
+        There must be `shortest` samples or more.
+        """
         return (samples + 2 * self.edge - WIDTH) // HOP + 1 - self.drop
 
     def kernel(self) -> Float32[np.ndarray, "width 2 bins"]:
@@ -119,7 +122,10 @@ def _bins(points: int) -> np.ndarray:
     return np.arange(points // 2 + 1) * (SAMPLE_RATE / points)
 
 
-def _kaldi(hertz):  # type: ignore[no-untyped-def]  # a number or an array
+Hertz = TypeVar("Hertz", float, np.ndarray)
+
+
+def _kaldi(hertz: Hertz) -> Hertz:
     """O'Shaughnessy's mel scale, with the constants of Kaldi."""
     return 1127.0 * np.log1p(hertz / 700.0)
 

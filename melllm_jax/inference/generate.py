@@ -1,4 +1,4 @@
-"""Prefill and cached generation: prompts in, tokens out, compiled once a shape.
+"""Generates tokens from prompts with a KV cache, compiled once a shape.
 
 Prompts of a batch end at the same position (they are padded on the left), so that every row writes
 the same slot of the cache. Layers are unstacked once: slicing them out of the stack inside the
@@ -17,40 +17,43 @@ import numpy as np
 
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
-from melllm_jax.inference.kv_cache import heads_as_rows, rows_as_heads, update_cache
-from melllm_jax.inference.sampling import DecodingOptions, sample_tokens
+from melllm_jax.inference.kv_cache import CacheLayout, LayerCache
+from melllm_jax.inference.sampling import (
+    GREEDY,
+    DecodingOptions,
+    RepetitionGuard,
+    fill_rows,
+    sample_tokens,
+)
 from melllm_jax.models.speech_lm import Block, SpeechLM
 from melllm_jax.nn import attention
 from melllm_jax.nn.attention import PositionIds
 from melllm_jax.nn.layers import rotary
 
-MAX_PERIOD = 8  # the repetition guard knows loops of 1 to 8 tokens
-REPEATS, MIN_REPEATED_TOKENS = 4, 12  # a loop is said so many times, over so many tokens at least
-
 
 class Generation(NamedTuple):
-    """What was generated; a row's tokens after its length are 0."""
+    """Generated tokens; those of a row after its length are 0."""
 
     tokens: Int[Array, "b t"]
     lengths: Int[Array, "b"]  # tokens before the end token
     ended: Array  # bool [b]: the end token came
-    looped: Array  # bool [b]: the repetition guard stopped the row; its repetitions are kept
+    looped: Array  # bool [b]: the repetition guard stopped the row; its repetitions are in `tokens`
 
 
 class Decoder:
-    """A model ready to generate: its layers apart, its functions compiled as shapes come."""
+    """A model ready to generate: layers unstacked, functions compiled once a shape is seen."""
 
-    def __init__(self, model: SpeechLM, end: int, how: DecodingOptions = DecodingOptions()):  # noqa: B008
-        self.end, self.options = end, how
+    def __init__(self, model: SpeechLM, end: int, options: DecodingOptions = GREEDY):
+        self.end, self.options = end, options
         self.compile_seconds = 0.0  # seconds spent on it so far
         self._compiled: dict[tuple, Any] = {}
         self.set_model(model)
 
     def set_model(self, model: SpeechLM) -> None:
-        """Go on with another model of the same shape: what is compiled serves it too."""
+        """Use another model of the same shape, with the functions compiled so far."""
         self.model = model
-        apart = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])
-        self.layers = apart(model.stack)
+        unstack = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])
+        self.layers = unstack(model.stack)
 
     def __call__(self, prompt: Batch, limits: np.ndarray, key: Array | None = None) -> Generation:
         """Generate after each row of `prompt` (see `prompt_batch`), at most limits [b] tokens.
@@ -65,7 +68,8 @@ class Decoder:
         shape = prompt.tokens.shape, steps
         if shape not in self._compiled:
             began = time.perf_counter()
-            run = jax.jit(functools.partial(_generate, end=self.end, how=self.options, steps=steps))
+            generate = functools.partial(_generate, end=self.end, options=self.options, steps=steps)
+            run = jax.jit(generate)
             self._compiled[shape] = run.lower(*arguments).compile()
             self.compile_seconds += time.perf_counter() - began
         return self._compiled[shape](*arguments)
@@ -97,6 +101,87 @@ def _bucket_length(length: int) -> int:
     return size
 
 
+class _CachedModel:
+    """The model over a batch of prompts [b t] and up to `steps` positions after each, cached.
+
+    `limits` are the most tokens after each prompt.
+    """
+
+    def __init__(
+        self,
+        model: SpeechLM,
+        layers: list[Block],
+        prompt: Batch,
+        limits: Int[Array, "b"],
+        steps: int,
+    ):
+        b, t = prompt.tokens.shape
+        self._model, self._layers = model, layers
+        self._prompt_lengths = jnp.sum(prompt.segments, axis=1)  # the segment of prompts is 1
+        later = self._prompt_lengths[:, None] + jnp.arange(steps, dtype=jnp.int32)[None]
+        append = lambda x, more: jnp.concatenate([attention.gather_time(x), more], axis=1)
+        self._slot_ids = PositionIds(
+            append(prompt.segments, fill_rows(b, steps, 1)),
+            append(prompt.positions, later),
+            append(prompt.clips, fill_rows(b, steps, 0)),
+        )
+        # One length for the whole row: LongRoPE must not change midway.
+        self._row_lengths = (self._prompt_lengths + limits)[:, None]
+        self._prompt_slots = t
+        self._layout = CacheLayout.on_mesh(b, t + steps, model.cfg.k, model.cfg.h)
+
+    def prefill(self, prompt: Batch) -> tuple[Float[Array, "b v"], list[LayerCache]]:
+        """Scores of the first token after each prompt, and the cache that holds the prompts."""
+        x = self._model.inputs(prompt)
+        cache = [self._layout.empty(x.dtype)] * len(self._layers)
+        return self._apply(x, attention.position_ids(prompt), jnp.int32(0), cache)
+
+    def decode(
+        self, tokens: Int[Array, "b"], i: Array, cache: list[LayerCache]
+    ) -> tuple[Float[Array, "b v"], list[LayerCache]]:
+        """Scores of what follows token `i` after each prompt, and the cache with that token."""
+        b = len(tokens)
+        x = self._model.embed_text(tokens[:, None])
+        ids = PositionIds(
+            fill_rows(b, 1, 1), (self._prompt_lengths + i)[:, None], fill_rows(b, 1, 0)
+        )
+        return self._apply(x, ids, self._prompt_slots + i, cache)
+
+    def _apply(
+        self, x: Array, ids: PositionIds, slot: Array, cache: list[LayerCache]
+    ) -> tuple[Float[Array, "b v"], list[LayerCache]]:
+        """The layers over positions `ids`, whose keys and values fill the cache from `slot` on."""
+        model, layout = self._model, self._layout
+        seen = model.visibility_mask(ids, self._slot_ids)
+        lengths = jnp.broadcast_to(self._row_lengths, ids.positions.shape)
+        angles = rotary(model.cfg.rope, model.cfg.rotary_dims, ids.positions, lengths)
+        seen = layout.expand_mask(seen)
+        new_cache = []
+        for layer, layer_cache in zip(self._layers, cache, strict=True):
+
+            def attend(q: Array, k: Array, v: Array, old: LayerCache = layer_cache) -> Array:
+                y, new = layout.attend((q, k, v), old, slot, seen)
+                new_cache.append(new)
+                return y
+
+            x = layer(x, angles, attend)
+        return model.logits(model.norm(x[:, -1:]))[:, 0], new_cache
+
+
+class _LoopState(NamedTuple):
+    """What passes from one token to the next."""
+
+    step: Array
+    scores: Float[Array, "b v"]
+    cache: list[LayerCache]
+    tokens: Int[Array, "b t"]
+    lengths: Int[Array, "b"]  # tokens so far
+    guard: RepetitionGuard
+    done: Array
+    ended: Array
+    looped: Array
+
+
 def _generate(
     model: SpeechLM,
     layers: list[Block],
@@ -105,104 +190,42 @@ def _generate(
     key: Array,
     *,
     end: int,
-    how: DecodingOptions,
+    options: DecodingOptions,
     steps: int,
 ) -> Generation:
-    b, t = prompt.tokens.shape
-    lengths = jnp.sum(prompt.segments, axis=1)  # of the prompts: their segment is 1
-    rows = lambda width, value: jnp.full(
-        (b, width), value, jnp.int32, out_sharding=sharding.a("b x")
+    """Generates after each row of `prompt` until all rows are done, at most `steps` tokens."""
+    b = len(limits)
+    cached = _CachedModel(model, layers, prompt, limits, steps)
+    scores, cache = cached.prefill(prompt)
+
+    def unfinished(state: _LoopState) -> Array:
+        return (state.step < steps) & ~jnp.all(state.done)
+
+    def next_token(state: _LoopState) -> _LoopState:
+        i = state.step
+        token = sample_tokens(state.scores, options, jax.random.fold_in(key, i))
+        ended = state.ended | (~state.done & (token == end))
+        valid = ~(state.done | ended)
+        token = jnp.where(valid, token, 0)
+        guard, repeats = state.guard.update(token)
+        looped = state.looped | (options.guard & valid & repeats)
+        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, i))
+        done = state.done | ended | looped | (i + 1 >= limits)
+        scores, cache = cached.decode(token, i, state.cache)
+        lengths = state.lengths + valid.astype(jnp.int32)
+        return _LoopState(i + 1, scores, cache, tokens, lengths, guard, done, ended, looped)
+
+    none = jnp.zeros_like(limits, bool)
+    first = _LoopState(
+        step=jnp.int32(0),
+        scores=scores,
+        cache=cache,
+        tokens=fill_rows(b, steps, 0),
+        lengths=jnp.zeros_like(limits),
+        guard=RepetitionGuard.start(b),
+        done=limits <= 0,
+        ended=none,
+        looped=none,
     )
-    later = lengths[:, None] + jnp.arange(steps, dtype=jnp.int32)[None]
-    grown = lambda x, more: jnp.concatenate([attention.gather_time(x), more], axis=1)
-    kv = PositionIds(
-        grown(prompt.segments, rows(steps, 1)),
-        grown(prompt.positions, later),
-        grown(prompt.clips, rows(steps, 0)),
-    )
-    whole = (lengths + limits)[:, None]  # one length for the row: LongRoPE must not change midway
-    angles_of = lambda at: rotary(
-        model.cfg.rope, model.cfg.rotary_dims, at, jnp.broadcast_to(whole, at.shape)
-    )
-
-    # On one device every KV head is a row of its own, and the cache is [b k, s, h]: just what the
-    # product with it reads. From any other shape XLA on a CPU copies the cache for every token.
-    heads = model.cfg.k if jax.sharding.get_abstract_mesh().size == 1 else 1
-
-    def through(x: Array, q: PositionIds, slot: Array, cache: list) -> tuple[Array, list]:
-        """The layers over positions `q`, their keys and values kept from `slot` on."""
-        seen, angles = model.visibility_mask(q, kv), angles_of(q.positions)
-        seen = jnp.repeat(seen, heads, axis=0, out_sharding=sharding.a("b t s"))
-        kept = []
-        for layer, old in zip(layers, cache, strict=True):
-
-            def see(q: Array, k: Array, v: Array, old: tuple = old) -> Array:
-                q, k, v = (heads_as_rows(x, heads) for x in (q, k, v))
-                new_k, new_v = update_cache(old[0], k, slot), update_cache(old[1], v, slot)
-                kept.append((new_k, new_v))
-                whole = (b * heads, model.cfg.k // heads, t + steps, model.cfg.h)
-                y = attention.attend_cached(q, new_k.reshape(whole), new_v.reshape(whole), seen)
-                return rows_as_heads(y, heads)
-
-            x = layer(x, angles, see)
-        return model.logits(model.norm(x[:, -1:]))[:, 0], kept
-
-    x = model.inputs(prompt)
-    if heads > 1:
-        empty = jnp.zeros((b * heads, t + steps, model.cfg.h), x.dtype)
-    else:
-        shape = (b, model.cfg.k, t + steps, model.cfg.h)
-        empty = jnp.zeros(shape, x.dtype, out_sharding=sharding.a("b k s h"))
-    scores, cache = through(
-        x, attention.position_ids(prompt), jnp.int32(0), [(empty, empty)] * len(layers)
-    )
-
-    class Loop(NamedTuple):
-        step: Array
-        scores: Float[Array, "b v"]
-        cache: list
-        tokens: Int[Array, "b t"]
-        said: Int[Array, "b"]  # tokens so far
-        recent: Int[Array, "b x"]  # the last tokens, newest first
-        runs: Int[Array, "b x"]  # for each period: how long the row has been repeating itself
-        done: Array
-        ended: Array
-        looped: Array
-
-    def going(loop: Loop) -> Array:
-        return (loop.step < steps) & ~jnp.all(loop.done)
-
-    def one(loop: Loop) -> Loop:
-        i = loop.step
-        token = sample_tokens(loop.scores, how, jax.random.fold_in(key, i))
-        ended = loop.ended | (~loop.done & (token == end))
-        kept = ~(loop.done | ended)
-        token = jnp.where(kept, token, 0)
-        runs = jnp.where(loop.recent == token[:, None], loop.runs + 1, 0)
-        periods = jnp.arange(1, MAX_PERIOD + 1)
-        long = jnp.maximum(REPEATS * periods, MIN_REPEATED_TOKENS) - periods
-        looped = loop.looped | (how.guard & kept & jnp.any(runs >= long[None], axis=1))
-        recent = jnp.concatenate([token[:, None], loop.recent[:, :-1]], axis=1)
-        tokens = jax.lax.dynamic_update_slice(loop.tokens, token[:, None], (0, i))
-        done = loop.done | ended | looped | (i + 1 >= limits)
-        x = model.embed_text(token[:, None])
-        q = PositionIds(rows(1, 1), (lengths + i)[:, None], rows(1, 0))
-        scores, cache = through(x, q, t + i, loop.cache)
-        said = loop.said + kept.astype(jnp.int32)
-        return Loop(i + 1, scores, cache, tokens, said, recent, runs, done, ended, looped)
-
-    none = lengths < 0
-    first = Loop(
-        jnp.int32(0),
-        scores,
-        cache,
-        rows(steps, 0),
-        jnp.zeros_like(lengths),
-        rows(MAX_PERIOD, -1),
-        rows(MAX_PERIOD, 0),
-        limits <= 0,
-        none,
-        none,
-    )
-    last = jax.lax.while_loop(going, one, first)
-    return Generation(last.tokens, last.said, last.ended, last.looped)
+    last = jax.lax.while_loop(unfinished, next_token, first)
+    return Generation(last.tokens, last.lengths, last.ended, last.looped)

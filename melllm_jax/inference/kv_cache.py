@@ -1,11 +1,68 @@
-"""Layouts of the KV cache: heads as rows and back, and new keys and values put into their slot."""
+"""The KV cache of a layer: its layout, attention over it, and how keys and values enter it."""
+
+from collections.abc import Sequence
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from melllm_jax import sharding
 from melllm_jax.nn import attention
+
+LayerCache = tuple[Array, Array]  # keys and values of one layer, in the layout of its `CacheLayout`
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheLayout:
+    """Shape of the keys, and of the values, of one layer over `b` rows of `slots` positions.
+
+    On one device every KV head is a row of its own, and the cache is [b k, s, h]: just what the
+    product with it reads. From any other shape XLA on a CPU copies the cache for every token. On
+    several devices it is [b k s h].
+    """
+
+    b: int
+    slots: int
+    k: int  # KV heads
+    h: int
+    split_heads: int  # KV heads that are rows: k or 1
+
+    @classmethod
+    def on_mesh(cls, b: int, slots: int, k: int, h: int) -> "CacheLayout":
+        """The layout for the mesh in force."""
+        alone = jax.sharding.get_abstract_mesh().size == 1
+        return cls(b, slots, k, h, split_heads=k if alone else 1)
+
+    def empty(self, dtype: DTypeLike) -> LayerCache:
+        """A cache of zeros."""
+        if self.split_heads > 1:
+            zeros = jnp.zeros((self.b * self.split_heads, self.slots, self.h), dtype)
+        else:
+            shape = (self.b, self.k, self.slots, self.h)
+            zeros = jnp.zeros(shape, dtype, out_sharding=sharding.a("b k s h"))
+        return zeros, zeros
+
+    def expand_mask(self, seen_bts: Array) -> Array:
+        """The mask of a batch's rows [b t s] as that of the cache's rows."""
+        spec = sharding.a("b t s")
+        return jnp.repeat(seen_bts, self.split_heads, axis=0, out_sharding=spec)
+
+    def attend(
+        self, qkv: Sequence[Array], cache: LayerCache, slot: Array, seen: Array
+    ) -> tuple[Array, LayerCache]:
+        """Attention over a layer's cache once new keys and values are in it from `slot` on.
+
+        `qkv` are queries [b t n h], keys and values [b t k h]; `seen` is the mask of the cache's
+        rows. Gives what the queries read, [b t n h], and the new cache.
+        """
+        q, k, v = (heads_as_rows(x, self.split_heads) for x in qkv)
+        new_k, new_v = update_cache(cache[0], k, slot), update_cache(cache[1], v, slot)
+        heads = self.k // self.split_heads
+        shape = (self.b * self.split_heads, heads, self.slots, self.h)
+        y = attention.attend_cached(q, new_k.reshape(shape), new_v.reshape(shape), seen)
+        return rows_as_heads(y, self.split_heads), (new_k, new_v)
 
 
 def heads_as_rows(x_btnh: Array, heads: int) -> Array:
@@ -27,8 +84,8 @@ def rows_as_heads(x_btnh: Array, heads: int) -> Array:
     return jax.reshard(x, sharding.a("b t n h"))
 
 
-def update_cache(held: Array, more_btkh: Array, slot: Array) -> Array:
+def update_cache(cache: Array, new_btkh: Array, slot: Array) -> Array:
     """The cache with new keys or values written from `slot` on."""
-    more = attention.heads_first(more_btkh).astype(held.dtype)
-    more = more.reshape(*held.shape[:-2], -1, held.shape[-1])
-    return jax.lax.dynamic_update_slice_in_dim(held, more, slot, axis=held.ndim - 2)
+    new = attention.heads_first(new_btkh).astype(cache.dtype)
+    new = new.reshape(*cache.shape[:-2], -1, cache.shape[-1])
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, slot, axis=cache.ndim - 2)

@@ -1,4 +1,4 @@
-"""A model as weights by name, and back.
+"""A network as weights by name, and back.
 
 Training, checkpoints and conversion all speak of "stack.blocks.attn.q": a flat dict of arrays is
 what is differentiated, saved, frozen and mapped.
@@ -6,7 +6,7 @@ what is differentiated, saved, frozen and mapped.
 
 from collections.abc import Callable, Collection, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from flax import nnx
 import jax
@@ -18,17 +18,19 @@ from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.layers import NonTrainable
 
 Weights = dict[str, Any]  # arrays, or their shapes where nothing is computed
+Kinds = Mapping[str, nnx.Param]  # what each weight is, by name: its type, `dims`, `fan_in`
+Net = TypeVar("Net", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True)
-class Skeleton:
-    """All of a model but its numbers."""
+class Skeleton(Generic[Net]):
+    """All of a network but its numbers."""
 
     graph: nnx.GraphDef
-    kinds: Mapping[str, nnx.Param]  # by name: what each weight is (type, `dims`, `fan_in`)
+    kinds: Kinds
 
-    def model(self, weights: Mapping[str, jax.Array], dtype: jnp.dtype | None = None) -> SpeechLM:
-        """The model with these weights, those that are learnt cast to `dtype`.
+    def model(self, weights: Mapping[str, jax.Array], dtype: jnp.dtype | None = None) -> Net:
+        """The network with these weights, those that are learnt cast to `dtype`.
 
         Raises KeyError where one is missing.
         """
@@ -37,17 +39,18 @@ class Skeleton:
             stays = dtype is None or isinstance(kind, NonTrainable)
             value = weights[name] if stays else weights[name].astype(dtype)
             flat.append((tuple(map(_key, name.split("."))), kind.replace(value)))
-        return nnx.merge(self.graph, nnx.from_flat_state(flat))
+        model: Net = nnx.merge(self.graph, nnx.from_flat_state(flat))
+        return model
 
 
-def split_model(model: SpeechLM) -> tuple[Skeleton, Weights]:
-    """The model's skeleton and its weights by name, in a fixed order."""
+def split_model(model: Net) -> tuple[Skeleton[Net], Weights]:
+    """The network's skeleton and its weights by name, in a fixed order."""
     graph, state = nnx.split(model)
     flat = {".".join(map(str, path)): kind for path, kind in nnx.to_flat_state(state)}
     return Skeleton(graph, flat), {name: kind.get_value() for name, kind in flat.items()}
 
 
-def init_model(build: Callable[[nnx.Rngs], SpeechLM], seed: int) -> tuple[Skeleton, Weights]:
+def init_model(build: Callable[[nnx.Rngs], Net], seed: int) -> tuple[Skeleton[Net], Weights]:
     """Random weights, each made where the mesh in force keeps it, in one compiled call."""
     rngs = nnx.Rngs(jax.random.key(seed))
     skeleton, _ = abstract_model(build)
@@ -57,7 +60,7 @@ def init_model(build: Callable[[nnx.Rngs], SpeechLM], seed: int) -> tuple[Skelet
 
 
 def init_weights(
-    build: Callable[[nnx.Rngs], SpeechLM], seed: int, names: Collection[str]
+    build: Callable[[nnx.Rngs], nnx.Module], seed: int, names: Collection[str]
 ) -> Weights:
     """The random weights of these names as `init_model` makes them, without the others."""
     if not names:
@@ -68,13 +71,13 @@ def init_weights(
     )
 
 
-def abstract_model(build: Callable[[nnx.Rngs], SpeechLM]) -> tuple[Skeleton, Weights]:
+def abstract_model(build: Callable[[nnx.Rngs], Net]) -> tuple[Skeleton[Net], Weights]:
     """The skeleton and the weights' shapes, dtypes and layouts: nothing is computed."""
     # The key is made while tracing: there may be no device to make one on.
     return split_model(jax.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0)))))
 
 
-def abstract_from_spec(spec: ModelSpec) -> tuple[Skeleton, Weights]:
+def abstract_from_spec(spec: ModelSpec) -> tuple[Skeleton[SpeechLM], Weights]:
     """The skeleton of a model and the shapes of its weights, on no device at all."""
     build = lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
     with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):

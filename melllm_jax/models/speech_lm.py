@@ -46,9 +46,13 @@ class Attention(nnx.Module):
         self.lora = cfg.r > 0
 
     def __call__(
-        self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn, key: Array | None = None
+        self,
+        x_btd: Float[Array, "b t d"],
+        angles: Angles,
+        attend: AttendFn,
+        key: Array | None = None,
     ) -> Float[Array, "b t d"]:
-        """`see` attends: it is given q, k and v, and may keep k and v."""
+        """`attend` is given q, k and v, and may keep k and v."""
         keys = (None, None) if key is None else jax.random.split(key)
         q = einsum("btd,dnh->btnh", x_btd, self.q[...])
         k = einsum("btd,dkh->btkh", x_btd, self.k[...])
@@ -56,7 +60,7 @@ class Attention(nnx.Module):
         if self.lora:
             dq, dk, dv = self.qkv_lora(x_btd, keys[0])
             q, k, v = q + dq, k + dk, v + dv
-        y_btnh = see(
+        y_btnh = attend(
             *(name_activation(x, "qkv") for x in (rotate(q, angles), rotate(k, angles), v))
         )
         y_btd = einsum("btnh,nhd->btd", y_btnh, self.o[...])
@@ -101,10 +105,14 @@ class Block(nnx.Module):
         self.mlp = Mlp(rngs, size, lora)
 
     def __call__(
-        self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn, key: Array | None = None
+        self,
+        x_btd: Float[Array, "b t d"],
+        angles: Angles,
+        attend: AttendFn,
+        key: Array | None = None,
     ) -> Float[Array, "b t d"]:
         keys = (None, None) if key is None else jax.random.split(key)
-        x_btd = x_btd + self.attn(self.attn_norm(x_btd), angles, see, keys[0])
+        x_btd = x_btd + self.attn(self.attn_norm(x_btd), angles, attend, keys[0])
         return x_btd + self.mlp(self.mlp_norm(x_btd), keys[1])
 
 
@@ -116,21 +124,25 @@ class Stack(nnx.Module):
         self.blocks = jax.vmap(lambda layer: Block(layer, size, cfg, lora))(rngs.split(cfg.l))
 
     def __call__(
-        self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn, key: Array | None = None
+        self,
+        x_btd: Float[Array, "b t d"],
+        angles: Angles,
+        attend: AttendFn,
+        key: Array | None = None,
     ) -> Float[Array, "b t d"]:
         keys = None if key is None else jax.random.split(key, self.cfg.l)
-        layer = lambda x, layer: (layer[0](x, angles, see, layer[1]), None)
+        layer = lambda x, layer: (layer[0](x, angles, attend, layer[1]), None)
         layers = (self.blocks, keys)
         unroll = 1 if self.cfg.scan else self.cfg.l
         return jax.lax.scan(remat.wrap_layer(layer, self.cfg), x_btd, layers, unroll=unroll)[0]
 
     def layer_outputs(
-        self, x_btd: Float[Array, "b t d"], angles: Angles, see: AttendFn
+        self, x_btd: Float[Array, "b t d"], angles: Angles, attend: AttendFn
     ) -> Float[Array, "l b t d"]:
-        """What leaves each block."""
+        """The output of each block."""
 
         def apply(x_btd: Array, block: Block) -> tuple[Array, Array]:
-            y_btd = block(x_btd, angles, see)
+            y_btd = block(x_btd, angles, attend)
             return y_btd, y_btd
 
         return jax.lax.scan(apply, x_btd, self.blocks)[1]
@@ -166,36 +178,37 @@ class SpeechLM(nnx.Module):
 
     def __call__(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
         """Hidden states after the last norm, [b t d]; `key` turns dropout on."""
-        inputs, angles, see = self._stack_inputs(batch)
-        return self.norm(self.stack(inputs, angles, see, key))
+        inputs, angles, attend = self._stack_inputs(batch)
+        return self.norm(self.stack(inputs, angles, attend, key))
 
     def hidden(self, batch: Batch) -> Float[Array, "l b t d"]:
-        """What leaves each layer, before the last norm."""
+        """The output of each layer, before the last norm."""
         return self.stack.layer_outputs(*self._stack_inputs(batch))
 
     def _stack_inputs(self, batch: Batch) -> tuple[Float[Array, "b t d"], Angles, AttendFn]:
-        inputs, place = self.inputs(batch), attention.position_ids(batch)
-        how = attention_kernels.choose_kernel(self.cfg.attention, inputs.shape[1], inputs.dtype)
-        if how == "whole":
-            seen = self.visibility_mask(place, place)
-            see: AttendFn = lambda q, k, v: name_activation(
+        """The stack's arguments for a batch: inputs, rotary angles and attention."""
+        inputs, ids = self.inputs(batch), attention.position_ids(batch)
+        kernel = attention_kernels.choose_kernel(self.cfg.attention, inputs.shape[1], inputs.dtype)
+        if kernel == "whole":
+            seen = self.visibility_mask(ids, ids)
+            attend: AttendFn = lambda q, k, v: name_activation(
                 attention.attend(q, k, v, seen), "attended"
             )
         else:
-            see = attention_kernels.make_attend_fn(
-                how, attention_kernels.visible_ranges(place, **self._rules), **self._rules
+            attend = attention_kernels.make_attend_fn(
+                kernel, attention_kernels.visible_ranges(ids, **self._rules), **self._rules
             )
-        return inputs, self.angles(batch), see
+        return inputs, self.angles(batch), attend
 
     def inputs(self, batch: Batch) -> Float[Array, "b t d"]:
-        """What enters the first layer: the front end's output at speech, embeddings at text.
+        """The input of the first layer: the front end's output at speech, embeddings at text.
 
         Without a front end every position is text.
         """
-        words = self.embed_text(batch.tokens)
+        text = self.embed_text(batch.tokens)
         if self.cfg.front == "none":
-            return words
-        return jnp.where(batch.is_speech[..., None], self.front(batch), words)
+            return text
+        return jnp.where(batch.is_speech[..., None], self.front(batch), text)
 
     def embed_text(self, tokens_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Embeddings of tokens."""
@@ -209,11 +222,11 @@ class SpeechLM(nnx.Module):
         """Length of each position's segment, int32 [b t]; counted only where rotary asks for it."""
         if batch.positions.shape[1] <= self.cfg.rope.original:
             return batch.positions + 1  # none can be longer than `original`
-        whole = attention.gather_time(batch.segments)
-        return jnp.sum(batch.segments[..., None] == whole[:, None], axis=-1, dtype=jnp.int32)
+        all_segments = attention.gather_time(batch.segments)
+        return jnp.sum(batch.segments[..., None] == all_segments[:, None], axis=-1, dtype=jnp.int32)
 
     def visibility_mask(self, q: attention.PositionIds, kv: attention.PositionIds) -> Array:
-        """Bool [b t s]: who sees whom under this model's rules."""
+        """Bool [b t s]: which positions see which under this model's rules."""
         return attention.visibility_mask(q, kv, **self._rules)
 
     @property

@@ -16,7 +16,7 @@ from melllm_jax.batch import Batch
 
 
 class PositionIds(NamedTuple):
-    """Where positions stand: all int32 [b t], as in `Batch`."""
+    """What decides which positions see one another: all int32 [b t], as in `Batch`."""
 
     segments: Int[Array, "b t"]
     positions: Int[Array, "b t"]
@@ -24,14 +24,14 @@ class PositionIds(NamedTuple):
 
 
 class MaskRules(TypedDict):
-    """What a model adds to "its own segment, earlier"."""
+    """What a model adds to the rule "earlier positions of its own segment"."""
 
     window: int  # positions seen back, itself included; 0 sees all
     both_ways: bool  # later positions of its own clip too
 
 
 def position_ids(batch: Batch) -> PositionIds:
-    """The places of a batch's own positions."""
+    """The ids of a batch's own positions."""
     return PositionIds(batch.segments, batch.positions, batch.clips)
 
 

@@ -1,7 +1,7 @@
 """Attention that never holds [t, s]: blocks of queries, splash on TPU, cuDNN on GPU.
 
-All equal `attention.attend` under `attention.visible`. They rest on one fact: in a packed row a
-position sees an unbroken stretch of its own segment, so that a mask is two numbers a position.
+All equal `attention.attend` under `attention.visibility_mask`. They rest on one fact: in a packed
+row a position sees an unbroken range of its own segment, so that a mask is two indices a position.
 Where time is split over the mesh, each device keeps its own queries and gathers keys and values.
 """
 
@@ -30,11 +30,11 @@ TILE = 512  # queries and keys in a tile of splash
 MAX_PACKED = 1 << 15  # positions whose first and last fit one int32
 LANES = 128  # a TPU's registers are this wide: splash wants multiples
 
-AttendFn = Callable[..., Float[Array, "b t n h"]]  # (q, k, v) → what is attended to
+AttendFn = Callable[..., Float[Array, "b t n h"]]  # (q, k, v) → attention's result
 
 
 class VisibleRange(NamedTuple):
-    """What each position sees: those of its own segment from `first` to `last` of the row.
+    """The positions that each one sees: of its own segment, from `first` to `last` of the row.
 
     All int32 [b t]. Padding sees no more than padding.
     """
@@ -44,80 +44,80 @@ class VisibleRange(NamedTuple):
     last: Int[Array, "b t"]
 
 
-def visible_ranges(place: PositionIds, *, window: int, both_ways: bool) -> VisibleRange:
-    """`attention.visible` of packed rows with themselves, as spans.
+def visible_ranges(ids: PositionIds, *, window: int, both_ways: bool) -> VisibleRange:
+    """`attention.visibility_mask` of packed rows with themselves, as ranges.
 
     Segments, and clips within them, are unbroken runs of positions, as in `Batch`.
     """
-    segments, _, clips = (gather_time(x) for x in place)
+    segments, _, clips = (gather_time(x) for x in ids)
     index = jnp.zeros_like(segments) + jnp.arange(segments.shape[1], dtype=jnp.int32)[None]
     start, end = _run_bounds(segments, index)
     first = jnp.maximum(start, index - window + 1) if window else start
     last = index
     if both_ways:
         opens, closes = _run_bounds(clips, index)
-        spoken = clips > 0  # of two segments side by side, both may have a clip of one number
-        first = jnp.where(spoken, jnp.minimum(first, jnp.maximum(opens, start)), first)
-        last = jnp.where(spoken, jnp.minimum(closes, end), last)
-    alone = segments == 0
-    found = segments, jnp.where(alone, index, first), jnp.where(alone, index, last)
-    return VisibleRange(*(jax.reshard(x, sharding.a("b t")) for x in found))
+        speech = clips > 0  # of two segments side by side, both may have a clip of one number
+        first = jnp.where(speech, jnp.minimum(first, jnp.maximum(opens, start)), first)
+        last = jnp.where(speech, jnp.minimum(closes, end), last)
+    padding = segments == 0
+    ranges = segments, jnp.where(padding, index, first), jnp.where(padding, index, last)
+    return VisibleRange(*(jax.reshard(x, sharding.a("b t")) for x in ranges))
 
 
-def choose_kernel(how: str, t: int, dtype: DTypeLike) -> str:
+def choose_kernel(kernel: str, t: int, dtype: DTypeLike) -> str:
     """The implementation that `config.Model.attention` means for rows of `t` on the mesh in force.
 
     cuDNN computes in 16 bits alone, and splash in whole tiles.
     """
-    if how != "auto":
-        return how
+    if kernel != "auto":
+        return kernel
     platform = _platform()
-    here = t // sharding.parts_of_time()
-    if platform == "tpu" and t % LANES == 0 and here % LANES == 0:
+    local = t // sharding.parts_of_time()
+    if platform == "tpu" and t % LANES == 0 and local % LANES == 0:
         return "splash"
     if platform in ("cuda", "gpu") and jnp.dtype(dtype).itemsize == 2:
         return "cudnn"
     return "whole" if t <= WHOLE else "blocks"
 
 
-def make_attend_fn(how: str, span: VisibleRange, *, window: int, both_ways: bool) -> AttendFn:
-    """Attention by the kernel `how` as a function of q [b t n h], k and v [b t k h].
+def make_attend_fn(kernel: str, ranges: VisibleRange, *, window: int, both_ways: bool) -> AttendFn:
+    """Attention by `kernel` as a function of q [b t n h], k and v [b t k h].
 
-    `window` and `both_ways` are those that `span` was made with: they bound what a kernel may
-    leave out without looking. What all layers share is made here, once.
+    `window` and `both_ways` are those that `ranges` was made with: they bound what a kernel may
+    leave out without looking. What all layers share is computed here, once.
     """
     causal = (
         not both_ways and sharding.parts_of_time() == 1
     )  # else a device's queries start anywhere
-    segments_bs = gather_time(span.segments)
+    segments_bs = gather_time(ranges.segments)
     q_spec, kv_spec, row = sharding.a("b t n h"), sharding.a("b s k h"), sharding.a("b t")
     shared: tuple[Array, ...]
     specs: tuple[jax.P, ...]
-    if how == "cudnn":
-        kernel: Any = functools.partial(_cudnn, causal=causal)
-        shared, specs = (_mask(span),), (sharding.a("b t s"),)
-    elif how == "splash":
-        kernel = functools.partial(_splash, window=window, causal=causal)
-        shared, specs = (*span, segments_bs), (row, row, row, sharding.a("b s"))
+    if kernel == "cudnn":
+        function: Any = functools.partial(_cudnn, causal=causal)
+        shared, specs = (_mask(ranges),), (sharding.a("b t s"),)
+    elif kernel == "splash":
+        function = functools.partial(_splash, window=window, causal=causal)
+        shared, specs = (*ranges, segments_bs), (row, row, row, sharding.a("b s"))
     else:
-        kernel, shared, specs = _blocks, (span.first, span.last), (row, row)
+        function, shared, specs = _blocks, (ranges.first, ranges.last), (row, row)
 
-    def see(q_btnh: Array, k_bskh: Array, v_bskh: Array) -> Array:
+    def attend(q_btnh: Array, k_bskh: Array, v_bskh: Array) -> Array:
         spread = jax.shard_map(
-            kernel,
+            function,
             in_specs=(q_spec, kv_spec, kv_spec, *specs),
             out_specs=q_spec,
             check_vma=False,  # a Pallas call does not say over which axes its result varies
         )
         y_btnh = spread(q_btnh, gather_time(k_bskh), gather_time(v_bskh), *shared)
         # Splash names its result itself, beside the sums that its backward pass needs.
-        return y_btnh if how == "splash" else name_activation(y_btnh, "attended")
+        return y_btnh if kernel == "splash" else name_activation(y_btnh, "attended")
 
-    return see
+    return attend
 
 
 def _blocks(q_btnh: Array, k_bskh: Array, v_bskh: Array, first_bt: Array, last_bt: Array) -> Array:
-    """Scores of BLOCK queries at a time, made again in the backward pass."""
+    """Attention with scores of BLOCK queries at a time, computed again in the backward pass."""
     t = q_btnh.shape[1]
     size = math.gcd(t, BLOCK)
     k_bksh, v_bksh = (jnp.swapaxes(x, 1, 2) for x in (k_bskh, v_bskh))
@@ -135,6 +135,7 @@ def _blocks(q_btnh: Array, k_bskh: Array, v_bskh: Array, first_bt: Array, last_b
 def _cudnn(
     q_btnh: Array, k_bskh: Array, v_bskh: Array, visible_bts: Array, *, causal: bool
 ) -> Array:
+    """cuDNN's attention; elsewhere than on a GPU, XLA's of the same mask."""
     return jax.nn.dot_product_attention(
         q_btnh,
         k_bskh,
@@ -191,8 +192,8 @@ def _splash(
         reach = _pack_range(first, last) if windowed else last
         with_reach = lambda info: info._replace(q_sequence=reach)
         infos, rest = kernel.tree_flatten()
-        here = splash.SplashAttentionKernel.tree_unflatten(rest, [*map(with_reach, infos)])
-        return here(q, k, v, ids)
+        row_kernel = splash.SplashAttentionKernel.tree_unflatten(rest, [*map(with_reach, infos)])
+        return row_kernel(q, k, v, ids)
 
     heads = lambda x: jnp.swapaxes(x, 1, 2)
     q = heads(q_btnh) * jnp.asarray(1 / math.sqrt(h), q_btnh.dtype)
@@ -202,15 +203,16 @@ def _splash(
 
 @dataclasses.dataclass(frozen=True)
 class VisibleRangeMask(masks.Mask):
-    """Which tiles splash computes, before it looks: all that a `VisibleRange` may hold.
+    """Which tiles splash computes: all those in which a `VisibleRange` may hold a pair.
 
-    The kernel itself asks `mask_function` what a query's numbers, in place of `q_sequence`, allow.
+    Inside a tile the kernel calls `mask_function` with each query's own range, which stands in
+    place of `q_sequence`.
     """
 
     sizes: tuple[int, int]  # t, s
     window: int  # positions seen back, at most
     causal: bool
-    windowed: bool  # the numbers are packed: where a query's stretch starts matters
+    windowed: bool  # ranges are packed in one int32: where a query's range starts matters
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -219,12 +221,12 @@ class VisibleRangeMask(masks.Mask):
 
     @property
     def q_sequence(self) -> np.ndarray:
-        """Replaced by each row's own numbers before the kernel runs."""
+        """Replaced by each row's own ranges before the kernel runs."""
         return np.arange(self.sizes[0], dtype=np.int32)
 
     @property
     def mask_function(self) -> Callable[[Array, Array], Array]:
-        """(a query's numbers, index of a key) → may it see the key."""
+        """(a query's range, index of a key) → whether it sees the key."""
         return _in_range if self.windowed else _not_beyond
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
@@ -245,7 +247,7 @@ def splash_tile_share(t: int, window: int) -> float:
 
 
 def _pack_range(first: Array, last: Array) -> Array:
-    """Two indices in one int32: rows of at most MOST positions."""
+    """Two indices in one int32, for rows of at most MAX_PACKED positions."""
     return (first << 16) | last
 
 
@@ -268,12 +270,13 @@ def _run_bounds(x_bt: Array, index_bt: Array) -> tuple[Array, Array]:
 
 
 def _within(first_bt: Array, last_bt: Array, s: int) -> Bool[Array, "b t s"]:
+    """The mask of ranges over `s` positions."""
     index = jnp.arange(s, dtype=jnp.int32)[None, None]
     return (first_bt[..., None] <= index) & (index <= last_bt[..., None])
 
 
-def _mask(span: VisibleRange) -> Bool[Array, "b t s"]:
-    return _within(span.first, span.last, span.first.shape[1])
+def _mask(ranges: VisibleRange) -> Bool[Array, "b t s"]:
+    return _within(ranges.first, ranges.last, ranges.first.shape[1])
 
 
 def _split_time(x: Array, parts: int) -> Array:
@@ -282,6 +285,6 @@ def _split_time(x: Array, parts: int) -> Array:
 
 
 def _platform() -> str | None:
-    """Of the mesh in force; None where it is of no real device."""
+    """The platform of the mesh in force; None where it has no real device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else None

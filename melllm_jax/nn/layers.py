@@ -1,7 +1,7 @@
-"""The parts that every module is made of: weights, contractions, norm, rotary, low-rank additions.
+"""Parts of every module: weights, contractions, norm, rotary positions, low-rank additions.
 
 A contraction's letters are its layout: `einsum("btd,dnh->btnh", x, w)` splits its result as
-`layout.a("b t n h")` says, so a layout is said where a weight is made and nowhere else.
+`sharding.a("b t n h")` says, so a layout is said where a weight is made and nowhere else.
 """
 
 from collections.abc import Mapping
@@ -55,26 +55,26 @@ def einsum(
 
 
 def product(equation: str, x: Array, w: Array, dtype: DTypeLike | None = None) -> Array:
-    """The einsum as a product of two matrices, on one device.
+    """Computes the einsum as a product of two matrices, on one device.
 
     Its gradient by w is then a product of two matrices as well. Contracting [b t] at once, XLA on
     a CPU first writes one side transposed: a third of a training step's time.
     """
     terms, result = equation.split("->")
-    _, held = terms.split(",")
-    inner = "".join(letter for letter in held if letter not in result)
-    kept = x.ndim - len(inner)
+    _, w_letters = terms.split(",")
+    inner = "".join(letter for letter in w_letters if letter not in result)
+    outer_axes = x.ndim - len(inner)
     x, w = (jax.reshard(a, jax.P(*[None] * a.ndim)) for a in (x, w))
-    width = math.prod(x.shape[kept:])
+    width = math.prod(x.shape[outer_axes:])
     x_rows = x.reshape(-1, width)
-    if held.startswith(inner):
+    if w_letters.startswith(inner):
         outer, sides = w.shape[len(inner) :], ((1,), (0,))
         w_matrix = w.reshape(width, -1)
     else:
         outer, sides = w.shape[: -len(inner)], ((1,), (1,))
         w_matrix = w.reshape(-1, width)
     y = jax.lax.dot_general(x_rows, w_matrix, (sides, ((), ())), preferred_element_type=dtype)
-    return y.reshape(*x.shape[:kept], *outer)
+    return y.reshape(*x.shape[:outer_axes], *outer)
 
 
 def weight(
@@ -166,6 +166,7 @@ def uniform_like(key: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _mix_bits(bits: Array) -> Array:
+    """MurmurHash3's finaliser of each 32-bit number."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
     return bits

@@ -1,4 +1,4 @@
-"""What the backward pass computes again: policies of rematerialisation by name.
+"""Policies of rematerialisation: what the backward pass computes again.
 
 A layer's activations that may be kept have names: `qkv` (queries, keys and values, turned),
 `attended` (what attention gives, and the sums its backward pass needs), `out` (what attention adds
@@ -21,18 +21,19 @@ CUDNN = "dot_product_attention_fwd"  # its sums have no name that could be given
 
 
 def name_activation(x: Array, name: str) -> Array:
-    """`x`, which remat may keep under `name`."""
+    """Name `x` for remat, which may keep it under `name`."""
     return checkpoint_name(x, name)
 
 
 def wrap_layer(layer: Layer, cfg: Model) -> Layer:
-    """`layer` as its backward pass is to run under `cfg.remat`."""
+    """`layer` with its backward pass under the policy `cfg.remat`."""
     if cfg.remat == "none":
         return layer
     return jax.checkpoint(layer, policy=_policy(cfg), prevent_cse=False)
 
 
 def _policy(cfg: Model) -> Callable[..., Any] | None:
+    """What JAX's checkpoint may save; None saves nothing."""
     policies = jax.checkpoint_policies
     if cfg.remat == "full":
         return None

@@ -1,11 +1,11 @@
-"""Both ends of the model, where the vocabulary stands: looking tokens up, and scoring them.
+"""Looks tokens up and scores them, with the vocabulary split over devices.
 
 The table [v d] is the largest weight, split over `tp` by tokens and over `fsdp` by width. Looking
 up moves rows, not the table: every device looks all rows' tokens up in its own columns, and the
-columns are exchanged. Scoring goes through the vocabulary in chunks, each gathered when its turn
-comes, so that neither [t, v] scores nor the whole table ever stand; a chunk's gradient is made
-once, where chunks of time would each add to the whole of it. Both run device by device, since the
-compiler, left to itself, gathers and sums the table for every chunk.
+columns are exchanged. Scoring goes through the vocabulary in chunks, each gathered when it is
+needed, so that neither [t, v] scores nor the whole table are ever in memory; a chunk's gradient is
+computed once, where chunks of time would each add to the whole of it. Both run device by device,
+since the compiler, left to itself, gathers and sums the table for every chunk.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from melllm_jax import sharding
 
-CHUNK = 8448  # tokens of a device's share whose scores stand at once, at most
+CHUNK = 8448  # tokens of a device's share that are scored at once, at most
 LOWEST_SCORE = -1e30  # the score of no token: finite, so that no gradient is NaN
 
 
@@ -39,18 +39,18 @@ def embed_tokens(
 ) -> Float[Array, "b t d"]:
     """The table's rows of `tokens_bt`, [b t d]."""
 
-    def here(table: Array, tokens: Array) -> Array:
+    def on_device(table: Array, tokens: Array) -> Array:
         size = table.shape[0]
         rows = jax.lax.all_gather(tokens, sharding.WIDTH, axis=0, tiled=True)
         index = rows - jax.lax.axis_index(sharding.TOKENS) * size
-        mine = (index >= 0) & (index < size)
-        found = jnp.where(mine[..., None], table[jnp.where(mine, index, 0)], 0)
+        own = (index >= 0) & (index < size)
+        found = jnp.where(own[..., None], table[jnp.where(own, index, 0)], 0)
         found = jax.lax.psum(found, sharding.TOKENS)
         return jax.lax.all_to_all(found, sharding.WIDTH, split_axis=0, concat_axis=2, tiled=True)
 
     split = sharding.w("v d"), sharding.a("b t")
-    placed = (jax.reshard(x, spec) for x, spec in zip((table_vd, tokens_bt), split, strict=True))
-    return jax.shard_map(here, in_specs=split, out_specs=sharding.a("b t d"))(*placed)
+    operands = (jax.reshard(x, spec) for x, spec in zip((table_vd, tokens_bt), split, strict=True))
+    return jax.shard_map(on_device, in_specs=split, out_specs=sharding.a("b t d"))(*operands)
 
 
 def cross_entropy(
@@ -66,7 +66,7 @@ def cross_entropy(
     """
     spread = (*sharding.ROWS, sharding.TIME)
 
-    def here(x: Array, table: Array, targets: Array, weights: Array) -> Sums:
+    def on_device(x: Array, table: Array, targets: Array, weights: Array) -> Sums:
         # Said to vary before the loop, so that gradients are summed over copies once, after it:
         # the table's where it was scattered already.
         copies = tuple(axis for axis in spread if axis != sharding.WIDTH)
@@ -84,15 +84,15 @@ def cross_entropy(
         return jax.tree.map(lambda part: jax.lax.psum(part, spread), sums)
 
     split = sharding.a("b t d"), sharding.w(dims), sharding.a("b t"), sharding.a("b t")
-    function: Callable[..., Sums] = jax.shard_map(here, in_specs=split, out_specs=jax.P())
+    function: Callable[..., Sums] = jax.shard_map(on_device, in_specs=split, out_specs=jax.P())
     inputs = (x_btd, table, targets_bt, weights_bt)
     return function(*(jax.reshard(x, spec) for x, spec in zip(inputs, split, strict=True)))
 
 
 def _score_chunks(x_nd: Array, rows: Array, targets: Array) -> ScoreTotals:
-    """Log of the summed exponentials, the highest score, and the target's, of each position.
+    """Scores each position in chunks of this device's tokens: log-sum-exp, highest, target's.
 
-    Of this device's tokens alone; the target's is 0 where another device has it.
+    The target's score is 0 where another device has it.
     """
     size = rows.shape[0]
     first = jax.lax.axis_index(sharding.TOKENS) * size

@@ -1,19 +1,68 @@
-"""The loss: cross-entropy of the next token, in sums that any split of the batch adds up to."""
+"""Cross-entropy of the next token, of speech and text on one time axis."""
 
+from collections.abc import Mapping
+import dataclasses
+
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Mistake
+from melllm_jax.models.parameters import Kinds
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn import attention
-from melllm_jax.nn.vocab_parallel import Sums, cross_entropy
+from melllm_jax.nn.vocab_parallel import cross_entropy
+from melllm_jax.objectives.objective import Companion, LossSums, trainable_names
 
 
-def next_token_loss(model: SpeechLM, batch: Batch, key: Array | None = None) -> Sums:
-    """Summed cross-entropy of every target, told from the position before it."""
-    return cross_entropy(model(batch, key), *model.table, *next_token_targets(batch))
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """Mel-LLM's objective: the model reads speech and text, and learns its transcript.
+
+    Raises Mistake for a run without a front end.
+    """
+
+    run: Run
+
+    def __post_init__(self) -> None:
+        if self.run.model.front == "none":
+            raise Mistake('model.front="none": reads no speech: choose linear or conv')
+
+    def build(self, rngs: nnx.Rngs) -> SpeechLM:
+        """The model of the run's sizes."""
+        return SpeechLM(self.run.model, self.run.mel, self.run.lora, rngs=rngs)
+
+    def loss(
+        self,
+        model: SpeechLM,
+        batch: Batch,
+        key: Array | None = None,
+        companions: Mapping[str, nnx.Module] | None = None,
+    ) -> LossSums:
+        """Summed cross-entropy of every target; `accuracy` counts those that were the likeliest."""
+        return next_token_loss(model, batch, key if self.run.lora.dropout else None)
+
+    def target_weights(self, batch: Batch) -> Float[Array, "b t"]:
+        """The weight of the token after each position."""
+        return next_token_targets(batch)[1]
+
+    def trained(self, kinds: Kinds) -> frozenset[str]:
+        """What optim.train says: all, or LoRA and the front end."""
+        return trainable_names(self.run.optim, kinds)
+
+    def companions(self) -> Mapping[str, Companion]:
+        """None."""
+        return {}
+
+
+def next_token_loss(model: SpeechLM, batch: Batch, key: Array | None = None) -> LossSums:
+    """Summed cross-entropy of every target, predicted at the position before it."""
+    found = cross_entropy(model(batch, key), *model.table, *next_token_targets(batch))
+    return LossSums(found.loss, found.weight, {"accuracy": found.hits})
 
 
 def next_token_targets(batch: Batch) -> tuple[Int[Array, "b t"], Float[Array, "b t"]]:

@@ -1,4 +1,4 @@
-"""What a training step needs, by arithmetic alone: memory, products and bytes sent.
+"""Estimates what a training step needs by arithmetic alone: memory, products and bytes sent.
 
 Nothing is compiled: good enough to say which of many ways to run is worth compiling, and all there
 is where no compiler for the pod is installed. Everything is of one update; bytes are of one chip.
@@ -15,12 +15,12 @@ from melllm_jax.nn.vocab_parallel import CHUNK
 
 @dataclasses.dataclass(frozen=True)
 class AnalyticCost:
-    """Of one update; bytes are a chip's."""
+    """What one update needs; bytes are a chip's."""
 
     state: float  # bytes of weights and the optimiser's state
     activations: float  # bytes at the fullest moment of what comes and goes
-    executed: float  # FLOPs of all chips, what remat does twice included
-    sent: Mapping[str, float]  # bytes by mesh axis
+    executed_flops: float  # FLOPs of all chips, what remat does twice included
+    bytes_sent: Mapping[str, float]  # bytes by mesh axis
 
 
 def estimate_cost(run: Run, sizes: Mapping[str, int]) -> AnalyticCost:
@@ -29,8 +29,8 @@ def estimate_cost(run: Run, sizes: Mapping[str, int]) -> AnalyticCost:
     return AnalyticCost(
         state=held["state"],
         activations=held["passing"] + _activations(run, sizes, kept),
-        executed=flops.update_flops(run) + _recomputed_flops(run, sizes, kept),
-        sent=_bytes_sent(run, sizes, kept),
+        executed_flops=flops.update_flops(run) + _recomputed_flops(run, sizes, kept),
+        bytes_sent=_bytes_sent(run, sizes, kept),
     )
 
 
@@ -88,7 +88,7 @@ def _positions_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
 
 
 def _widths(run: Run) -> dict[str, int]:
-    """Numbers a position that each name stands for."""
+    """Numbers a position of the activations of each name."""
     m = run.model
     return {
         "qkv": (m.n + 2 * m.k) * m.h,
@@ -99,6 +99,7 @@ def _widths(run: Run) -> dict[str, int]:
 
 
 def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:
+    """Bytes of activations on a chip at the fullest moment."""
     m, tp, tokens = run.model, sizes["tp"], _positions_per_chip(run, sizes)
     number = 2 if run.optim.compute == "bfloat16" else 4
     widths = _widths(run)
@@ -114,7 +115,7 @@ def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> fl
 
 
 def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:
-    """FLOPs done twice."""
+    """FLOPs that the backward pass does again."""
     m, positions = run.model, run.data.b * run.data.t
     seen = flops.mean_attended_positions(m, run.data.t)
     heads = m.n * m.h
@@ -131,7 +132,10 @@ def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) 
 
 
 def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dict[str, float]:
-    """Ring collectives: (n − 1) / n of what is gathered or scattered, twice that when summed."""
+    """Bytes that a chip sends, by mesh axis.
+
+    Ring collectives: (n − 1) / n of what is gathered or scattered, twice that when summed.
+    """
     m, p, tp = run.model, flops.count_parameters(run), sizes["tp"]
     trained = p.total if run.optim.train == "all" else p.front + p.lora
     summed_up = _trainable_per_chip(run, sizes)  # over copies, once an update

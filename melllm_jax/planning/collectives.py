@@ -1,4 +1,4 @@
-"""What a compiled program's collectives send, and over which axes of the mesh.
+"""Reads what a compiled program's collectives send, and over which axes of the mesh.
 
 Devices are numbered along the mesh, its last axis fastest, as a program for that mesh numbers
 them. Bytes are those that one chip sends when the devices of a group pass parts round a ring.
@@ -34,7 +34,7 @@ RING_FACTORS = {
 class Collective:
     """One kind of exchange over the same axes, all its runs in a step together."""
 
-    kind: str  # a key of RING
+    kind: str  # a key of RING_FACTORS
     axes: tuple[str, ...]  # of the mesh, in its order; () where no set of axes makes the groups
     devices: int  # in a group
     hidden: bool  # asynchronous: other work may run meanwhile
@@ -63,18 +63,22 @@ def slice_axes(sizes: Mapping[str, int], devices: int) -> SliceAxes:
 
 
 def read_collective(
-    instruction: hlo_text.Instruction, wires: SliceAxes, *, hidden: bool, scattered: bool = False
+    instruction: hlo_text.Instruction,
+    mesh_axes: SliceAxes,
+    *,
+    hidden: bool,
+    scattered: bool = False,
 ) -> Collective | None:
-    """What one run of a collective sends; None of another instruction or a group of one device.
+    """What one run of a collective sends; None for another instruction or a group of one device.
 
     `scattered` is true of an all-reduce of whose result every device keeps its own part alone.
     """
     if instruction.op == "send":
-        return _between_slices(instruction, wires)
+        return _between_slices(instruction, mesh_axes)
     kind = instruction.op.removesuffix("-start")
     if kind not in RING_FACTORS:
         return None
-    axes, devices = _group_axes(kind, instruction.attributes, wires.inside)
+    axes, devices = _group_axes(kind, instruction.attributes, mesh_axes.inside)
     if devices < 2:
         return None
     if scattered:
@@ -85,14 +89,14 @@ def read_collective(
     return Collective(kind, axes, devices, hidden, 1, RING_FACTORS[kind](devices) * whole)
 
 
-def _between_slices(sent: hlo_text.Instruction, wires: SliceAxes) -> Collective | None:
+def _between_slices(sent: hlo_text.Instruction, mesh_axes: SliceAxes) -> Collective | None:
     """What a chip sends to its peers in other slices; ONE_TO_ONE goes to one of them."""
     found = re.search(r'_megascale_transfer_type="([A-Z_]+)"', sent.attributes)
     if not found:
         return None
     kind = found.group(1).lower().replace("_", "-")
-    names = tuple(name for name, size in wires.across if size > 1)
-    slices = math.prod(size for _, size in wires.across)
+    names = tuple(name for name, size in mesh_axes.across if size > 1)
+    slices = math.prod(size for _, size in mesh_axes.across)
     whole = sent.buffers[0].bytes * (slices if kind == "all-gather" else 1)
     if kind not in RING_FACTORS:
         kind = "collective-permute"
@@ -100,7 +104,7 @@ def _between_slices(sent: hlo_text.Instruction, wires: SliceAxes) -> Collective 
 
 
 def result_shape(instruction: hlo_text.Instruction) -> hlo_text.Shape:
-    """What a collective returns: of most that only start, the second part of a tuple."""
+    """The result of a collective: of most that only start, the second part of a tuple."""
     shape, op = instruction.shape, instruction.op
     if op.endswith("-start") and op != "all-reduce-start" and isinstance(shape, tuple):
         return shape[1]
@@ -136,12 +140,12 @@ def _group_axes(kind: str, attributes: str, mesh: tuple[tuple[str, int], ...]) -
     ids = np.arange(math.prod(lengths)).reshape(lengths)
     split = [i for i, length in enumerate(lengths) if length > 1]
     for count in range(1, len(split) + 1):
-        for kept in itertools.combinations(split, count):
-            rest = [i for i in range(len(lengths)) if i not in kept]
-            size = math.prod(lengths[i] for i in kept)
-            made = np.transpose(ids, (*rest, *kept)).reshape(-1, size)
-            if np.array_equal(made[np.argsort(made[:, 0])], found):
-                return tuple(names[i] for i in kept), size
+        for chosen in itertools.combinations(split, count):
+            rest = [i for i in range(len(lengths)) if i not in chosen]
+            size = math.prod(lengths[i] for i in chosen)
+            groups = np.transpose(ids, (*rest, *chosen)).reshape(-1, size)
+            if np.array_equal(groups[np.argsort(groups[:, 0])], found):
+                return tuple(names[i] for i in chosen), size
     return (), found.shape[1]
 
 
@@ -154,8 +158,8 @@ def _permuted_axes(
     ends = np.array(pairs, int).reshape(-1, 2)
     if ends.size and ends.max() >= math.prod(lengths):
         return (), len(ends)
-    places = np.array(np.unravel_index(ends, lengths))  # [axis, pair, end]
-    crossed = np.any(places[..., 0] != places[..., 1], axis=1)
+    coordinates = np.array(np.unravel_index(ends, lengths))  # [axis, pair, end]
+    crossed = np.any(coordinates[..., 0] != coordinates[..., 1], axis=1)
     axes = [i for i in range(len(lengths)) if crossed[i]]
     return tuple(names[i] for i in axes), math.prod(lengths[i] for i in axes)
 

@@ -1,4 +1,4 @@
-"""What a compiled program does in one run on one chip: read from the text of its optimised HLO.
+"""Reads what a compiled program does in one run on one chip from the text of its optimised HLO.
 
 How long XLA thinks a step takes is best had from `ProgramCost.matrix_cycles` over the chip's clock
 for matrix products (8192³ in bfloat16: 88 % of the peak rate on v5e, 90 % on v5p), from `traffic`
@@ -35,7 +35,7 @@ class ProgramCost:
     traffic: float  # bytes that move to and from main memory, estimated
     cycles: int | None  # XLA's estimate for all instructions that it gives one; None off TPUs
     matrix_cycles: int | None  # the part of them that its model of the matrix units gave
-    unknown: tuple[str, ...]  # loops whose number of turns is not known; each counts as one turn
+    unknown: tuple[str, ...]  # loops whose trip count is not known; each counts as one turn
 
 
 def compile_with_hlo(
@@ -65,17 +65,17 @@ def program_cost(text: str, sizes: Mapping[str, int]) -> ProgramCost:
     Raises Fault where the text is no HLO module.
     """
     reader = _Reader(hlo_text.parse_module(text), sizes)
-    tally = reader.tally(reader.module.entry)
+    cost = reader.cost(reader.module.entry)
     collectives = (
         dataclasses.replace(one, times=times, bytes=one.bytes * times)
-        for one, times in tally.sent.items()
+        for one, times in cost.sent.items()
     )
     return ProgramCost(
         collectives=tuple(sorted(_merge_alike(collectives), key=lambda one: -one.bytes)),
-        traffic=tally.traffic,
-        cycles=tally.cycles if tally.cycles else None,
-        matrix_cycles=tally.matrix if tally.cycles else None,
-        unknown=tuple(sorted(tally.unknown)),
+        traffic=cost.traffic,
+        cycles=cost.cycles if cost.cycles else None,
+        matrix_cycles=cost.matrix if cost.cycles else None,
+        unknown=tuple(sorted(cost.unknown)),
     )
 
 
@@ -89,7 +89,7 @@ class _Cost(NamedTuple):
     unknown: frozenset[str] = frozenset()
 
     def plus(self, other: "_Cost", times: int = 1) -> "_Cost":
-        """This and `times` runs of the other."""
+        """The sum of this and `times` runs of the other."""
         sent = Counter(self.sent)
         for one, runs in other.sent.items():
             sent[one] += runs * times
@@ -102,20 +102,21 @@ class _Cost(NamedTuple):
         )
 
     @property
-    def moved(self) -> float:
-        """All bytes, of memory and wire: the measure of which branch is the dearest."""
+    def bytes_moved(self) -> float:
+        """All bytes, of memory and links: the measure of which branch costs most."""
         return self.traffic + sum(one.bytes * runs for one, runs in self.sent.items())
 
 
 class _Reader:
-    """Tallies of a module's computations, each made once."""
+    """Costs of a module's computations, each counted once."""
 
     def __init__(self, module: hlo_text.HloModule, sizes: Mapping[str, int]):
-        self.module, self.wires = module, slice_axes(sizes, module.devices)
-        self.turns = trip_counts.TripCounts(module)
-        self.tally = functools.cache(self._tally)
+        self.module, self.axes = module, slice_axes(sizes, module.devices)
+        self.trip_counts = trip_counts.TripCounts(module)
+        self.cost = functools.cache(self._cost)
 
-    def _tally(self, name: str) -> _Cost:
+    def _cost(self, name: str) -> _Cost:
+        """What one run of the computation `name` does, its calls and loops included."""
         computation = self.module.computations[name]
         total, chains = _Cost(), set[str]()
         for instruction in computation.instructions.values():
@@ -125,15 +126,15 @@ class _Reader:
             total = total.plus(_Cost(Counter(), moved, cycles, matrix))
             total = total.plus(self._inside(instruction, chains))
             if instruction.op == "while":
-                turns = self.turns.of(computation, instruction)
-                if turns is None:
+                count = self.trip_counts.trip_count(computation, instruction)
+                if count is None:
                     total = total.plus(_Cost(unknown=frozenset({instruction.name})))
-                for body in (*instruction.called("body"), *instruction.called("condition")):
-                    total = total.plus(self.tally(body), 1 if turns is None else turns)
+                for body in (*instruction.callees("body"), *instruction.callees("condition")):
+                    total = total.plus(self.cost(body), 1 if count is None else count)
             elif branches := _branches(instruction):
-                total = total.plus(max(map(self.tally, branches), key=lambda tally: tally.moved))
+                total = total.plus(max(map(self.cost, branches), key=lambda cost: cost.bytes_moved))
             elif instruction.op == "call":
-                total = total.plus(self.tally(instruction.called("to_apply")[0]))
+                total = total.plus(self.cost(instruction.callees("to_apply")[0]))
         return total
 
     def _inside(self, instruction: hlo_text.Instruction, chains: set[str]) -> _Cost:
@@ -144,9 +145,9 @@ class _Reader:
         """
         waits = '"is_sync":true' in instruction.attributes
         hidden = instruction.op.endswith("-start") and not waits
-        around = instruction.called("calls") or instruction.called("called_computations")
+        around = instruction.callees("calls") or instruction.callees("called_computations")
         if instruction.op not in {"fusion", "async-start", "custom-call"} or not around:
-            found = read_collective(instruction, self.wires, hidden=hidden)
+            found = read_collective(instruction, self.axes, hidden=hidden)
             return _Cost(Counter([found] if found else []))
         sent: Counter[Collective] = Counter()
         for callee in map(self.module.computations.__getitem__, around):
@@ -168,7 +169,7 @@ class _Reader:
         chains.update(chain.groups() if chain else ())
         hidden = hidden or chain is not None
         scattered = _is_reduce_scatter(around, inner)
-        found = read_collective(inner, self.wires, hidden=hidden, scattered=scattered)
+        found = read_collective(inner, self.axes, hidden=hidden, scattered=scattered)
         if found:
             return Counter([found])
         deeper = self._inside(inner, chains).sent
@@ -178,8 +179,9 @@ class _Reader:
 
 
 def _branches(instruction: hlo_text.Instruction) -> tuple[str, ...]:
-    sides = (instruction.called(f"{side}_computation") for side in ("true", "false"))
-    return instruction.called("branch_computations") or tuple(name for s in sides for name in s)
+    """Computations of a conditional's branches."""
+    sides = (instruction.callees(f"{side}_computation") for side in ("true", "false"))
+    return instruction.callees("branch_computations") or tuple(name for s in sides for name in s)
 
 
 def _is_reduce_scatter(computation: hlo_text.Computation, reduced: hlo_text.Instruction) -> bool:
@@ -196,7 +198,7 @@ def _is_reduce_scatter(computation: hlo_text.Computation, reduced: hlo_text.Inst
 
 
 def _merge_alike(collectives: Iterable[Collective]) -> list[Collective]:
-    """Those alike but for their bytes as one."""
+    """Collectives that differ in their bytes and runs alone, each group as one."""
     groups: dict[tuple, list[Collective]] = {}
     for one in collectives:
         groups.setdefault((one.kind, one.axes, one.devices, one.hidden), []).append(one)

@@ -1,4 +1,4 @@
-"""Bytes that an instruction of a compiled program moves to and from a chip's main memory.
+"""Counts bytes that an instruction of a compiled program moves to and from main memory.
 
 An estimate: operands are read once and results written once; what lies in on-chip memory moves
 nothing. Of an array of which a part is read or replaced in place, as a scan over stacked layers
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from melllm_jax.planning import collectives, hlo_text
 
 HOST_MEMORY = 5  # the memory space of the host, on every platform
-# Names of what is there already, or calls whose insides count.
+# These name what is there already, or are calls whose insides count.
 FREE_OPS = {
     "parameter",
     "constant",
@@ -41,7 +41,7 @@ def hbm_bytes(
     module: hlo_text.HloModule, inside: hlo_text.Computation, instruction: hlo_text.Instruction
 ) -> float:
     """Bytes of main memory that one run of an instruction reads and writes."""
-    op, held = instruction.op, inside.instructions
+    op, instructions = instruction.op, inside.instructions
     if op in FREE_OPS or op.endswith(("-done", "-update")):
         return 0.0
     if op == "custom-call" and any(
@@ -49,7 +49,7 @@ def hbm_bytes(
     ):
         return 0.0
     if op == "async-start":
-        callee = module.computations[instruction.called("calls")[0]]
+        callee = module.computations[instruction.callees("calls")[0]]
         return sum((hbm_bytes(module, callee, i) for i in callee.instructions.values()), 0.0)
     if op == "fusion":
         return _fusion_bytes(module, inside, instruction)
@@ -59,14 +59,16 @@ def hbm_bytes(
     if op == "send":
         results = ()
     if op in IN_PLACE_WRITES:
-        part = _buffer_bytes(module, held[instruction.operands[IN_PLACE_WRITES[op]]].buffers)
+        part = _buffer_bytes(
+            module, instructions[instruction.operands[IN_PLACE_WRITES[op]]].buffers
+        )
         return part + part * _in_hbm(module, results[0])
     if op in PARTIAL_READS:
-        source = held[instruction.operands[0]].buffers[0]
+        source = instructions[instruction.operands[0]].buffers[0]
         return sum(b.bytes for b in results) * _in_hbm(module, source) + _buffer_bytes(
             module, results
         )
-    operands = (held[name].buffers for name in dict.fromkeys(instruction.operands))
+    operands = (instructions[name].buffers for name in dict.fromkeys(instruction.operands))
     return sum(_buffer_bytes(module, buffers) for buffers in operands) + _buffer_bytes(
         module, results
     )
@@ -81,7 +83,8 @@ def continues_collective(computation: hlo_text.Computation) -> bool:
 def _fusion_bytes(
     module: hlo_text.HloModule, inside: hlo_text.Computation, fusion: hlo_text.Instruction
 ) -> float:
-    callee = module.computations[fusion.called("calls")[0]]
+    """Bytes that a fusion reads of its operands and writes of its results."""
+    callee = module.computations[fusion.callees("calls")[0]]
     total = 0.0
     for parameter, name in zip(callee.parameters, fusion.operands, strict=True):
         buffer = inside.instructions[name].buffers[0]
@@ -105,7 +108,7 @@ def _bytes_read(
         if user.op in VIEW_OPS:
             total += _bytes_read(module, inside, user) * whole / max(user.buffers[0].bytes, 1)
         elif user.op == "fusion":
-            callee = module.computations[user.called("calls")[0]]
+            callee = module.computations[user.callees("calls")[0]]
             total += _bytes_read(module, callee, callee.parameters[user.operands.index(value.name)])
         elif user.op in PARTIAL_READS and first:
             total += sum(b.bytes for b in user.buffers)
@@ -142,7 +145,7 @@ def _bytes_written(
         update = inside.instructions[value.operands[IN_PLACE_WRITES[value.op]]]
         yield sum(b.bytes for b in update.buffers)
     elif value.op == "fusion":
-        callee = module.computations[value.called("calls")[0]]
+        callee = module.computations[value.callees("calls")[0]]
         yield from _bytes_written(module, callee, callee.root)
     elif "AsyncCollectiveStart" in value.attributes:
         yield from (0.0, *(b.bytes for b in value.buffers[1:]))  # the first is the source again
@@ -153,7 +156,7 @@ def _bytes_written(
 
 
 def _is_collective(value: hlo_text.Instruction) -> bool:
-    """Whether it stands for a collective, whose bytes count where it starts."""
+    """Whether an instruction stands for a collective, whose bytes count where it starts."""
     return (
         value.op.removesuffix("-start") in collectives.RING_FACTORS
         or "AsyncCollective" in value.attributes
@@ -161,6 +164,7 @@ def _is_collective(value: hlo_text.Instruction) -> bool:
 
 
 def _buffer_bytes(module: hlo_text.HloModule, buffers: tuple[hlo_text.Buffer, ...]) -> float:
+    """Bytes of those buffers that lie in main memory."""
     return sum((b.bytes * _in_hbm(module, b) for b in buffers), 0.0)
 
 

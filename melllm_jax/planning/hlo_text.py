@@ -1,4 +1,4 @@
-"""The text of an HLO module, as XLA prints it after compilation, as computations of instructions.
+"""Parses the text of an HLO module, as XLA prints it after compilation.
 
 Only what accounting needs is read: names, operations, shapes with the memory they lie in, operands
 and the attributes' own text. Layouts, tilings and literals are passed over.
@@ -23,7 +23,7 @@ class Buffer:
 
     @property
     def bytes(self) -> float:
-        """Without the padding that tiles may add."""
+        """Size without the padding that tiles may add."""
         bits = re.search(r"\d+", self.dtype)  # c64 and f8e4m3fn say their bits first as well
         width = 8 if self.dtype == "pred" else int(bits.group()) if bits else 0
         return math.prod(self.dims) * width / 8
@@ -54,7 +54,7 @@ class Instruction:
         """Which part of a tuple a get-tuple-element takes."""
         return self.number("index") or 0
 
-    def called(self, attribute: str) -> tuple[str, ...]:
+    def callees(self, attribute: str) -> tuple[str, ...]:
         """Names of the computations under `attribute=`, such as `calls` or `body`."""
         found = re.search(rf"\b{attribute}=(%[\w.-]+|\{{[^}}]*\}})", self.attributes)
         return tuple(NAME.findall(found.group(1))) if found else ()
@@ -74,12 +74,12 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """What it returns."""
+        """The instruction that it returns."""
         return next(i for i in self.instructions.values() if i.root)
 
     @property
     def parameters(self) -> tuple[Instruction, ...]:
-        """Its parameters by number."""
+        """Its parameters in order."""
         found = (i for i in self.instructions.values() if i.op == "parameter")
         return tuple(sorted(found, key=lambda i: int(i.inside)))
 
@@ -151,6 +151,7 @@ def _with_tuple_parts(instructions: list[Instruction]) -> dict[str, Instruction]
 
 
 def _instruction(line: re.Match[str]) -> Instruction:
+    """The instruction of a line that `LINE` matched."""
     root, name, text = line.groups()
     text = re.sub(r"/\*index=\d+\*/", "", text)
     shape, at = _shape(text, 0)

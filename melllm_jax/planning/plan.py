@@ -1,4 +1,4 @@
-"""The real step of a real run, compiled for a pod that is not here: what it needs, what limits it.
+"""Compiles a run's step for a pod that is not here: what it needs, and what limits it.
 
 Exact are the parameters, the FLOPs and, where the step was compiled, what the compiler allots of
 memory; everything else is an estimate.
@@ -19,6 +19,7 @@ from melllm_jax.batch import Batch
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.nn import attention_kernels
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.planning import compiled_cost, topology, traced_flops
 from melllm_jax.planning.analytic_cost import estimate_cost
 from melllm_jax.planning.collectives import Collective
@@ -30,7 +31,7 @@ SIZE_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device."""
+    """Bytes of one device's memory."""
 
     capacity: int
     needed: float  # at the fullest moment
@@ -41,7 +42,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One way to run a run on a pod. FLOPs, bytes and seconds are of one update."""
+    """A run on a pod. FLOPs, bytes and seconds are of one update."""
 
     preset: str
     pod: str
@@ -53,36 +54,48 @@ class Plan:
     total: int  # parameters
     trained: int
     positions: int  # b · t
-    useful: float  # FLOPs of all chips that the model asks for
-    executed: float  # with what is done twice
+    useful_flops: float  # FLOPs of all chips that the model asks for
+    executed_flops: float  # with what is done twice
     memory: Memory
     fits: bool
     collectives: tuple[Collective, ...]
     limits: Mapping[str, float]  # seconds by matmul, hbm, ici and dcn, each by itself
-    xla: float | None  # seconds: XLA's estimate, instruction by instruction, without collectives
-    compile_seconds: float  # seconds
+    xla_seconds: (
+        float | None
+    )  # seconds: XLA's estimate, instruction by instruction, without collectives
+    compile_seconds: float
     unknown: tuple[str, ...]  # what could not be counted
     peak: float  # FLOP/s of all chips
 
     @property
     def limit(self) -> str:
-        """What takes longest."""
+        """Name of what takes longest."""
         return max(self.limits, key=lambda name: self.limits[name])
 
     @property
-    def step(self) -> float:
+    def step_seconds(self) -> float:
         """Seconds of an update where all else is hidden behind the slowest."""
         return max(self.limits.values())
 
     @property
-    def serial(self) -> float:
+    def serial_seconds(self) -> float:
         """Seconds of an update where nothing is hidden."""
         return sum(self.limits.values())
 
     @property
     def mfu(self) -> float:
         """Share of the peak that useful products have in `step`: what the roofline allows."""
-        return self.useful / self.peak / self.step
+        return self.useful_flops / self.peak / self.step_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class _CompiledStep:
+    """A run's step, as far as the compiler came with it."""
+
+    traced: traced_flops.TracedFlops
+    compiled: jax.stages.Compiled | None  # None where it needs more memory than there is
+    text: str  # its HLO; the compiler's complaint where there is none
+    seconds: float  # of lowering and compiling
 
 
 def compile_plan(run: Run, pod: topology.Pod) -> Plan:
@@ -93,79 +106,93 @@ def compile_plan(run: Run, pod: topology.Pod) -> Plan:
     """
     mesh_sizes(run, pod)
     mesh = make_mesh(run.mesh, topology.pod_devices(pod))
+    step = _compile_step(run, mesh, pod)
+    estimate = estimate_plan(run, pod, dict(mesh.shape))
+    flop, kernel_share = step.traced, _computed_tile_share(run, mesh)
+    plan = dataclasses.replace(
+        estimate,
+        source="compiled",
+        executed_flops=flop.dot + flop.conv + flop.kernel * kernel_share,
+        compile_seconds=step.seconds,
+        unknown=flop.unknown,
+    )
+    matmul = plan.executed_flops / plan.peak
+    if step.compiled is None:
+        needed = _first_size(step.text, estimate.memory.needed)
+        memory = Memory(estimate.memory.capacity, needed, estimate.memory.arguments, None, None)
+        limits = {**estimate.limits, "matmul": matmul}
+        return dataclasses.replace(plan, memory=memory, fits=False, limits=limits)
+    memory = _compiled_memory(step.compiled, estimate.memory.capacity)
+    cost = compiled_cost.program_cost(step.text, dict(mesh.shape))
+    hbm = cost.traffic / pod.chip.bandwidth * pod.chip.devices
+    clock = pod.chip.clock
+    return dataclasses.replace(
+        plan,
+        memory=memory,
+        fits=memory.needed <= memory.capacity,
+        collectives=cost.collectives,
+        limits={
+            "matmul": matmul,
+            "hbm": hbm,
+            **_collective_seconds(cost.collectives, mesh, pod),
+        },
+        xla_seconds=cost.cycles / clock if cost.cycles is not None and clock else None,
+        unknown=(*plan.unknown, *cost.unknown),
+    )
+
+
+def _compile_step(run: Run, mesh: jax.sharding.Mesh, pod: topology.Pod) -> _CompiledStep:
+    """The run's step traced and compiled for the mesh of `pod`. Raises Fault."""
     with jax.set_mesh(mesh):
-        update = Update(run)
+        update = Update(objective_of(run))
         state = update.shapes(mesh)
         traced = jax.jit(update, donate_argnums=0).trace(state, batch_shapes(run, mesh))
-        executed = traced_flops.count_flops(traced.jaxpr)
+        flop = traced_flops.count_flops(traced.jaxpr)
         began = time.perf_counter()
+        compiled: jax.stages.Compiled | None
         try:
-            lowered, beside = traced.lower(), xla_options.absent_chip_options(mesh)
+            lowered, absent_chip = traced.lower(), xla_options.absent_chip_options(mesh)
             compiled, text = xla_options.compile_with_fallback(
-                lambda options: compiled_cost.compile_with_hlo(lowered, {**options, **beside}), mesh
+                lambda options: compiled_cost.compile_with_hlo(lowered, {**options, **absent_chip}),
+                mesh,
             )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise Fault(
                     f"{pod} cannot be compiled for: {str(error).splitlines()[0]}"
                 ) from error
-            compiled, short = None, str(error)
-        seconds = time.perf_counter() - began
-    rough = estimate_plan(run, pod, dict(mesh.shape))
-    known = dataclasses.replace(
-        rough,
-        source="compiled",
-        executed=executed.dot + executed.conv + executed.kernel * _computed_tile_share(run, mesh),
-        compile_seconds=seconds,
-        unknown=executed.unknown,
-    )
-    matmul = known.executed / known.peak
-    if compiled is None:
-        needed = _first_size(short, rough.memory.needed)
-        memory = Memory(rough.memory.capacity, needed, rough.memory.arguments, None, None)
-        return dataclasses.replace(
-            known, memory=memory, fits=False, limits={**rough.limits, "matmul": matmul}
-        )
-    allotted = compiled.memory_analysis()
-    assert allotted is not None, "XLA tells the memory of all that it compiles for chips"
-    arguments = float(allotted.argument_size_in_bytes)
-    code = float(allotted.generated_code_size_in_bytes)
-    results = allotted.output_size_in_bytes - allotted.alias_size_in_bytes
-    activations = float(allotted.temp_size_in_bytes + results)
-    memory = Memory(
-        rough.memory.capacity, arguments + activations + code, arguments, activations, code
-    )
-    read = compiled_cost.program_cost(text, dict(mesh.shape))
-    share = pod.chip.devices
-    sent = _collective_seconds(read.collectives, mesh, pod)
-    clock = pod.chip.clock
-    return dataclasses.replace(
-        known,
-        memory=memory,
-        fits=memory.needed <= memory.capacity,
-        collectives=read.collectives,
-        limits={"matmul": matmul, "hbm": read.traffic / pod.chip.bandwidth * share, **sent},
-        xla=read.cycles / clock if read.cycles is not None and clock else None,
-        unknown=(*known.unknown, *read.unknown),
-    )
+            compiled, text = None, str(error)
+        return _CompiledStep(flop, compiled, text, time.perf_counter() - began)
+
+
+def _compiled_memory(compiled: jax.stages.Compiled, capacity: int) -> Memory:
+    """Bytes of a device that a compiled step needs, as the compiler tells them."""
+    analysis = compiled.memory_analysis()
+    assert analysis is not None, "XLA tells the memory of all that it compiles for chips"
+    arguments = float(analysis.argument_size_in_bytes)
+    code = float(analysis.generated_code_size_in_bytes)
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    activations = float(analysis.temp_size_in_bytes + results)
+    needed = arguments + activations + code
+    return Memory(capacity, needed, arguments, activations, code)
 
 
 def estimate_plan(run: Run, pod: topology.Pod, sizes: Mapping[str, int]) -> Plan:
     """The plan by arithmetic alone: nothing is traced or compiled, and no device is asked for."""
-    found, parts = estimate_cost(run, sizes), pod.chip.devices
+    cost, parts = estimate_cost(run, sizes), pod.chip.devices
     count, chip = flops.count_parameters(run), pod.chip
     capacity = chip.hbm // parts
-    needed = found.state + found.activations
+    needed = cost.state + cost.activations
     peak = chip.flops * pod.chips
     slow = {"replica"} if pod.slices > 1 else set()
-    inside = sum(x for axis, x in found.sent.items() if axis not in slow)
-    outside = sum(x for axis, x in found.sent.items() if axis in slow)
+    inside = sum(x for axis, x in cost.bytes_sent.items() if axis not in slow)
+    outside = sum(x for axis, x in cost.bytes_sent.items() if axis in slow)
     ici = (2 * chip.link * chip.torus if chip.torus else chip.link) / parts
     dcn = chip.network / parts  # by an adapter of its own
     if not chip.torus and pod.chips > chip.domain:  # rings go through all servers
         inside, outside, dcn = 0.0, inside, min(ici, chip.network * chip.domain)
     limits = {
-        "matmul": found.executed / peak,
+        "matmul": cost.executed_flops / peak,
         "hbm": 0.0,
         "ici": inside / ici,
         "dcn": outside / dcn,
@@ -182,13 +209,13 @@ def estimate_plan(run: Run, pod: topology.Pod, sizes: Mapping[str, int]) -> Plan
         total=count.total,
         trained=trained,
         positions=run.data.b * run.data.t,
-        useful=flops.update_flops(run),
-        executed=found.executed,
-        memory=Memory(capacity, needed, found.state, found.activations, 0.0),
+        useful_flops=flops.update_flops(run),
+        executed_flops=cost.executed_flops,
+        memory=Memory(capacity, needed, cost.state, cost.activations, 0.0),
         fits=needed <= capacity,
         collectives=(),
         limits=limits,
-        xla=None,
+        xla_seconds=None,
         compile_seconds=0.0,
         unknown=(),
         peak=peak,
@@ -201,14 +228,14 @@ def mesh_sizes(run: Run, pod: topology.Pod) -> dict[str, int]:
     Raises Mistake where it is not the pod's size or does not divide what it splits.
     """
     devices = pod.chips * pod.chip.devices
-    whole = resolve_mesh(run.mesh, devices, f"of {pod}")
-    if whole.replica % pod.slices:
+    resolved = resolve_mesh(run.mesh, devices, f"of {pod}")
+    if resolved.replica % pod.slices:
         raise Mistake(
-            f"mesh.replica={whole.replica}: must be a multiple of the {pod.slices} slices"
+            f"mesh.replica={resolved.replica}: must be a multiple of the {pod.slices} slices"
         )
-    found = {axis: getattr(whole, axis) for axis in AXES}
-    check_mesh(run, jax.sharding.AbstractMesh(tuple(found.values()), tuple(found)))
-    return found
+    sizes = {axis: getattr(resolved, axis) for axis in AXES}
+    check_mesh(run, jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+    return sizes
 
 
 def batch_shapes(run: Run, mesh: jax.sharding.Mesh) -> Batch:
@@ -219,10 +246,10 @@ def batch_shapes(run: Run, mesh: jax.sharding.Mesh) -> Batch:
         sharding = jax.NamedSharding(mesh, a("b t p" if more else "b t"))
         return jax.ShapeDtypeStruct((b, t, *more), dtype, sharding=sharding)
 
-    whole = {name: column(jnp.int32) for name in Batch._fields}
-    whole["patches"] = column(jnp.dtype(run.data.wire), run.mel.p)
-    whole["loss_weight"] = column(jnp.float32)
-    return Batch(**whole)
+    columns = {name: column(jnp.int32) for name in Batch._fields}
+    columns["patches"] = column(jnp.dtype(run.data.wire), run.patch_width)
+    columns["loss_weight"] = column(jnp.float32)
+    return Batch(**columns)
 
 
 def remat_label(run: Run) -> str:
@@ -232,28 +259,29 @@ def remat_label(run: Run) -> str:
 
 
 def _computed_tile_share(run: Run, mesh: jax.sharding.Mesh) -> float:
-    """Share of a kernel's grid that it does not leave out."""
+    """Share of its grid that the run's attention kernel computes."""
     with jax.set_mesh(mesh):
-        how = attention_kernels.choose_kernel(run.model.attention, run.data.t, run.optim.compute)
-    if mesh.shape["seq"] > 1 or run.model.speech == "bidirectional" or how == "blocks":
+        kernel = attention_kernels.choose_kernel(run.model.attention, run.data.t, run.optim.compute)
+    if mesh.shape["seq"] > 1 or run.model.speech == "bidirectional" or kernel == "blocks":
         return 1.0
     # cuDNN skips what is not causal, but not what a window leaves out: that is in its mask.
     return attention_kernels.splash_tile_share(
-        run.data.t, run.model.window if how == "splash" else 0
+        run.data.t, run.model.window if kernel == "splash" else 0
     )
 
 
 def _collective_seconds(
     collectives: tuple[Collective, ...], mesh: jax.sharding.Mesh, pod: topology.Pod
 ) -> dict[str, float]:
+    """Seconds that collectives take inside a slice or server (ici), and beyond it (dcn)."""
     seconds = {"ici": 0.0, "dcn": 0.0}
     for one in collectives:
-        rate, leaves = topology.link_rate(mesh, one.axes, pod)
-        seconds["dcn" if leaves else "ici"] += one.bytes / rate
+        rate, crosses = topology.link_rate(mesh, one.axes, pod)
+        seconds["dcn" if crosses else "ici"] += one.bytes / rate
     return seconds
 
 
-def _first_size(text: str, otherwise: float) -> float:
+def _first_size(text: str, default: float) -> float:
     """Bytes of the first size such as "(73.53G)" in a compiler's complaint."""
     found = re.search(r"\(([\d.]+)([KMGT])\)", text)
-    return float(found[1]) * SIZE_UNITS[found[2]] if found else otherwise
+    return float(found[1]) * SIZE_UNITS[found[2]] if found else default

@@ -1,4 +1,4 @@
-"""The ways to run a preset on a pod that `melllm plan --search` tries.
+"""Candidates that `melllm plan --search` tries for a run on a pod.
 
 They differ in mesh, rematerialisation and micro-batches; each comes with its plan by arithmetic.
 """
@@ -32,8 +32,8 @@ def candidate_plans(run: Run, pod: topology.Pod) -> Iterator[tuple[Run, Plan]]:
             for name, kept in REMAT_CHOICES:
                 changes: dict[str, Any] = {f"mesh.{axis}": size for axis, size in mesh.items()}
                 changes |= {"optim.micro": micro, "model.remat": name, "model.kept": kept}
-                way = override(run, changes)
-                yield way, plan.estimate_plan(way, pod, mesh)
+                candidate = override(run, changes)
+                yield candidate, plan.estimate_plan(candidate, pod, mesh)
 
 
 def candidate_meshes(chips: int, slices: int, run: Run) -> list[dict[str, int]]:
@@ -49,7 +49,7 @@ def candidate_meshes(chips: int, slices: int, run: Run) -> list[dict[str, int]]:
                 continue
             if data.t // seq % 128 and math.prod((seq, tp)) > 1:
                 continue
-            if run.keep.score and seq > 1:  # decoding takes time whole
+            if run.scoring.every and seq > 1:  # decoding does not split time
                 continue
             found.append({"replica": slices, "fsdp": fsdp, "seq": seq, "tp": tp})
     return found

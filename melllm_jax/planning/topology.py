@@ -1,4 +1,4 @@
-"""Pods that are not here: their devices as a compiler sees them, which no array can be put on.
+"""Describes pods that are not here: devices to compile for, which no array can be put on.
 
 A TPU pod is named as libtpu names it, "v5p:4x4x4" in chips; a GPU pod by hosts and GPUs a host,
 "h100:8x8".
@@ -24,9 +24,9 @@ class ChipKind:
     """A chip as it is named in a topology."""
 
     chip: str  # its name in flops.CHIPS
-    known: str  # sizes of a slice
-    sides: int  # dimensions of the grid of chips
-    most: int  # chips of the largest slice; of GPUs, in one host
+    known_shapes: str  # sizes of a slice
+    dimensions: int  # dimensions of the grid of chips
+    max_chips: int  # chips of the largest slice; of GPUs, in one host
 
 
 FLAT_SHAPES = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
@@ -51,17 +51,19 @@ class Pod:
 
     @property
     def chips(self) -> int:
-        """In all slices."""
+        """Chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def chip(self) -> flops.Chip:
-        """What one of them can do."""
+        """What one chip can do."""
         return flops.CHIPS[KINDS[self.name].chip]
 
     @property
     def rings(self) -> tuple[bool, ...]:
-        """Which sides of a slice close to a ring: of 16 chips in two dimensions, 4, 8, … in three.
+        """Which dimensions of a slice close to a ring.
+
+        Of slices of two dimensions those of 16 chips, of three those of 4, 8, … chips.
 
         The compiler must know: on a line it gathers by sums of whole arrays, twice the bytes.
         """
@@ -69,7 +71,7 @@ class Pod:
 
     @property
     def gpu(self) -> bool:
-        """Whether it is compiled for by CUDA's plugin, not libtpu."""
+        """Whether CUDA's plugin compiles for it, not libtpu."""
         return self.name in GPUS
 
     def __str__(self) -> str:
@@ -78,12 +80,12 @@ class Pod:
 
 
 def parse_pod(topology: str, slices: int = 1) -> Pod:
-    """The pod of that name. Raises Mistake for one that is unknown, with those that are known."""
+    """The pod of that name. Raises Mistake for an unknown one, naming those that exist."""
     found = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)+)", topology)
     kind = KINDS.get(found[1]) if found else None
     shape = tuple(map(int, found[2].split("x"))) if found else ()
     if found is None or kind is None or not _exists(kind, found[1] in GPUS, shape):
-        known = ", ".join(f"{name}:({k.known})" for name, k in KINDS.items())
+        known = ", ".join(f"{name}:({k.known_shapes})" for name, k in KINDS.items())
         raise Mistake(f"topology={topology}: is none of {known}")
     if slices < 1:
         raise Mistake(f"slices={slices}: must be positive")
@@ -93,7 +95,7 @@ def parse_pod(topology: str, slices: int = 1) -> Pod:
 
 
 def has_compiler(pod: Pod) -> bool:
-    """Whether what compiles for such a pod is installed."""
+    """Whether a compiler for such a pod is installed."""
     names = ("jax_cuda12_plugin", "jax_cuda13_plugin") if pod.gpu else ("libtpu",)
     return any(importlib.util.find_spec(name) is not None for name in names)
 
@@ -119,14 +121,15 @@ def pod_devices(pod: Pod) -> list[jax.Device]:
         if "INVALID_ARGUMENT" not in str(error):
             raise Fault(f"libtpu cannot be used: {str(error).splitlines()[0]}") from error
         said = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
-        raise Mistake(f"topology={pod}: {said}; known: {TPUS[pod.name].known}") from error
+        raise Mistake(f"topology={pod}: {said}; known: {TPUS[pod.name].known_shapes}") from error
     return list(found.devices)
 
 
 def _exists(kind: ChipKind, gpu: bool, shape: tuple[int, ...]) -> bool:
-    if len(shape) != kind.sides or 0 in shape:
+    """Whether chips of a kind come in slices (GPUs: hosts and GPUs a host) of that shape."""
+    if len(shape) != kind.dimensions or 0 in shape:
         return False
-    return shape[1] <= kind.most if gpu else math.prod(shape) <= kind.most
+    return shape[1] <= kind.max_chips if gpu else math.prod(shape) <= kind.max_chips
 
 
 # What XLA's GPU compiler asks of a chip, as it reads the properties of one that is there: streaming
@@ -145,6 +148,7 @@ _GPU_NAMES = {
 
 
 def _gpu_devices(pod: Pod) -> list[jax.Device]:
+    """The GPUs of a pod, to compile for."""
     hosts, each = pod.shape
     try:
         found = topologies.get_topology_desc(
@@ -192,8 +196,8 @@ def _gpu_target_config(name: str) -> str:
 def link_rate(mesh: jax.sharding.Mesh, axes: Collection[str], pod: Pod) -> tuple[float, bool]:
     """Bytes a second one device sends in a group along `axes`, and whether they leave the domain.
 
-    On a torus both directions of every side that the group spans are used, a side that is not
-    closed to a ring in one direction alone (a line's ends get everything from one neighbour).
+    On a torus both directions of every dimension that the group spans are used; of one that is not
+    closed to a ring, one direction alone (a line's ends get everything from one neighbour).
     Where a group spans slices or servers, every device of it there sends through its own adapter.
     """
     group, chip = _devices_along(mesh, axes), pod.chip

@@ -1,8 +1,8 @@
-"""FLOPs of the matrix products that a traced function executes, over all devices.
+"""Counts FLOPs of the matrix products that a traced function executes, over all devices.
 
 Counted from its jaxpr, so that nothing need be compiled. What the backward pass of a checkpointed
-layer computes again counts, which `flops.step` leaves out; what no output needs does not. Arrays
-have their global shapes there, so that work which every device repeats counts once.
+layer computes again counts, which `flops.update_flops` leaves out; what no output needs does not.
+Arrays have their global shapes there, so that work which every device repeats counts once.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class TracedFlops:
         return self.dot + self.conv + self.kernel
 
     def plus(self, other: "TracedFlops", times: int = 1) -> "TracedFlops":
-        """This and `times` runs of the other."""
+        """The sum of this and `times` runs of the other."""
         return TracedFlops(
             self.dot + times * other.dot,
             self.conv + times * other.conv,
@@ -41,11 +41,12 @@ class TracedFlops:
 
 
 def count_flops(jaxpr: core.ClosedJaxpr) -> TracedFlops:
-    """What one call of a traced function executes: of `jax.make_jaxpr(f)(…)`, or of
-    `jax.jit(f).trace(…).jaxpr`.
+    """FLOPs of one call of a traced function.
 
-    A conditional counts its dearest branch. A kernel counts as its author states, or else as what
-    its body does at every point of its grid: an upper bound where it leaves some out.
+    `jaxpr` is `jax.make_jaxpr(f)(…)` or `jax.jit(f).trace(…).jaxpr`.
+
+    A conditional counts its most expensive branch. A kernel counts as its author states, or else as
+    what its body does at every point of its grid: an upper bound where it leaves some out.
     """
     whole, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
     return _count(whole)

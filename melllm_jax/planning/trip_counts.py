@@ -1,6 +1,6 @@
-"""How often the loops of a compiled program turn.
+"""Reads how often the loops of a compiled program run.
 
-XLA writes a loop's number of turns beside it on CPUs and GPUs. On TPUs that is lost on the way,
+XLA writes a loop's trip count beside it on CPUs and GPUs. On TPUs that is lost on the way,
 and the loop itself is read: a counter that starts at a constant, grows by one and is compared
 with one, each looked for through copies and through the carries of the loops around.
 """
@@ -13,7 +13,7 @@ COPY_OPS = {"copy", "bitcast", "copy-start", "copy-done"}
 
 
 class TripCounts:
-    """The loops of one module."""
+    """Trip counts of the loops of one module."""
 
     def __init__(self, module: hlo_text.HloModule):
         self.module = module
@@ -21,16 +21,18 @@ class TripCounts:
             body: (computation, instruction)
             for computation in module.computations.values()
             for instruction in computation.instructions.values()
-            for body in instruction.called("body")
+            for body in instruction.callees("body")
         }
 
-    def of(self, computation: hlo_text.Computation, loop: hlo_text.Instruction) -> int | None:
+    def trip_count(
+        self, computation: hlo_text.Computation, loop: hlo_text.Instruction
+    ) -> int | None:
         """How often the body of `loop`, an instruction of `computation`, runs; None: not known."""
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known.group(1))
         condition, body = (
-            self.module.computations[loop.called(which)[0]] for which in ("condition", "body")
+            self.module.computations[loop.callees(which)[0]] for which in ("condition", "body")
         )
         test = condition.root
         if test.op != "compare" or "direction=LT" not in test.attributes:
@@ -49,7 +51,7 @@ class TripCounts:
         return max(0, -(-(end - start) // step))
 
     def _step(self, body: hlo_text.Computation, index: int) -> int | None:
-        """By how much part `index` of the carry grows in a turn."""
+        """By how much part `index` of the carry grows in one run of the body."""
         grown = _copy_source(body, body.root.operands[index])
         if grown.op != "add":
             return None
@@ -60,7 +62,7 @@ class TripCounts:
         return None
 
     def _constant(self, computation: hlo_text.Computation, name: str) -> int | None:
-        """The integer that a scalar always is."""
+        """The integer that a scalar always is; None: not known."""
         value = _copy_source(computation, name)
         if value.op == "constant" and re.fullmatch(r"-?\d+", value.inside):
             return int(value.inside)
@@ -73,22 +75,22 @@ class TripCounts:
     def _at_first(
         self, outer: hlo_text.Computation, loop: hlo_text.Instruction, index: int
     ) -> int | None:
-        """What part `index` of a loop's carry is at its start."""
+        """The integer in part `index` of a loop's carry at its start; None: not known."""
         start = _copy_source(outer, loop.operands[0])
         return self._constant(outer, start.operands[index]) if start.op == "tuple" else None
 
     def _always(
         self, outer: hlo_text.Computation, loop: hlo_text.Instruction, index: int
     ) -> int | None:
-        """What part `index` of a loop's carry always is, where the body passes it on."""
-        body = self.module.computations[loop.called("body")[0]]
+        """The integer in part `index` of a loop's carry, where the body passes it on unchanged."""
+        body = self.module.computations[loop.callees("body")[0]]
         passed = _copy_source(body, body.root.operands[index])
         same = passed.op == "get-tuple-element" and passed.index == index
         return self._at_first(outer, loop, index) if same else None
 
 
 def _copy_source(computation: hlo_text.Computation, name: str) -> hlo_text.Instruction:
-    """What a value is a copy of."""
+    """The instruction that a value is a copy of."""
     value = computation.instructions[name]
     while value.op in COPY_OPS:
         value = computation.instructions[value.operands[0]]

@@ -1,4 +1,4 @@
-"""Named runs. Each says what it costs, what comes of it, and the command."""
+"""Presets by name. The docstring of each says its cost, its result and the command."""
 
 from collections.abc import Callable, Mapping
 import difflib

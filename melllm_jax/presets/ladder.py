@@ -1,7 +1,7 @@
-"""Runs of one shape at any size: the rungs `ladder_1m` to `ladder_14b`, and models between them.
+"""Presets of one shape at any size: `ladder_1m` to `ladder_14b`, and models between them.
 
 A size is the number of weights in the layers, norms included: embedding, head and front end are
-told apart by `flops.parameters`. What must hold, so that losses of different rungs can be
+counted apart by `flops.count_parameters`. What must hold, so that losses of different rungs can be
 compared: one vocabulary, one optimiser, one token rate and one template for all.
 """
 
@@ -14,7 +14,7 @@ from melllm_jax import flops
 from melllm_jax.config.data import Augment, Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Model
-from melllm_jax.config.run import Intervals, Optim, Run
+from melllm_jax.config.run import CheckpointIntervals, Optim, Run
 
 RUNGS: Mapping[str, float] = types.MappingProxyType(  # weights in the layers, about
     {
@@ -81,7 +81,7 @@ def rung(name: str) -> Run:
             warmup=warmup_updates(steps),
             compute="float32" if small else "bfloat16",
         ),
-        keep=Intervals(every=200 if small else 500),
+        checkpoints=CheckpointIntervals(every=200 if small else 500),
     )
 
 
@@ -132,6 +132,7 @@ def nearest_rung(params: float) -> str:
 
 
 def _model_of_width(d: int, params: float, v: int) -> Model:
+    """The model of width `d` whose layers have about `params` weights."""
     h = 32 if d < 256 else 64 if d < 1024 else 128
     n = d // h
     k = min((x for x in range(1, n + 1) if n % x == 0), key=lambda x: (abs(x - n / 4), -x))
@@ -144,5 +145,6 @@ def _model_of_width(d: int, params: float, v: int) -> Model:
 
 
 def _mismatch(shape: Model, params: float) -> float:
+    """How far a model is from the size and depth that it should have, in logs of ratios."""
     depth = 8 * (shape.d / 512) ** 0.7
     return abs(math.log(flops.stack_parameters(shape) / params)) + abs(math.log(shape.l / depth))

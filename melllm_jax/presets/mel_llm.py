@@ -8,7 +8,7 @@ import dataclasses
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora
-from melllm_jax.config.run import Intervals, Mesh, Optim, Run
+from melllm_jax.config.run import CheckpointIntervals, Mesh, Optim, Run
 from melllm_jax.presets.phi_sizes import PHI_4, PHI_4_MINI
 
 
@@ -41,7 +41,7 @@ def mel_llm_asr() -> Run:
             weight_decay=0.01,
             train="lora",
         ),
-        keep=Intervals(every=1000, milestone=10_000),
+        checkpoints=CheckpointIntervals(every=1000, milestone=10_000),
     )
 
 

@@ -3,7 +3,7 @@
 from melllm_jax.config.data import Augment, Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Model
-from melllm_jax.config.run import Intervals, Optim, Run
+from melllm_jax.config.run import CheckpointIntervals, Optim, Run, ScoreInterval
 
 
 def quickstart() -> Run:
@@ -20,7 +20,8 @@ def quickstart() -> Run:
         mel=Mel(kind="phi4", r=8, normalize="utterance"),
         data=Data(t=128, b=8, wire="float32", augment=Augment(shift=7)),
         optim=Optim(steps=600, lr=2e-3, kind="muon", warmup=50, compute="float32"),
-        keep=Intervals(every=200, score=100),
+        checkpoints=CheckpointIntervals(every=200),
+        scoring=ScoreInterval(every=100),
     )
 
 
@@ -44,7 +45,7 @@ def digits() -> Run:
             augment=Augment(mask=1.0, time_width=10, time_share=0.2, band_width=15, shift=7),
         ),
         optim=Optim(steps=800, lr=2e-3, kind="muon", warmup=50, compute="float32"),
-        keep=Intervals(every=200),
+        checkpoints=CheckpointIntervals(every=200),
     )
 
 

@@ -1,11 +1,11 @@
-"""Where a run's wall time went, over all of its starts: how much of it made updates that count.
+"""Counts what a run's wall time went to, over all of its starts, and the share of it that counts.
 
-Every second since the run first began is counted once. A start that goes on from a checkpoint
-takes up what was counted until that checkpoint was saved; all from then until it began itself is
-lost: updates to be made again, and the time that nothing ran. That much only the two ends of the
-gap tell, and a kill leaves both: they are lines of a file of the run's folder, one a checkpoint,
-only ever appended to. In a checkpoint's own state they would not outlive a kill before the first
-one, and metrics.jsonl has no line of updates between two logs and none of what was lost.
+Every second since the run first began is counted once. A start that resumes from a checkpoint adds
+to what was counted until that checkpoint was saved; the time from then until this start began is
+lost: updates to be made again, and the time that nothing ran. Its two ends are lines of a file of
+the run's folder, one a checkpoint, only ever appended to, which outlive a kill. In a checkpoint's
+own state they would not outlive a kill before the first one, and metrics.jsonl has no line of
+updates between two logs and none of what was lost.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ KINDS = {  # what a second may be spent on, and how the summary says it
 
 
 class Goodput:
-    """Seconds of a run by what they were spent on. From its making on, time is "setup"."""
+    """Seconds of a run by what they were spent on. Time is "setup" until it is switched."""
 
     def __init__(self, folder: pathlib.Path):
         """Raises Fault, here and later, where the disk does not take a line."""
@@ -42,23 +42,23 @@ class Goodput:
             self._append({"after": 0, "time": self._began} | self.seconds)
 
     def resume(self, after: int) -> None:
-        """This start goes on after that update (0: from the beginning)."""
+        """Add what earlier starts counted up to that update, after which this start goes on."""
         lines = [line for line in self._lines() if line["after"] <= after]
         if lines:  # no line where a whole checkpoint stands: the file was taken away
-            past = lines[-1]
+            last = lines[-1]
             for kind in KINDS:
-                self.seconds[kind] += past[kind]
-            self.seconds["lost"] += max(self._began - past["time"], 0.0)  # clocks may differ
+                self.seconds[kind] += last[kind]
+            self.seconds["lost"] += max(self._began - last["time"], 0.0)  # clocks may differ
 
     def switch_to(self, kind: str) -> None:
-        """From here on time is of that kind."""
+        """Charge time from now on to that kind."""
         now = time.perf_counter()
         self.seconds[self._kind] += now - self._since
         self._kind, self._since = kind, now
 
     @contextlib.contextmanager
     def charge_to(self, kind: str) -> Iterator[None]:
-        """A context whose time is of that kind."""
+        """A context whose time is charged to that kind."""
         before = self._kind
         self.switch_to(kind)
         try:
@@ -85,20 +85,20 @@ class Goodput:
         return {"goodput": self._share(), "spent": dict(self.seconds)}
 
     def save(self, after: int) -> None:
-        """A checkpoint of that update is on its way, or stands: what is counted so far is kept."""
+        """Write down what is counted so far: a checkpoint of that update is on its way."""
         self.switch_to(self._kind)
         self._append({"after": after, "time": time.time()} | self.seconds)
 
     def summary(self) -> str:
-        """One line for people."""
+        """One line for people: the goodput, and what took half a percent of the time or more."""
         self.switch_to(self._kind)
-        whole = sum(self.seconds.values())
+        total = sum(self.seconds.values())
         parts = [
             f"{KINDS[kind]} {_format_duration(seconds)}"
             for kind, seconds in self.seconds.items()
-            if kind != "update" and seconds >= 0.005 * whole
+            if kind != "update" and seconds >= 0.005 * total
         ]
-        first = f"goodput {self._share():.1%} of {_format_duration(whole)}: updates"
+        first = f"goodput {self._share():.1%} of {_format_duration(total)}: updates"
         return ", ".join([f"{first} {_format_duration(self.seconds['update'])}", *parts])
 
     def _share(self) -> float:

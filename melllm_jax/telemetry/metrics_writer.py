@@ -1,4 +1,4 @@
-"""Metrics to JSON lines and TensorBoard, one line a step."""
+"""Writes metrics to JSON lines and TensorBoard, one line a step."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,6 +11,7 @@ from typing import Any
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from melllm_jax import files
 from melllm_jax.errors import Fault
 
 
@@ -18,7 +19,7 @@ class MetricsWriter:
     """`metrics.jsonl` and `tensorboard/` of a run's directory. Use as a context manager."""
 
     def __init__(self, workdir: pathlib.Path, first: int):
-        """Opens for a run that goes on after update `first`: later lines are of a lost future.
+        """Opens for a run that resumes after update `first`, and drops the lines of later updates.
 
         Raises Fault, here and later, where the disk does not take it.
         """
@@ -29,9 +30,7 @@ class MetricsWriter:
             kept = [
                 line for line in _complete_lines(self._path) if json.loads(line)["step"] <= first
             ]
-            scratch = self._path.with_suffix(".tmp")
-            scratch.write_text("".join(line + "\n" for line in kept))
-            scratch.rename(self._path)
+            files.write_text(self._path, "".join(line + "\n" for line in kept))
             folder.mkdir(exist_ok=True)
             self._file = self._path.open("a")
             # Its own thread would keep events back for two minutes, and its errors to itself.
@@ -62,7 +61,7 @@ class MetricsWriter:
 
 
 class NullMetricsWriter:
-    """A record of a process that leaves writing to another."""
+    """Stands in for a `MetricsWriter` in a process that leaves writing to another."""
 
     def __enter__(self) -> "NullMetricsWriter":
         return self
@@ -76,6 +75,7 @@ class NullMetricsWriter:
 
 @contextlib.contextmanager
 def _disk_errors_as_faults(path: pathlib.Path) -> Iterator[None]:
+    """A context in which trouble with the disk or with old lines raises Fault."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A trace of a few updates, for TensorBoard's profile page and for Perfetto."""
+"""Traces a few updates, for TensorBoard's profile page and for Perfetto."""
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
@@ -24,9 +24,9 @@ class UpdateRange:
     last: int
 
     def check(self, after: int, steps: int) -> None:
-        """Raises Mistake where `steps` updates, gone on with after update `after`, lack its end.
+        """Raises Mistake where a run of `steps` updates, resumed after `after`, lacks its end.
 
-        Of a span begun before that, what is left will be traced.
+        If it begins before that, the rest of it is traced.
         """
         if self.last > steps:
             raise Mistake(f"profile={self}: the run ends after update {steps}")
@@ -52,21 +52,21 @@ def parse_update_range(text: str) -> UpdateRange:
 
 
 class Profiler:
-    """Traces the updates of a span into a folder; without one it only names the updates.
+    """Traces a range of updates into a folder; without a range it only names the updates.
 
-    Use as a context manager: leaving it closes a trace that is still being taken. What the
-    profiler cannot do is said in a line, and the run goes on.
+    Use as a context manager: leaving it closes a trace that is still being taken. Where the
+    profiler fails, a line is logged and the run goes on.
     """
 
     def __init__(
         self,
         folder: pathlib.Path,
-        wanted: UpdateRange | None,
-        say: Callable[[str], None],
+        traced_range: UpdateRange | None,
+        log: Callable[[str], None],
         untimed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ):
-        """`untimed` is entered while the profiler starts and writes: no time of an update."""
-        self._folder, self._wanted, self._say, self._untimed = folder, wanted, say, untimed
+        """`untimed` is a context for the profiler's own starting and writing: no update's time."""
+        self._folder, self._range, self._log, self._untimed = folder, traced_range, log, untimed
         self._first: int | None = None  # update that the trace began with
         self._last = 0  # update under way
         self._tracing = False
@@ -78,19 +78,19 @@ class Profiler:
         self._stop()
 
     def updates(self, steps: Iterable[int], settle: Callable[[], None]) -> Iterator[int]:
-        """The numbers in `steps`, each a step of the trace while the loop's body runs.
+        """Yields each of `steps`; the loop's body is that step of the trace.
 
         `settle` waits for the devices, so that a trace has the whole of its updates and of no
         others.
         """
         for step in steps:
-            if self._first is None and self._wanted and step in self._wanted:
+            if self._first is None and self._range and step in self._range:
                 settle()
                 self._start(step)
             self._last = step
             with jax.profiler.StepTraceAnnotation("update", step_num=step):
                 yield step
-            if self._tracing and self._wanted and step == self._wanted.last:
+            if self._tracing and self._range and step == self._range.last:
                 settle()
                 self._stop()
 
@@ -105,7 +105,7 @@ class Profiler:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 jax.profiler.start_trace(str(self._folder), profiler_options=options)
             except (OSError, RuntimeError) as error:
-                self._failed(error)
+                self._log_failure(error)
                 return
         self._tracing = True
 
@@ -117,10 +117,10 @@ class Profiler:
             try:
                 jax.profiler.stop_trace()
             except (OSError, RuntimeError) as error:
-                self._failed(error)
+                self._log_failure(error)
                 return
-        self._say(f"trace of updates {self._first}:{self._last} in {self._folder}")
+        self._log(f"trace of updates {self._first}:{self._last} in {self._folder}")
 
-    def _failed(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        self._say(f"no trace in {self._folder}: {cause}; the run goes on")
+        self._log(f"no trace in {self._folder}: {cause}; the run goes on")

@@ -6,20 +6,20 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Progress(Protocol):
-    """What the loop tells whoever watches."""
+    """Receives the training loop's reports."""
 
     def log(self, text: str) -> None:
-        """Something happened that a line should be left of."""
+        """Report an event in a line that stays."""
 
     def status(self, text: str) -> None:
-        """What takes long just now, such as compiling."""
+        """Report what takes long just now, such as compiling."""
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """An update is done."""
+        """Report a finished update."""
 
 
 class SilentProgress:
-    """A `Progress` that tells nobody."""
+    """A `Progress` that discards all reports."""
 
     def log(self, text: str) -> None:
         """Nothing."""

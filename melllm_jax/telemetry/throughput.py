@@ -1,4 +1,4 @@
-"""Seconds, shares and running totals of a run's updates."""
+"""Turns the numbers of each update into metrics: rates, shares and running totals."""
 
 from collections.abc import Sequence
 import time
@@ -13,7 +13,7 @@ from melllm_jax.telemetry.goodput import Goodput
 
 
 class ThroughputMeter:
-    """Seconds, shares and running totals of a run's updates."""
+    """Rates, shares and running totals of a run's updates."""
 
     def __init__(
         self,

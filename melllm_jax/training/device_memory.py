@@ -1,9 +1,8 @@
 """Whether a run's state fits the devices, told from its shapes before anything is made."""
 
-import os
-
 import jax
 import numpy as np
+import psutil
 
 from melllm_jax.errors import Mistake
 from melllm_jax.training.train_step import Update
@@ -38,7 +37,7 @@ def state_bytes(update: Update, mesh: jax.sharding.Mesh) -> int:
     """
     shapes = update.shapes(mesh)
     frozen = {name: _as_float32(x) for name, x in shapes.frozen.items()}
-    beside = 0 if update.run.init.path else bytes_per_device(frozen)
+    beside = 0 if update.warm is not None else bytes_per_device(frozen)
     return bytes_per_device(shapes) + max(bytes_per_device(shapes.trained), beside)
 
 
@@ -54,7 +53,7 @@ def memory_limit(mesh: jax.sharding.Mesh) -> tuple[int | None, int]:
     """Bytes of memory, None where nothing tells, and how many of the mesh's devices share them."""
     local = mesh.local_devices
     if _is_host(mesh):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), len(local)
+        return psutil.virtual_memory().total, len(local)
     stats = local[0].memory_stats()
     return (stats or {}).get("bytes_limit"), 1
 

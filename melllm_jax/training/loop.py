@@ -4,23 +4,21 @@ The order inside the loop matters, and why is said there. On a CPU the loss curv
 function of the run: stopping anywhere and going on gives the same numbers, bit for bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jaxtyping import Array
 import numpy as np
 
 from melllm_jax import sharding, xla_options
-from melllm_jax.batch import Batch
+from melllm_jax.batch import Batch, BatchStream
 from melllm_jax.checkpoints.checkpointer import Checkpoints, dump
-from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault
 from melllm_jax.models.parameters import Weights
-from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.telemetry.goodput import Goodput
 from melllm_jax.telemetry.metrics_writer import MetricsWriter, NullMetricsWriter
 from melllm_jax.telemetry.profiler import PROFILE_FOLDER, Profiler, UpdateRange
@@ -30,191 +28,236 @@ from melllm_jax.training.preemption import StopRequest
 from melllm_jax.training.train_step import State, Update
 
 
-def train(
-    run: Run,
-    batches: Iterator[Batch],
-    workdir: pathlib.Path,
-    mesh: jax.sharding.Mesh,
-    *,
-    sizes: Sequence[int] = (),
-    progress: Progress = SILENT,
-    score: Callable[[SpeechLM], Mapping[str, Any]] | None = None,
-    rejected: Callable[[], Mapping[str, int]] = dict,
-    carried: Callable[[], Sequence[int]] | None = None,
-    changed: Callable[[], Mapping[str, Any]] = dict,
-    start: Callable[[Update], State] = Update.init_state,
-    profile: UpdateRange | None = None,
-    stop: "StopRequest | None" = None,
-) -> State:
-    """Train `run` in its folder, from its newest good checkpoint or from `start`.
+@dataclasses.dataclass(frozen=True)
+class Telemetry:
+    """Who watches a training, and what it asks for."""
 
-    `batches` yields NumPy batches of this host's rows and saves its own place (a Grain iterator).
-    Where several processes train together, process 0 alone writes metrics; `rejected` is its own.
-    `sizes` gives the examples of each source, for the epoch; `score` turns the model into metrics
-    each `keep.score` updates; `rejected` counts bad examples by reason; `profile` is what to trace;
-    `stop` tells afterwards whether a signal ended it.
-    Once `batches` are at their place, `carried` gives the number there of each source, -1 for a new
-    one, and `changed` metrics of what is different from then on, for the first update's line.
+    progress: Progress = SILENT
+    # Turns the model into metrics each scoring.every updates; None never does.
+    score: Callable[[Any], Mapping[str, Any]] | None = None
+    profile: UpdateRange | None = None  # updates to trace
+
+
+class PendingUpdate(NamedTuple):
+    """An update whose numbers may still be on their way from the device."""
+
+    step: int
+    numbers: dict[str, Any]  # of jax.Arrays
+    batch: Batch
+    rejected: dict[str, int]  # bad examples so far, by reason
+
+
+def train(
+    update: Update,
+    stream: BatchStream,
+    workdir: pathlib.Path,
+    telemetry: Telemetry = Telemetry(),
+    stop: StopRequest | None = None,
+) -> State:
+    """Train in `workdir`, on the mesh in force: from its newest good checkpoint or from the start.
+
+    `stream` yields NumPy batches of this host's rows, and saves its own position with each
+    checkpoint. Where several processes train together, process 0 alone writes metrics; bad examples
+    counted there are its own. `stop` tells afterwards whether a signal ended the training.
     Returns the last state; after SIGTERM that is the state saved then, and where the data ends on
     any host, that after the last update for which all had a batch, saved as well. Raises Fault
     where the loss is not finite or a checkpoint cannot be written, Mistake where what to trace is
     past.
     """
+    folder, log = str(workdir / "checkpoints"), telemetry.progress.log
     with (
-        jax.set_mesh(mesh),
-        Checkpoints(str(workdir / "checkpoints"), run.keep, progress.log) as checkpoints,
+        Checkpoints(folder, update.run.checkpoints, log) as checkpoints,
         stop or StopRequest() as stop,
     ):
-        spent = Goodput(workdir)
-        update = Update(run)
-        state, seen = _resume(update, checkpoints, batches, mesh, start, progress)
-        if carried is not None:
-            seen = np.array([seen[i] if i >= 0 else 0 for i in carried()], np.int64)
-        news = changed()
-        first = int(state.step)
-        if profile is not None:
-            profile.check(first, run.optim.steps)
-        spent.resume(first)
-        meter = ThroughputMeter(run, mesh, sizes, seen, spent)
-        compiled: Any = None
-        late: tuple[int, dict[str, Array], Batch, dict[str, int]] | None = None
-        untimed = lambda: spent.charge_to("setup")
+        return Loop(update, stream, workdir, telemetry, stop, checkpoints).run()
+
+
+class Loop:
+    """One start of a training: from the state that it resumes to the one that it ends with."""
+
+    def __init__(
+        self,
+        update: Update,
+        stream: BatchStream,
+        workdir: pathlib.Path,
+        telemetry: Telemetry,
+        stop: StopRequest,
+        checkpoints: Checkpoints,
+    ):
+        self._goodput = Goodput(workdir)
+        self._update, self._stream, self._workdir = update, stream, workdir
+        self._telemetry, self._stop, self._checkpoints = telemetry, stop, checkpoints
+        self._run, self._mesh = update.run, jax.sharding.get_mesh()
+        self._state, seen = self._resume()
+        carried = stream.carried
+        seen = np.array([seen[i] if i >= 0 else 0 for i in carried], np.int64) if carried else seen
+        self._first = self._saved = int(self._state.step)
+        if telemetry.profile is not None:
+            telemetry.profile.check(self._first, self._run.optim.steps)
+        self._goodput.resume(self._first)
+        self._meter = ThroughputMeter(update.run, self._mesh, stream.sizes, seen, self._goodput)
+        self._compiled: Any = None
+        self._pending: PendingUpdate | None = None
+
+    def run(self) -> State:
+        """Make the updates that are left: the last state."""
+        news = self._changes()
+        profile, log = self._telemetry.profile, self._telemetry.progress.log
+        untimed = lambda: self._goodput.charge_to("setup")
         with (
-            _open_metrics(workdir, first) as record,
-            Profiler(workdir / PROFILE_FOLDER, profile, progress.log, untimed) as traced,
+            _open_metrics(self._workdir, self._first) as self._metrics,
+            Profiler(self._workdir / PROFILE_FOLDER, profile, log, untimed) as profiler,
             jax.transfer_guard("disallow"),
         ):
-
-            def settle(more: Callable[[], Mapping[str, Any]] = dict) -> None:
-                """Read the last update's metrics: the next one is already under way.
-
-                `more` gives metrics of the state after it, once it is known to be finite.
-                """
-                nonlocal late
-                if late is None:
-                    return
-                (step, numbers, batch, bad), late = late, None
-                metrics = meter.read(jax.device_get(numbers)) | {"rejected": bad}
-                if not metrics.pop("finite"):
-                    raise _halt(workdir, step, batch, state, metrics["loss"])
-                found = {**more(), **(news if step == first + 1 else {})}
-                if found or step % run.keep.log == 0 or step == run.optim.steps:
-                    record.write(step, {**metrics, **found})
-                progress.step(step, metrics)
-
-            def scored() -> Mapping[str, Any]:
-                if score is None or not run.keep.score or step % run.keep.score:
-                    return {}
-                with spent.charge_to("score"), jax.transfer_guard("allow"):
-                    model = update.skeleton.model(state.trained | state.frozen, update.dtype)
-                    return score(model)
-
-            def busy() -> bool:
-                """Whether the devices still have an update to make."""
-                return late is not None and not late[1]["loss"].is_ready()  # type: ignore[attr-defined]
-
-            saved = first
-            for step in traced.updates(range(first + 1, run.optim.steps + 1), settle):
-                # Data first: its wait is measured, and its place is saved with this update.
-                with spent.charge_wait(busy):
-                    batch = _next_batch(batches, ends=run.data.epochs > 0)
+            self._news = news
+            steps = range(self._first + 1, self._run.optim.steps + 1)
+            for step in profiler.updates(steps, self._settle):
+                # Data first: its wait is measured, and its position is saved with this update.
+                with self._goodput.charge_wait(self._is_busy):
+                    batch = self._next_batch()
                 if batch is None:
-                    settle()
-                    done = step - 1
-                    if saved < done:
-                        with spent.charge_to("checkpoint"):
-                            checkpoints.save(done, *_checkpoint_parts(state, meter), batches)
-                        spent.save(done)
-                    times = f"data.epochs={run.data.epochs} times"
-                    progress.log(f"the data ends after update {done}: all was drawn {times}")
+                    self._end_of_data(step - 1)
                     break
-                here = sharding.shard_batch(batch)
-                if compiled is None:
-                    progress.status("compiling…")
-                    lowered = jax.jit(update, donate_argnums=0).lower(state, here)
-                    compiled = xla_options.compile_lowered(lowered, mesh, progress.log)
-                    spent.switch_to("update")
-                # Dispatch, then read the update before: the device never waits for the host.
-                state, numbers = compiled(state, here)
-                settle()
-                late = step, numbers, batch, dict(rejected())
-                last = stop.requested_at(step) or step == run.optim.steps
-                saves = last or step % run.keep.every == 0
-                if saves or (run.keep.score and step % run.keep.score == 0):
+                self._dispatch(step, batch)
+                last = self._stop.requested_at(step) or step == self._run.optim.steps
+                saves = last or step % self._run.checkpoints.every == 0
+                if saves or (self._run.scoring.every and step % self._run.scoring.every == 0):
                     # Saving needs this update's numbers, and a bad one must not be kept.
-                    settle(scored)
+                    self._settle(score=True)
                 if saves:
-                    with spent.charge_to("checkpoint"):
-                        checkpoints.save(step, *_checkpoint_parts(state, meter), batches)
-                    spent.save(step)
-                    saved = step
+                    self._save(step)
                 if last:
                     break
-        if compiled is not None:
-            with spent.charge_to("checkpoint"):
-                checkpoints.wait()
-            spent.save(int(state.step))
-            progress.log(spent.summary())
-        if stop.requested:
-            progress.log(f"stopped by a signal after update {int(state.step)}: saved")
-    return state
+        self._finish()
+        return self._state
+
+    def _resume(self) -> tuple[State, np.ndarray]:
+        """The state to go on from, and the examples seen of each source; moves the stream on."""
+        update = self._update
+        shapes, sources = update.shapes(self._mesh), max(len(self._run.data.sources), 1)
+        seen = np.zeros(sources, np.int64)
+        rest = {"opt": shapes.opt, "step": shapes.step, "seen": seen}
+        found = self._checkpoints.restore(shapes.trained | shapes.frozen, rest, self._stream)
+        if found is None:
+            self._telemetry.progress.status("making weights…")
+            return update.init_state(), seen
+        step, parts = found
+        self._telemetry.progress.log(f"resuming after update {step}")
+        weights, rest = parts["weights"], parts["state"]
+        state = State(
+            {name: weights[name] for name in shapes.trained},
+            {name: weights[name] for name in shapes.frozen},
+            rest["opt"],
+            rest["step"],
+            jnp.bool(False),
+            update.load_companions(),
+        )
+        return state, np.asarray(rest["seen"])
+
+    def _changes(self) -> dict[str, Any]:
+        """Metrics of what differs in the data from here on, for the first update's line."""
+        change = self._stream.change
+        if change is None:
+            return {}
+        self._telemetry.progress.log(str(change))
+        return {"mixture": dataclasses.asdict(change)}
+
+    def _next_batch(self) -> Batch | None:
+        """The next batch; None where this host, or where data ends another, has none any more.
+
+        Of several processes, those that have one go back to where they were: that is saved.
+        """
+        if not self._run.data.epochs or jax.process_count() == 1:
+            return next(self._stream, None)
+        position = self._stream.get_state()
+        batch = next(self._stream, None)
+        # Waits for the update under way: streams that end are short.
+        with jax.transfer_guard("allow"):
+            have = multihost_utils.process_allgather(np.bool_(batch is not None))
+        if bool(have.all()):
+            return batch
+        self._stream.set_state(position)
+        return None
+
+    def _dispatch(self, step: int, batch: Batch) -> None:
+        """Hand an update to the devices, then read the one before: they never wait for the host."""
+        placed = sharding.shard_batch(batch)
+        if self._compiled is None:
+            self._telemetry.progress.status("compiling…")
+            lowered = jax.jit(self._update, donate_argnums=0).lower(self._state, placed)
+            self._compiled = xla_options.compile_lowered(
+                lowered, self._mesh, self._telemetry.progress.log
+            )
+            self._goodput.switch_to("update")
+        self._state, numbers = self._compiled(self._state, placed)
+        self._settle()
+        rejected = dict(self._stream.counts()["bad"])
+        self._pending = PendingUpdate(step, numbers, batch, rejected)
+
+    def _settle(self, score: bool = False) -> None:
+        """Read the last update's metrics: the next one is already under way.
+
+        With `score`, the model after it is scored, once it is known to be finite.
+        """
+        if self._pending is None:
+            return
+        (step, numbers, batch, rejected), self._pending = self._pending, None
+        metrics = self._meter.read(jax.device_get(numbers)) | {"rejected": rejected}
+        if not metrics.pop("finite"):
+            raise halt(self._workdir, step, batch, self._state, metrics["loss"])
+        found = dict(self._score(step)) if score else {}
+        if step == self._first + 1:
+            found |= self._news
+        if found or step % self._run.metrics.every == 0 or step == self._run.optim.steps:
+            self._metrics.write(step, {**metrics, **found})
+        self._telemetry.progress.step(step, metrics)
+
+    def _score(self, step: int) -> Mapping[str, Any]:
+        score = self._telemetry.score
+        if score is None or not self._run.scoring.every or step % self._run.scoring.every:
+            return {}
+        with self._goodput.charge_to("score"), jax.transfer_guard("allow"):
+            weights = self._state.trained | self._state.frozen
+            return score(self._update.skeleton.model(weights, self._update.dtype))
+
+    def _is_busy(self) -> bool:
+        """Whether the devices still have an update to make."""
+        return self._pending is not None and not self._pending.numbers["loss"].is_ready()
+
+    def _save(self, step: int) -> None:
+        rest = {
+            "opt": self._state.opt,
+            "step": self._state.step,
+            "seen": self._meter.seen.copy(),
+        }
+        with self._goodput.charge_to("checkpoint"):
+            weights = self._state.trained | self._state.frozen
+            self._checkpoints.save(step, weights, rest, self._stream)
+        self._goodput.save(step)
+        self._saved = step
+
+    def _end_of_data(self, last: int) -> None:
+        """Save the update that the last batch made, and say that there are no more."""
+        self._settle()
+        if self._saved < last:
+            self._save(last)
+        times = f"data.epochs={self._run.data.epochs} times"
+        self._telemetry.progress.log(f"the data ends after update {last}: all was drawn {times}")
+
+    def _finish(self) -> None:
+        """Wait for the last checkpoint, and sum up."""
+        step = int(self._state.step)
+        if self._compiled is not None:
+            with self._goodput.charge_to("checkpoint"):
+                self._checkpoints.wait()
+            self._goodput.save(step)
+            self._telemetry.progress.log(self._goodput.summary())
+        if self._stop.requested:
+            self._telemetry.progress.log(f"stopped by a signal after update {step}: saved")
 
 
-def _next_batch(batches: Iterator[Batch], ends: bool) -> Batch | None:
-    """The next batch; None where this host, or with `ends` another, has none any more.
-
-    Of several processes, those that have one go back to where they were: their place is saved.
-    """
-    if not ends or jax.process_count() == 1:
-        return next(batches, None)
-    place = batches.get_state()  # type: ignore[attr-defined]
-    batch = next(batches, None)
-    # Waits for the update under way: streams that end are short.
-    with jax.transfer_guard("allow"):
-        all_have = bool(multihost_utils.process_allgather(np.bool_(batch is not None)).all())
-    if all_have:
-        return batch
-    batches.set_state(place)  # type: ignore[attr-defined]
-    return None
-
-
-def _open_metrics(workdir: pathlib.Path, first: int) -> MetricsWriter | NullMetricsWriter:
-    return NullMetricsWriter() if jax.process_index() else MetricsWriter(workdir, first)
-
-
-def _checkpoint_parts(state: State, meter: ThroughputMeter) -> tuple[Weights, dict[str, Any]]:
-    """A state in the two parts that a checkpoint has."""
-    rest = {"opt": state.opt, "step": state.step, "seen": meter.seen.copy()}
-    return state.trained | state.frozen, rest
-
-
-def _resume(
-    update: Update,
-    checkpoints: Checkpoints,
-    batches: Iterator[Batch],
-    mesh: jax.sharding.Mesh,
-    start: Callable[[Update], State],
-    progress: Progress,
-) -> tuple[State, np.ndarray]:
-    """The state to go on from, and the examples seen of each source; moves `batches` on."""
-    shapes, sources = update.shapes(mesh), max(len(update.run.data.sources), 1)
-    seen = np.zeros(sources, np.int64)
-    rest = {"opt": shapes.opt, "step": shapes.step, "seen": seen}
-    found = checkpoints.restore(shapes.trained | shapes.frozen, rest, batches)
-    if found is None:
-        progress.status("making weights…")
-        return start(update), seen
-    step, parts = found
-    progress.log(f"resuming after update {step}")
-    weights, rest = parts["weights"], parts["state"]
-    trained = {name: weights[name] for name in shapes.trained}
-    frozen = {name: weights[name] for name in shapes.frozen}
-    state = State(trained, frozen, rest["opt"], rest["step"], jnp.bool(False))
-    return state, np.asarray(rest["seen"])
-
-
-def _halt(workdir: pathlib.Path, step: int, batch: Batch, state: State, loss: float) -> Fault:
-    """Put what is needed to find the cause on disk, and name it."""
+def halt(workdir: pathlib.Path, step: int, batch: Batch, state: State, loss: float) -> Fault:
+    """Write what is needed to find why an update is not finite, and name it in a Fault."""
     folder = workdir / "halted" / f"{step}"
     what = f"update {step}: loss={loss} or its gradient is not finite; the batch and the state"
     # bfloat16 has no npz form that reads back without ml_dtypes.
@@ -222,11 +265,16 @@ def _halt(workdir: pathlib.Path, step: int, batch: Batch, state: State, loss: fl
         name: np.asarray(x, np.float32) if x.dtype.kind not in "if" else x
         for name, x in batch._asdict().items()
     }
+    weights: Weights = state.trained | state.frozen
     try:
         folder.mkdir(parents=True, exist_ok=True)
         others = f"-{jax.process_index()}" if jax.process_index() else ""  # each has its own rows
         np.savez(folder / f"batch{others}.npz", **arrays)
-        dump(folder / "state", {"weights": state.trained | state.frozen, "opt": state.opt})
+        dump(folder / "state", {"weights": weights, "opt": state.opt})
     except (OSError, ValueError) as error:
         return Fault(f"{what} before it could not be written to {folder}: {error}")
     return Fault(f"{what} before it are in {folder}")
+
+
+def _open_metrics(workdir: pathlib.Path, first: int) -> MetricsWriter | NullMetricsWriter:
+    return NullMetricsWriter() if jax.process_index() else MetricsWriter(workdir, first)

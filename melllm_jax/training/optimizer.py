@@ -1,4 +1,4 @@
-"""Schedules, AdamW and Muon, and what may change.
+"""Learning-rate schedules, AdamW and Muon.
 
 Trained weights are float32 masters. Frozen ones have no gradient and no optimiser state.
 """
@@ -12,9 +12,8 @@ import optax
 from optax import contrib
 
 from melllm_jax.config.run import Optim
-from melllm_jax.nn.layers import LoraParam, NonTrainable
-
-Kinds = Mapping[str, nnx.Param]  # what each weight is, by name, as in `weights.Skeleton`
+from melllm_jax.models.parameters import Kinds
+from melllm_jax.nn.layers import LoraParam
 
 
 def learning_rate_schedule(cfg: Optim) -> optax.Schedule:
@@ -33,18 +32,6 @@ def learning_rate_schedule(cfg: Optim) -> optax.Schedule:
     else:
         fall = optax.linear_schedule(cfg.lr, end, rest)
     return optax.join_schedules([rise, fall], [warmup])
-
-
-def trainable_names(cfg: Optim, kinds: Kinds) -> frozenset[str]:
-    """The weights that change: all but fixed statistics, or LoRA and the front end alone."""
-    chosen = lambda name, kind: (
-        cfg.train == "all" or isinstance(kind, LoraParam) or name.startswith("front.")
-    )
-    return frozenset(
-        name
-        for name, kind in kinds.items()
-        if not isinstance(kind, NonTrainable) and chosen(name, kind)
-    )
 
 
 def make_optimizer(cfg: Optim, kinds: Kinds) -> optax.GradientTransformation:

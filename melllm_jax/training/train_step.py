@@ -1,7 +1,8 @@
 """One update of a run as a pure function, and the state that it changes."""
 
+from collections.abc import Mapping
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,17 @@ from jaxtyping import Array
 import optax
 
 from melllm_jax.batch import Batch
-from melllm_jax.config.run import Run
-from melllm_jax.models.parameters import Skeleton, Weights, abstract_model, init_model
-from melllm_jax.models.speech_lm import SpeechLM
-from melllm_jax.nn.vocab_parallel import Sums
-from melllm_jax.objectives.next_token import next_token_loss, next_token_targets
+from melllm_jax.models.parameters import (
+    Net,
+    Skeleton,
+    Weights,
+    abstract_model,
+    init_model,
+    init_weights,
+)
+from melllm_jax.objectives.objective import LossSums, Objective
 from melllm_jax.training import optimizer
-
-HOP = 0.01  # seconds a mel frame
+from melllm_jax.training.warm_start import WarmStart
 
 
 class State(NamedTuple):
@@ -27,41 +31,70 @@ class State(NamedTuple):
     opt: optax.OptState
     step: Array  # int32, updates made
     halted: Array  # bool: an update was not finite, and nothing has changed since
+    companions: Mapping[str, Weights] = {}  # bfloat16, by the companion's name; never saved
 
 
-class Update:
-    """One update of a run as a pure function, and the state that it starts from."""
+class Update(Generic[Net]):
+    """One update of an objective as a pure function, and the state that it starts from.
 
-    def __init__(self, run: Run):
-        self.run = run
-        self.build = lambda rngs: SpeechLM(run.model, run.mel, run.lora, rngs=rngs)
-        self.skeleton: Skeleton = abstract_model(self.build)[0]
-        self.names = optimizer.trainable_names(run.optim, self.skeleton.kinds)
+    `warm` is the checkpoint that a run starts from in place of random weights.
+    """
+
+    def __init__(self, objective: Objective[Net], warm: WarmStart | None = None):
+        self.objective, self.run, self.warm = objective, objective.run, warm
+        self.skeleton: Skeleton[Net] = abstract_model(objective.build)[0]
+        self.names = objective.trained(self.skeleton.kinds)
         kinds = {name: kind for name, kind in self.skeleton.kinds.items() if name in self.names}
         self.kinds = kinds
-        self.optimizer = optimizer.make_optimizer(run.optim, kinds)
-        self.dtype = jnp.dtype(run.optim.compute)
+        self.optimizer = optimizer.make_optimizer(self.run.optim, kinds)
+        self.dtype = jnp.dtype(self.run.optim.compute)
+        self.companions = {
+            name: (companion, *abstract_model(companion.build))
+            for name, companion in objective.companions().items()
+        }
 
     def init_state(self) -> State:
-        """A random start, every array made where the mesh in force keeps it."""
-        return self.state_from(init_model(self.build, self.run.seed)[1])
+        """The state before the first update, every array made where the mesh in force keeps it.
+
+        Raises Mistake where the checkpoint that the run starts from does not fit it.
+        """
+        if self.warm is None:
+            return self.state_from(init_model(self.objective.build, self.run.seed)[1])
+        fresh = self.fresh_names()
+        shapes = self.shapes(jax.sharding.get_mesh())
+        wanted = {k: x for k, x in (shapes.trained | shapes.frozen).items() if k not in fresh}
+        return self.state_from(
+            self.warm.load(wanted) | init_weights(self.objective.build, self.run.seed, fresh)
+        )
+
+    def fresh_names(self) -> list[str]:
+        """The weights that start at random: all, or those that the run's checkpoint has not.
+
+        Raises Mistake as `WarmStart.fresh_names` does.
+        """
+        kinds = self.skeleton.kinds
+        return list(kinds) if self.warm is None else self.warm.fresh_names(kinds, self.run.lora.r)
 
     def state_from(self, weights: Weights) -> State:
         """The state before the first update, from given weights."""
-        trained = {name: x for name, x in weights.items() if name in self.names}
-        frozen = {name: self._frozen(name, x) for name, x in weights.items() if name not in trained}
-        opt = jax.jit(self.optimizer.init)(trained)
-        return State(trained, frozen, opt, jnp.int32(0), jnp.bool(False))
+        return self._state_from(weights)._replace(companions=self.load_companions())
+
+    def load_companions(self) -> dict[str, Weights]:
+        """The frozen networks beside the one that learns, laid out over the mesh in force."""
+        mesh = jax.sharding.get_mesh()
+        return {
+            name: companion.load(_with_layouts(self._companion_shapes(shapes), mesh))
+            for name, (companion, _, shapes) in self.companions.items()
+        }
 
     def shapes(self, mesh: jax.sharding.Mesh) -> State:
         """The state's shapes, dtypes and layouts on `mesh`: what a checkpoint is loaded into."""
-        state = jax.eval_shape(self.state_from, abstract_model(self.build)[1])
-
-        def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            spec = x.sharding.spec if x.sharding is not None else jax.P()
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
-
-        return jax.tree.map(placed, state)
+        state = jax.eval_shape(self._state_from, abstract_model(self.objective.build)[1])
+        companions = {
+            name: self._companion_shapes(shapes) for name, (_, _, shapes) in self.companions.items()
+        }
+        shapes: State = _with_layouts(state._replace(companions=companions), mesh)
+        return shapes
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         """The next state and its metrics: float32 scalars, and `examples` by source.
@@ -78,65 +111,102 @@ class Update:
         new = (optax.apply_updates(state.trained, updates), opt, state.step + 1)
         old = (state.trained, state.opt, state.step)
         trained, opt, step = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        weight = jnp.maximum(sums.weight, 1e-9)
+        lr = optimizer.learning_rate_schedule(self.run.optim)(state.step)
         metrics = {
-            "loss": sums.loss / jnp.maximum(sums.weight, 1e-9),
-            "accuracy": sums.hits / jnp.maximum(sums.weight, 1e-9),
+            "loss": sums.loss / weight,
+            **{name: total / weight for name, total in sums.metrics.items()},
             "grad_norm": norm,
-            "lr": jnp.asarray(
-                optimizer.learning_rate_schedule(self.run.optim)(state.step), jnp.float32
-            ),
+            "lr": jnp.asarray(lr, jnp.float32),
             "finite": finite,
         }
-        state = State(trained, state.frozen, opt, step, ~finite)
-        return state, metrics | batch_counts(batch, max(len(self.run.data.sources), 1))
+        state = State(trained, state.frozen, opt, step, ~finite, state.companions)
+        sources, hop = max(len(self.run.data.sources), 1), self.run.mel.hop_seconds
+        return state, metrics | batch_counts(batch, sources, hop)
 
-    def _gradients(self, state: State, batch: Batch, key: Array) -> tuple[Sums, Weights]:
+    def loss_sums(self, state: State, batch: Batch) -> LossSums:
+        """The loss of a batch under a state's weights, without dropout or gradient."""
+        return self._sums(state.trained, state, batch, None)
+
+    def _gradients(self, state: State, batch: Batch, key: Array) -> tuple[LossSums, Weights]:
         """Sums over the whole batch, and the gradient of their mean loss.
 
         Every micro-batch's loss is divided by the weight of the whole batch, so the split does not
         change the result, and the gradients themselves are never passed over for a division.
         """
         micro = self.run.optim.micro
-        weight = jnp.maximum(jnp.sum(next_token_targets(batch)[1]), 1e-9)
+        weight = jnp.maximum(jnp.sum(self.objective.target_weights(batch)), 1e-9)
         differentiate = jax.value_and_grad(self._loss, has_aux=True)
         if micro == 1:
-            (_, sums), grads = differentiate(state.trained, state.frozen, batch, key, weight)
+            (_, sums), grads = differentiate(state.trained, state, batch, key, weight)
             return sums, grads
         add = functools.partial(jax.tree.map, jnp.add)
 
-        def one(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-            (_, sums), grads = differentiate(state.trained, state.frozen, *part, weight)
+        def add_part(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+            (_, sums), grads = differentiate(state.trained, state, *part, weight)
             return add(total, (sums, grads)), None
 
-        nothing = Sums(*[jnp.zeros(())] * 3), jax.tree.map(jnp.zeros_like, state.trained)
         parts = (
             jax.tree.map(lambda x: _split_rows(x, micro), batch),
             jax.random.split(key, micro),
         )
-        return jax.lax.scan(one, nothing, parts)[0]
+        first = lambda parts: self._sums(state.trained, state, *jax.tree.map(lambda x: x[0], parts))
+        sums = jax.eval_shape(first, parts)
+        nothing = (
+            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
+            jax.tree.map(jnp.zeros_like, state.trained),
+        )
+        return jax.lax.scan(add_part, nothing, parts)[0]
 
     def _loss(
-        self, trained: Weights, frozen: Weights, batch: Batch, key: Array, weight: Array
-    ) -> tuple[Array, Sums]:
-        # The one cast: masters to the compute dtype. Its gradient casts back to float32.
-        model = self.skeleton.model(trained | frozen, self.dtype)
-        sums = next_token_loss(model, batch, key if self.run.lora.dropout else None)
+        self, trained: Weights, state: State, batch: Batch, key: Array, weight: Array
+    ) -> tuple[Array, LossSums]:
+        sums = self._sums(trained, state, batch, key)
         return sums.loss / weight, sums
 
-    def _frozen(self, name: str, x: Array) -> Array:
-        return x if name.startswith("front.") else x.astype(jnp.bfloat16)
+    def _sums(self, trained: Weights, state: State, batch: Batch, key: Array | None) -> LossSums:
+        # The one cast: masters to the compute dtype. Its gradient casts back to float32.
+        model = self.skeleton.model(trained | state.frozen, self.dtype)
+        companions = {
+            name: skeleton.model(state.companions[name])
+            for name, (_, skeleton, _) in self.companions.items()
+        }
+        return self.objective.loss(model, batch, key, companions)
+
+    def _state_from(self, weights: Weights) -> State:
+        trained = {name: x for name, x in weights.items() if name in self.names}
+        frozen = {name: _as_frozen(name, x) for name, x in weights.items() if name not in trained}
+        opt = jax.jit(self.optimizer.init)(trained)
+        return State(trained, frozen, opt, jnp.int32(0), jnp.bool(False))
+
+    def _companion_shapes(self, shapes: Weights) -> Weights:
+        return jax.eval_shape(lambda w: {k: x.astype(jnp.bfloat16) for k, x in w.items()}, shapes)
 
 
-def batch_counts(batch: Batch, sources: int) -> dict[str, Array]:
+def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Array]:
     """What is in a batch: positions in use, those of speech, seconds of audio, and by source."""
     starts = (batch.positions == 0) & (batch.segments > 0)
     by_source = batch.sources[..., None] == jnp.arange(sources, dtype=jnp.int32)[None, None]
     return {
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),
         "speech": jnp.sum(batch.is_speech).astype(jnp.float32),
-        "audio": jnp.sum(batch.frames).astype(jnp.float32) * HOP,
+        "audio": jnp.sum(batch.frames).astype(jnp.float32) * hop_seconds,
         "examples": jnp.sum(starts[..., None] & by_source, axis=(0, 1)).astype(jnp.int32),
     }
+
+
+def _as_frozen(name: str, x: Array) -> Array:
+    return x if name.startswith("front.") else x.astype(jnp.bfloat16)
+
+
+def _with_layouts(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """`shapes` with the layouts that they name, on `mesh`."""
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = x.sharding.spec if x.sharding is not None else jax.P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, shapes)
 
 
 def _split_rows(x: Array, parts: int) -> Array:

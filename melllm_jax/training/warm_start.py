@@ -1,19 +1,79 @@
 """Starting a run from the weights of another model: what is taken over, and what is made anew."""
 
+from collections.abc import Mapping
 import dataclasses
 import pathlib
 
 import jax
 
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
-from melllm_jax.checkpoints.checkpointer import Checkpoints
+from melllm_jax.checkpoints.checkpointer import load_weights
 from melllm_jax.config.run import Init, Run
 from melllm_jax.errors import Mistake
-from melllm_jax.models.parameters import Weights, init_weights
+from melllm_jax.models.parameters import Kinds, Weights
 from melllm_jax.nn.layers import NonTrainable
-from melllm_jax.training.train_step import State, Update
 
-COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how, not what
+COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """A whole checkpoint that a run starts from; every byte of it was verified once."""
+
+    folder: str  # of an import or of a run, as the user named it
+    checkpoint: pathlib.Path  # the newest whole one in it
+    digest: str  # hash of its content
+    shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
+
+    def fresh_names(self, kinds: Kinds, lora_rank: int) -> list[str]:
+        """The weights among `kinds` that are not in the checkpoint: they start at random.
+
+        Raises Mistake for weights that only one of the two has, front end and LoRA excepted, and
+        for those that differ in shape.
+        """
+        own_front = any(_is_front(name) for name in self.shapes.keys() & kinds.keys())
+        for name, shape in self.shapes.items():
+            if _is_front(name):
+                continue
+            if name not in kinds:
+                raise Mistake(
+                    f"init={self.folder}: its {name} has no place in the run: lora.r={lora_rank} "
+                    f"must be the checkpoint's, or import with --lora merge or drop"
+                )
+            if kinds[name].shape != shape:
+                theirs = kinds[name].shape
+                raise Mistake(f"init={self.folder}: {name} is {shape}, the run's is {theirs}")
+        same_shape = lambda name: self.shapes.get(name) == kinds[name].shape
+        # A stem of other sizes is made anew, but the statistics of its input stay what they are.
+        same_front = own_front and all(same_shape(name) for name in kinds if _is_front(name))
+        fresh = [
+            name
+            for name, kind in kinds.items()
+            if name not in self.shapes
+            or _is_front(name)
+            and not same_front
+            and not (isinstance(kind, NonTrainable) and same_shape(name))
+        ]
+        for name in fresh:
+            if not _is_front(name) and "_lora." not in name:
+                raise Mistake(f"init={self.folder}: has no {name}, which the run needs")
+        return fresh
+
+    def load(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Weights:
+        """The weights of these names, each device reading its own part in the dtype asked for."""
+        return load_weights(self.checkpoint, shapes)
+
+
+def resolve(folder: str) -> WarmStart:
+    """The newest whole checkpoint in `folder`. Raises Mistake where there is none."""
+    checkpoint = integrity.newest_checkpoint(pathlib.Path(folder) / run_folder.CHECKPOINTS)
+    stored = weight_store.WeightReader(checkpoint).shapes
+    return WarmStart(
+        folder,
+        checkpoint,
+        integrity.checkpoint_digest(checkpoint),
+        {name: shape for name, (_, shape) in stored.items()},
+    )
 
 
 def adopt_model(run: Run, folder: str) -> Run:
@@ -36,67 +96,6 @@ def adopt_model(run: Run, folder: str) -> Run:
     model = dataclasses.replace(spec.model, **own)
     init = Init(path=folder)
     return dataclasses.replace(run, model=model, mel=mel, lora=lora, text=text, init=init)
-
-
-def init_digest(folder: str) -> str:
-    """Hash of a folder's newest whole checkpoint. Raises Mistake where there is none."""
-    return integrity.checkpoint_digest(
-        integrity.newest_checkpoint(pathlib.Path(folder) / run_folder.CHECKPOINTS)
-    )
-
-
-def fresh_weights(update: Update, folder: str) -> list[str]:
-    """The weights of the run that are not in `folder`'s checkpoint: they start at random.
-
-    Raises Mistake for weights that only one of the two has, front end and LoRA excepted, and for
-    those that differ in shape.
-    """
-    found = weight_store.WeightReader(
-        integrity.newest_checkpoint(pathlib.Path(folder) / run_folder.CHECKPOINTS)
-    ).shapes
-    kinds = update.skeleton.kinds
-    own_front = any(_is_front(name) for name in found.keys() & kinds.keys())
-    for name, (_, shape) in found.items():
-        if name in kinds and kinds[name].shape != shape and not _is_front(name):
-            raise Mistake(f"init={folder}: {name} is {shape}, the run's is {kinds[name].shape}")
-        if name not in kinds and not _is_front(name):
-            raise Mistake(
-                f"init={folder}: its {name} has no place in the run: lora.r={update.run.lora.r} "
-                f"must be the checkpoint's, or import with --lora merge or drop"
-            )
-    # A stem of other sizes is made anew, but the statistics of its input stay what they are.
-    alike = own_front and all(
-        name in found and found[name][1] == kind.shape
-        for name, kind in kinds.items()
-        if _is_front(name)
-    )
-    kept = lambda name: (
-        name in found
-        and (
-            not _is_front(name)
-            or alike
-            or (isinstance(kinds[name], NonTrainable) and found[name][1] == kinds[name].shape)
-        )
-    )
-    fresh = [name for name in kinds if not kept(name)]
-    for name in fresh:
-        if not _is_front(name) and "_lora." not in name:
-            raise Mistake(f"init={folder}: has no {name}, which the run needs")
-    return fresh
-
-
-def load_state(update: Update, folder: str, mesh: jax.sharding.Mesh) -> State:
-    """The state before the first update, from the newest checkpoint in `folder`.
-
-    Every device reads its own part, in the dtype that the run keeps: bfloat16 where a weight is
-    frozen, float32 where it is trained. Raises Mistake as `fresh_weights` does.
-    """
-    fresh = fresh_weights(update, folder)
-    shapes = update.shapes(mesh)
-    wanted = {name: x for name, x in (shapes.trained | shapes.frozen).items() if name not in fresh}
-    with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", update.run.keep) as checkpoints:
-        weights: Weights = checkpoints.restore_weights(wanted)[1]
-    return update.state_from(weights | init_weights(update.build, update.run.seed, fresh))
 
 
 def _is_front(name: str) -> bool:

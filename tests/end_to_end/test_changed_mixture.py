@@ -14,7 +14,6 @@ from tests.support.runs import (
     compiled_quickly,
     corpus,
     lines,
-    own_mesh,
     steps_on_disk,
     tiny,
 )
@@ -22,7 +21,6 @@ from tests.support.runs import trained as in_process
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
-mesh = pytest.fixture(scope="module", autouse=True)(own_mesh)
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +83,15 @@ def test_run_ends_with_its_data_and_goes_on_with_more_epochs(data, tmp_path):
         override(tiny(data[0], steps=40, every=3), {"data.epochs": epochs}) for epochs in (1, 2)
     )
     first, again, more = Told(), Told(), Told()
-    last = int(in_process(once, tmp_path, first, sizes=[20]).step)
+    last = int(in_process(once, tmp_path, first).step)
     assert 1 < last < 20
     assert f"the data ends after update {last}: all was drawn data.epochs=1 times" in first.said
     assert steps_on_disk(tmp_path)[-1] == last
     path = str(data[0])
     assert 0.5 < lines(tmp_path)[-1][f"epoch/{path}"] <= 1
-    assert int(in_process(once, tmp_path, again, sizes=[20]).step) == last
+    assert int(in_process(once, tmp_path, again).step) == last
     assert any(f"the data ends after update {last}: " in text for text in again.said)
-    end = int(in_process(twice, tmp_path, more, sizes=[20]).step)
+    end = int(in_process(twice, tmp_path, more).step)
     assert last < end < 40
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, end + 1))
     assert 1.5 < lines(tmp_path)[-1][f"epoch/{path}"] <= 2

@@ -12,8 +12,9 @@ from melllm_jax import sharding
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.overrides import override
 from melllm_jax.errors import Mistake
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.telemetry.progress import SilentProgress
-from melllm_jax.training.loop import train
+from melllm_jax.training.loop import Telemetry, train
 from melllm_jax.training.train_step import Update
 from tests.support.jobs import ended, job, lanes, until
 from tests.support.runs import (
@@ -57,8 +58,9 @@ def on(devices, run, workdir, stop=0):
     """Train on so many devices, to the end or until told to stop: the mesh and the last state."""
     workdir.mkdir(exist_ok=True)
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:devices])
-    with contextlib.closing(batches_of(run)) as batches:
-        return mesh, train(run, batches, workdir, mesh, progress=StopAt(stop))
+    with contextlib.closing(batches_of(run)) as batches, jax.set_mesh(mesh):
+        update = Update(NextToken(run))
+        return mesh, train(update, batches, workdir, Telemetry(StopAt(stop)))
 
 
 @pytest.mark.parametrize(
@@ -78,9 +80,11 @@ def test_run_that_moves_between_devices_is_one_that_stayed(data, tmp_path, moves
         for size in (1, 8):  # what was saved is what the devices had, to the bit
             other = sharding.make_mesh(run.mesh, jax.devices()[:size])
             with jax.set_mesh(other), contextlib.closing(batches_of(run)) as batches:
-                shapes = Update(run).shapes(other)
+                shapes = Update(NextToken(run)).shapes(other)
                 rest = {"opt": shapes.opt, "step": shapes.step, "seen": kept["seen"]}
-                with Checkpoints(str(tmp_path / "moved/checkpoints"), run.keep) as checkpoints:
+                with Checkpoints(
+                    str(tmp_path / "moved/checkpoints"), run.checkpoints
+                ) as checkpoints:
                     step, parts = checkpoints.restore(shapes.trained | shapes.frozen, rest, batches)
             assert step == int(state.step)
             same(parts["weights"], state.trained | state.frozen)
@@ -153,7 +157,7 @@ def straight(data, environment, tmp_path_factory):
 
 
 def words(data, workdir, *more):
-    flags = ["--data.bad", 0.5, "--optim.compute", "float32", *more]
+    flags = ["--data.max_reject_share", 0.5, "--optim.compute", "float32", *more]
     return arguments(data, workdir, *flags, steps=STEPS, every=4)
 
 

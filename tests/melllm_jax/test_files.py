@@ -1,4 +1,4 @@
-"""Small files are whole or absent, on a disk and in a store that knows no rename."""
+"""Files are whole or absent, on a disk and in a store that knows no rename."""
 
 import concurrent.futures
 import os
@@ -59,3 +59,24 @@ def test_write_that_is_cut_off_leaves_the_old(tmp_path, monkeypatch):
         files.write_text(path, "after")
     assert path.read_text() == "before"
     assert [one.name for one in path.parent.iterdir()] == ["one.json"]
+
+
+def test_new_file_appears_when_its_block_ends_well(folder):
+    path = folder / "large"
+    with files.new_file(path) as scratch:
+        scratch.write_bytes(b"1234")
+        assert not path.exists()
+    assert path.read_bytes() == b"1234"
+    assert not scratch.exists()
+
+
+def test_new_file_after_an_error_leaves_the_old_and_nothing_beside(tmp_path):
+    path = epath.Path(tmp_path) / "large"
+    files.write_bytes(path, b"before")
+    with pytest.raises(ValueError, match="bad row"), files.new_file(path) as scratch:
+        scratch.write_bytes(b"af")
+        raise ValueError("bad row")
+    with pytest.raises(Fault, match="large: cannot be written: gone"), files.new_file(path):
+        raise OSError("gone")
+    assert path.read_bytes() == b"before"
+    assert [one.name for one in path.parent.iterdir()] == ["large"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from melllm_jax import sharding
-from melllm_jax.config.run import Intervals, Mesh
+from melllm_jax.config.run import Mesh, ScoreInterval
 from melllm_jax.errors import Mistake
 from tests.support import models
 
@@ -80,6 +80,6 @@ def test_a_placed_batch_is_split_by_rows_and_time():
 
 
 def test_scoring_on_a_mesh_that_splits_time_is_refused():
-    run = dataclasses.replace(models.run(), keep=Intervals(score=10))
-    with pytest.raises(Mistake, match=r"keep.score=10: decoding needs mesh.seq=1, not 2"):
+    run = dataclasses.replace(models.run(), scoring=ScoreInterval(every=10))
+    with pytest.raises(Mistake, match=r"scoring.every=10: decoding needs mesh.seq=1, not 2"):
         sharding.check_mesh(run, sharding.make_mesh(SEQ2))

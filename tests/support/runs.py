@@ -12,14 +12,15 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import pytest
 
-from data_pipelines.loader import pipeline, reject_counts
+from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
 from melllm_jax import sharding
 from melllm_jax.config.overrides import override
-from melllm_jax.config.run import Mesh
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.telemetry.progress import SILENT
-from melllm_jax.training.loop import train
+from melllm_jax.training.loop import Telemetry, train
+from melllm_jax.training.train_step import Update
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
 
@@ -67,26 +68,20 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def own_mesh():
-    """A fixture: the mesh that a command leaves in force is gone after the module's tests."""
-    with jax.set_mesh(sharding.make_mesh(Mesh())):
-        yield
-
-
-def tiny(folder, steps=6, every=2, **keep):
+def tiny(folder, steps=6, every=2, score=0, log=1):
     """A run over the corpus in `folder`, for one device."""
-    changes = {f"keep.{name}": value for name, value in keep.items()}
     return override(
         run_over(folder, t=64, b=2, wire="float32"),
-        changes
-        | {
+        {
             "optim.steps": steps,
             "optim.warmup": 1,
             "optim.compute": "float32",
-            "keep.every": every,
+            "checkpoints.every": every,
+            "scoring.every": score,
+            "metrics.every": log,
             "model.remat": "none",
             "model.scan": False,
-            "data.bad": 0.9,
+            "data.max_reject_share": 0.9,
         },
     )
 
@@ -95,13 +90,57 @@ def batches_of(run):
     return iter(pipeline.train_batches(run, load_tokenizer("bytes")))
 
 
-def trained(run, workdir, progress=SILENT, **more):
+def trained(run, workdir, progress=SILENT, *, stream=None, warm=None, **telemetry):
     """Train in this process, on one device: the last state."""
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    with contextlib.closing(batches_of(run)) as batches:
-        more = {"rejected": lambda: reject_counts.stream_counts(batches)["bad"]} | more
-        return train(run, batches, workdir, mesh, progress=progress, **more)
+    telemetry = Telemetry(progress, **telemetry)
+    with contextlib.closing(stream or batches_of(run)) as stream, jax.set_mesh(mesh):
+        return train(Update(objective_of(run), warm), stream, workdir, telemetry)
+
+
+class ListStream:
+    """A `BatchStream` of given batches, of one source; it saves nothing but how many it gave."""
+
+    sizes, carried, change = (), (), None
+
+    def __init__(self, batches):
+        self._batches, self._given = list(batches), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._given == len(self._batches):
+            raise StopIteration
+        self._given += 1
+        return self._batches[self._given - 1]
+
+    def get_state(self):
+        return {"given": self._given}
+
+    def set_state(self, state):
+        self._given = state["given"]
+
+    async def save(self, directory):
+        state = json.dumps(self.get_state())
+
+        async def write():
+            (await directory.await_creation() / "given.json").write_text(state)
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            self.set_state(json.loads((directory / "given.json").read_text()))
+
+        return read()
+
+    def counts(self):
+        return {"bad": {}}
+
+    def close(self):
+        pass
 
 
 def lines(workdir):

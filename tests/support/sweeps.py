@@ -24,7 +24,7 @@ def grid(steps, every, count=2):
     """The expression of `count` cells that differ in their seeds."""
     return (
         f'spec.grid({{"preset": ["digits"], "seed": {list(range(count))}, '
-        f'"optim.steps": [{steps}], "keep.every": [{every}], "optim.compute": ["float32"]}})'
+        f'"optim.steps": [{steps}], "checkpoints.every": [{every}], "optim.compute": ["float32"]}})'
     )
 
 

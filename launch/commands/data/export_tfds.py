@@ -1,4 +1,4 @@
-"""`melllm data export-tfds`: a prepared corpus as a TFDS dataset."""
+"""`melllm data export-tfds`: writes a prepared corpus as a TFDS dataset."""
 
 from collections.abc import Sequence
 import contextlib
@@ -31,7 +31,7 @@ class ExportTfdsArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm data export-tfds SOURCE --out DIR --name NAME`."""
     arguments = parse(ExportTfdsArguments, argv, prog="melllm data export-tfds")
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS tells how it goes on standard output
+    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints its progress on standard output
         home = export_dataset(
             arguments.source, arguments.out, name=arguments.name, version=arguments.version
         )

@@ -1,4 +1,4 @@
-"""`melllm data import`: a foreign corpus to manifests that point at its sound where it lies."""
+"""`melllm data import`: writes manifests of a foreign corpus that point at its sound in place."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -6,12 +6,12 @@ import json
 from typing import Literal
 
 from etils import epath
-from tqdm import tqdm
 from tyro.conf import Positional
 
 from data_pipelines.importers import write_manifests
 from data_pipelines.importers.manifest_row import ManifestRow
 from launch.terminal.flags import parse
+from launch.terminal.progress_bar import count_progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,7 @@ class ImportCorpusArguments:
     """Write a SPLIT.jsonl manifest a split. The sound is not copied: the manifests point at it."""
 
     source: Positional[str]  # folder or file of the corpus; NAME or NAME/1.0.0 for tfds
-    kind: Literal[
-        "librispeech", "kaldi", "nemo", "commonvoice", "parquet", "webdataset", "lhotse", "tfds"
-    ]  # what SOURCE is
+    kind: Literal[*write_manifests.IMPORTERS]  # what SOURCE is
     out: str  # folder of the manifests; must not hold any yet
     splits: tuple[str, ...] = ()  # those to import; all if none (Common Voice: train, dev, test)
     audio: str = ""  # column or feature of the sound (parquet, tfds); parquet finds it if empty
@@ -40,18 +38,20 @@ def main(argv: Sequence[str]) -> int:
     options = dataclasses.asdict(arguments)
     source, kind, out, as_json = (options.pop(k) for k in ("source", "kind", "out", "json"))
     seconds, unknown = 0.0, 0
-    with tqdm(unit="utterance", disable=None) as bar:
+    with count_progress(None, "utterances") as advance:
 
-        def tick(row: ManifestRow) -> None:
+        def count_row(row: ManifestRow) -> None:
             nonlocal seconds, unknown
             seconds += row["duration"]
             unknown += not row["duration"]
-            bar.update()
+            advance()
 
-        written = write_manifests.import_corpus(source, kind, epath.Path(out), tick=tick, **options)
+        written = write_manifests.import_corpus(
+            source, kind, epath.Path(out), on_row=count_row, **options
+        )
     if as_json:
-        told = {"out": out, "splits": written, "hours": seconds / 3600, "unknown": unknown}
-        print(json.dumps(told))
+        figures = {"out": out, "splits": written, "hours": seconds / 3600, "unknown": unknown}
+        print(json.dumps(figures))
         return 0
     for split, count in written.items():
         print(f"{split}: {count} utterances" + ("" if count else ", so no manifest"))

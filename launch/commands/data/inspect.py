@@ -1,4 +1,4 @@
-"""`melllm data inspect`: what is in a corpus, as figures and as a page to look at."""
+"""`melllm data inspect`: the contents of a corpus, as figures and as a page to look at."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from etils import epath
 import numpy as np
-from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from data_pipelines.corpora import shard_index
@@ -18,6 +17,8 @@ from launch.corpus_report.page import MANIFESTS, Inspection, page
 from launch.corpus_report.rejects import count_rejects
 from launch.corpus_report.split_statistics import SplitInspection, inspect_split
 from launch.terminal.flags import parse
+from launch.terminal.number_format import format_bytes
+from launch.terminal.progress_bar import count_progress
 from melllm_jax.errors import Fault, Mistake
 
 
@@ -65,12 +66,12 @@ def main(argv: Sequence[str]) -> int:
     for kind in found.rejects:
         print(f"rejected from {kind.split}: {kind.count:,} {kind.reason} {kind.source}".rstrip())
     if arguments.out:
-        print(f"page: {arguments.out} ({len(written) / 1e6:.1f} MB)")
+        print(f"page: {arguments.out} ({format_bytes(len(written))})")
     return 0
 
 
 def inspect(arguments: InspectArguments) -> Inspection:
-    """All that is found. Raises Mistake for a folder that is no corpus, Fault for damaged files."""
+    """Inspect a corpus. Raises Mistake for a folder that is none, Fault for damaged files."""
     folder = epath.Path(arguments.data)
     corpora = {split: open_corpus(folder, split) for split in list_splits(folder)}
     prepared = (folder / shard_index.INDEX).exists()
@@ -86,11 +87,11 @@ def inspect(arguments: InspectArguments) -> Inspection:
     }
     found, sounds = {}, {}
     total = sum(len(drawn[split]) + len(wanted[split]) for split in corpora)
-    with tqdm(total=total, unit="utterance", disable=None) as bar:
+    with count_progress(total, "utterances") as advance:
         for (split, corpus), share in zip(corpora.items(), shares, strict=True):
             stated = index.facts.get(split) if index else None
-            found[split] = inspect_split(corpus, split, stated, drawn[split], bar.update)
-            sounds[split] = inspect_audio(corpus, split, wanted[split], share, bar.update)
+            found[split] = inspect_split(corpus, split, stated, drawn[split], advance)
+            sounds[split] = inspect_audio(corpus, split, wanted[split], share, advance)
     return Inspection(
         folder=arguments.data,
         stores=MANIFESTS if index is None else "mel" if index.mel else index.sound,
@@ -104,7 +105,7 @@ def inspect(arguments: InspectArguments) -> Inspection:
 
 
 def figures(found: Inspection) -> dict[str, Any]:
-    """What was found, less sounds and pictures, as JSON has it."""
+    """The inspection as --json prints it: without sounds and pictures."""
     tree = dataclasses.asdict(found)
     for sounds in tree["heard"].values():
         for example in sounds["examples"]:
@@ -114,7 +115,7 @@ def figures(found: Inspection) -> dict[str, Any]:
 
 
 def format_split(split: str, facts: SplitInspection, heard: AudioInspection) -> str:
-    """A split in a line."""
+    """The figures of a split in one line."""
     about = "" if facts.exact else "about "
     length = f", {facts.seconds.median:.2f} s in the median" if facts.seconds else ""
     bad = sum(count for _, count in heard.troubles)
@@ -127,7 +128,7 @@ def format_split(split: str, facts: SplitInspection, heard: AudioInspection) -> 
 
 def _split_evenly(count: int, parts: int) -> list[int]:
     """`count` in so many parts, as equal as can be, the first ones the larger."""
-    return [count // parts + (place < count % parts) for place in range(parts)]
+    return [count // parts + (index < count % parts) for index in range(parts)]
 
 
 def _draw_indices(corpus: Corpus, count: int, seed: int) -> list[int]:

@@ -1,16 +1,16 @@
-"""`melllm data speak`: the synthetic corpus in any size, as shards of ready mel."""
+"""`melllm data speak`: makes the synthetic corpus in any size, as shards of ready mel."""
 
 from collections.abc import Sequence
 import dataclasses
 import pathlib
 from typing import Annotated
 
-from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from data_pipelines.synthetic import synthetic_shards
 from data_pipelines.synthetic.grammar import Split
 from launch.terminal.flags import parse
+from launch.terminal.progress_bar import count_progress
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 
@@ -50,18 +50,14 @@ def main(argv: Sequence[str]) -> int:
         "dev": arguments.dev,
         "test": arguments.test,
     }
-    with tqdm(total=sum(counts.values()), unit="utterance", disable=None) as bar:
-
-        def tick() -> None:
-            bar.update()
-
+    with count_progress(sum(counts.values()), "utterances") as advance:
         index = synthetic_shards.write_shards(
             arguments.out,
             counts,
             catalog.preset("quickstart").mel,
             seed=arguments.seed,
             snrs=arguments.noise,
-            tick=tick,
+            progress=advance,
         )
     hours = sum(shard.seconds for listed in index.splits.values() for shard in listed) / 3600
     print(f"{sum(counts.values()):,} utterances, {hours:.1f} h: {arguments.out}")

@@ -1,4 +1,4 @@
-"""`melllm data tokenizer`: a SentencePiece table from the transcripts of a corpus."""
+"""`melllm data tokenizer`: trains a SentencePiece table on the transcripts of a corpus."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +8,6 @@ import sys
 from typing import Annotated, Any
 
 from etils import epath
-from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from data_pipelines.corpora.corpus import Corpus, list_splits, open_corpus
@@ -17,9 +16,11 @@ from data_pipelines.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data_pipelines.text.tokenizer import SPECIALS
 from data_pipelines.text.tokenizer_training import SentencePieceKind, train_sentencepiece
 from launch.terminal.flags import parse
+from launch.terminal.number_format import format_bytes
+from launch.terminal.progress_bar import Advance, count_progress
 from melllm_jax.errors import Fault, Mistake
 
-MAX_UNKNOWN_PIECES = 8  # unknown pieces that are told
+MAX_UNKNOWN_PIECES = 8  # most unknown pieces in the figures
 FILE = "tokenizer.model"
 
 
@@ -74,9 +75,9 @@ def train_tokenizer(arguments: TokenizerArguments) -> dict[str, Any]:
         split: sample_indices(corpus, arguments.sentences, arguments.seed)
         for split, corpus in corpora.items()
     }
-    with tqdm(total=sum(map(len, drawn.values())), unit="text", disable=None) as bar:
+    with count_progress(sum(map(len, drawn.values())), "texts") as advance:
         texts = {
-            split: list(_texts(corpus, drawn[split], bar)) for split, corpus in corpora.items()
+            split: list(_texts(corpus, drawn[split], advance)) for split, corpus in corpora.items()
         }
     usable = [text for text in texts[arguments.split] if text.strip() and _encodable(text)]
     if not arguments.json:
@@ -104,7 +105,7 @@ def train_tokenizer(arguments: TokenizerArguments) -> dict[str, Any]:
 
 
 def tokenizer_coverage(tokenizer: SentencePieceTokenizer, texts: Sequence[str]) -> dict[str, Any]:
-    """What the table makes of texts; those with a piece that it lacks are counted, not encoded."""
+    """How the table encodes texts; those with a piece that it lacks are counted, not encoded."""
     unknown = tokenizer.pieces.unk_id()
     characters = tokens = refused = empty = 0
     lacking: Counter[str] = Counter()
@@ -137,7 +138,7 @@ def tokenizer_coverage(tokenizer: SentencePieceTokenizer, texts: Sequence[str]) 
 
 def format_figures(found: dict[str, Any]) -> str:
     """The figures for people."""
-    size = f"{found['size']:,} tokens, {found['bytes'] / 1e3:.0f} kB"
+    size = f"{found['size']:,} tokens, {format_bytes(found['bytes'])}"
     lines = [f"{found['out']}: {found['kind']}, {size}, digest {found['digest']}"]
     for split, one in found["splits"].items():
         ratio = one["characters_per_token"]
@@ -153,12 +154,13 @@ def format_figures(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _texts(corpus: Corpus, places: Iterable[int], bar: tqdm) -> Iterator[str]:
-    for place in places:
-        yield corpus[place].text
-        bar.update()
+def _texts(corpus: Corpus, indices: Iterable[int], advance: Advance) -> Iterator[str]:
+    """The texts of the utterances of those indices; calls `advance` after each."""
+    for index in indices:
+        yield corpus[index].text
+        advance()
 
 
 def _encodable(text: str) -> bool:
-    """Whether UTF-8 has it: halves of a pair, it has not."""
+    """Whether UTF-8 can encode the text: it has no halves of surrogate pairs."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,4 +1,4 @@
-"""`melllm sweep cancel DIR`: what runs saves and stops, and nothing new begins."""
+"""`melllm sweep cancel DIR`: lets running cells save and stop; no cell begins after it."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> int:
     """`melllm sweep cancel DIR`."""
     folder, rest = split_operand("sweep cancel", argv, "DIR")
     parse(SweepCancelArguments, rest, prog=f"melllm sweep cancel {folder or 'DIR'}")
-    made = Ledger(folder)
-    made.cancel()
-    BACKENDS[made.sweep.backend].cancel(folder, made.cells())
+    ledger = Ledger(folder)
+    ledger.cancel()
+    BACKENDS[ledger.sweep.backend].cancel(folder, ledger.cells())
     print(f"cancelled; next: melllm sweep resume {folder}")
     return 0

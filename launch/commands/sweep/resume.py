@@ -1,8 +1,8 @@
-"""`melllm sweep resume DIR`: start what is missing, each cell from its last checkpoint."""
+"""`melllm sweep resume DIR`: starts the cells that are missing, from their last checkpoints."""
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -21,19 +21,20 @@ class SweepResumeArguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`melllm sweep resume DIR [--backend …]`: as the sweep was begun, where nothing is said."""
+    """`melllm sweep resume DIR [--backend …]`; the backend and options that began it by default."""
     folder, rest = split_operand("sweep resume", argv, "DIR")
     before = SweepResumeArguments()
     if folder:
-        made = Ledger(folder)
-        kind = type(getattr(before.options, made.sweep.backend))
+        ledger = Ledger(folder)
+        kind = type(getattr(before.options, ledger.sweep.backend))
         options = dataclasses.replace(
-            before.options, **{made.sweep.backend: kind(**made.sweep.options)}
+            before.options, **{ledger.sweep.backend: kind(**ledger.sweep.options)}
         )
-        before = SweepResumeArguments(backend=made.sweep.backend, options=options)  # type: ignore[arg-type]
-    words = parse(
+        name: Any = ledger.sweep.backend  # one of BackendName: `sweep run` wrote it
+        before = SweepResumeArguments(backend=name, options=options)
+    arguments = parse(
         SweepResumeArguments, rest, prog=f"melllm sweep resume {folder or 'DIR'}", default=before
     )
-    chosen = getattr(words.options, words.backend)
-    BACKENDS[words.backend].check(chosen, folder)
-    return submit(made, words.backend, chosen)
+    chosen = getattr(arguments.options, arguments.backend)
+    BACKENDS[arguments.backend].check(chosen, folder)
+    return submit(ledger, arguments.backend, chosen)

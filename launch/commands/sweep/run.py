@@ -1,4 +1,4 @@
-"""`melllm sweep run SPEC.py`: the cells of a file, or what is missing of them."""
+"""`melllm sweep run SPEC.py`: runs the cells of a file, or those that are missing."""
 
 import ast
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from launch.commands.sweep.submit import BACKENDS, BackendName, BackendOptions, 
 from launch.sweep import cost, ledger, spec
 from launch.sweep.backends import gke
 from launch.sweep.ledger import Cell, Eval, Sweep
+from launch.terminal import text_table
 from launch.terminal.flags import SOURCE_FLAG, parse
 from launch.terminal.subcommands import split_operand
 from melllm_jax.config.data import Source
@@ -50,51 +51,51 @@ class SweepRunArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm sweep run SPEC.py --workdir DIR [--backend local] [--data DIR] [--dry-run]`."""
     path, rest = split_operand("sweep run", argv, "SPEC.py")
-    words = parse(SweepRunArguments, rest, prog=f"melllm sweep run {path or 'SPEC.py'}")
-    common = _common(words)
-    asked = spec.load(path, common)
-    rate = measure_matmul_rate if words.backend == "local" else cost.unknown_rate
-    plans = cost.plan_cells(asked, words.topology, words.price, rate)
-    if words.dry_run:
-        print(cost.table(asked, plans))
-        if words.backend == "gke":
-            names = [cell.id for cell in asked.cells]
-            print(f"---\n{gke.text(words.workdir, names, words.options.gke)}", end="")
+    arguments = parse(SweepRunArguments, rest, prog=f"melllm sweep run {path or 'SPEC.py'}")
+    common = _common(arguments)
+    specified = spec.load(path, common)
+    rate = measure_matmul_rate if arguments.backend == "local" else cost.unknown_rate
+    plans = cost.plan_cells(specified, arguments.topology, arguments.price, rate)
+    if arguments.dry_run:
+        text_table.show(cost.table(specified, plans))
+        if arguments.backend == "gke":
+            names = [cell.id for cell in specified.cells]
+            print(f"---\n{gke.text(arguments.workdir, names, arguments.options.gke)}", end="")
         return 0
-    options = getattr(words.options, words.backend)
-    BACKENDS[words.backend].check(options, words.workdir)
+    options = getattr(arguments.options, arguments.backend)
+    BACKENDS[arguments.backend].check(options, arguments.workdir)
     sweep = Sweep(
-        name=asked.name,
-        digest=asked.digest,
-        cells=tuple(cell.id for cell in asked.cells),
+        name=specified.name,
+        digest=specified.digest,
+        cells=tuple(cell.id for cell in specified.cells),
         common=common,
-        backend=words.backend,
+        backend=arguments.backend,
         options=dataclasses.asdict(options),
-        eval=dataclasses.asdict(words.eval),
-        topology=words.topology,
-        price=words.price,
+        eval=dataclasses.asdict(arguments.eval),
+        topology=arguments.topology,
+        price=arguments.price,
     )
     now = time.time()
     cells = [
-        Cell(cell.id, number, dict(cell.overrides), cell.run.optim.steps, plan, now)
-        for number, (cell, plan) in enumerate(zip(asked.cells, plans, strict=True))
+        Cell(cell.id, index, dict(cell.overrides), cell.run.optim.steps, plan, now)
+        for index, (cell, plan) in enumerate(zip(specified.cells, plans, strict=True))
     ]
-    return submit(ledger.create(words.workdir, sweep, cells), words.backend, options)
+    return submit(ledger.create(arguments.workdir, sweep, cells), arguments.backend, options)
 
 
-def _common(words: SweepRunArguments) -> dict[str, Any]:
+def _common(arguments: SweepRunArguments) -> dict[str, Any]:
     """Overrides of all cells, from flags. Raises Mistake for one that is no FIELD=VALUE."""
-    found: dict[str, Any] = {}
-    if words.data:
-        found["data.sources"] = [
-            {"path": one.path, "weight": one.weight, "hours": one.hours} for one in words.data
+    overrides: dict[str, Any] = {}
+    if arguments.data:
+        overrides["data.sources"] = [
+            {"path": one.path, "weight": one.weight, "hours": one.hours} for one in arguments.data
         ]
-    for text in words.set:
+    for text in arguments.set:
         name, equals, value = text.partition("=")
         if not equals:
             raise Mistake(f"set={text}: must be FIELD=VALUE, such as optim.lr=1e-3")
         try:
-            found[name] = ast.literal_eval(value)
+            overrides[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name] = value
-    return found
+            overrides[name] = value
+    return overrides

@@ -1,4 +1,4 @@
-"""Starting what is missing of a sweep, by whichever backend."""
+"""Starts the cells that are missing of a sweep on its backend."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,7 +16,7 @@ from launch.sweep.backends.local import Local, start
 from launch.sweep.backends.slurm_script import Slurm
 from launch.sweep.ledger import Ledger
 from launch.sweep_report import page
-from launch.terminal import number_format
+from launch.terminal import number_format, text_table
 
 BackendName = Literal["local", "slurm", "gke"]
 BACKENDS: Mapping[str, types.ModuleType] = types.MappingProxyType(
@@ -34,48 +34,48 @@ class BackendOptions:
     gke: Gke = Gke()
 
 
-def submit(made: Ledger, backend: str, options: Any) -> int:
-    """Start all that is missing: the exit status, 1 where cells run here and some did not end well.
+def submit(ledger: Ledger, backend: str, options: Any) -> int:
+    """Start all cells that are not done: the exit status, 1 where cells here did not all end well.
 
-    What runs here is waited for; clusters are handed it.
+    Cells on this machine are waited for; clusters are handed theirs.
     """
-    made.resume()
-    missing = [cell.id for cell in made.cells() if cell.state != "done"]
-    folder = str(made.folder)
+    ledger.resume()
+    missing = [cell.id for cell in ledger.cells() if cell.state != "done"]
+    folder = str(ledger.folder)
     if backend != "local":
         if missing:
             BACKENDS[backend].start(folder, missing, options)
         print(
-            f"{len(missing)} of {len(made.sweep.cells)} cells handed to {backend}; "
+            f"{len(missing)} of {len(ledger.sweep.cells)} cells handed to {backend}; "
             f"next: melllm sweep status {folder}"
         )
         return 0
-    start(folder, missing, options, told=ChangeReporter())
-    cells = made.cells()
-    print("\n".join(status.lines(cells)))
+    start(folder, missing, options, on_change=ChangeReporter())
+    cells = ledger.cells()
+    text_table.show(status.table(cells))
     print(f"report: {page.write_report(folder)}")
     return 0 if all(cell.state == "done" for cell in cells) else 1
 
 
 class ChangeReporter:
-    """Says on standard error, a line each, which cells have changed."""
+    """Prints a line on standard error for each cell whose state has changed."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
-        self._looked = 0.0
+        self._last_look = 0.0
 
-    def __call__(self, made: Ledger) -> None:
-        if time.monotonic() - self._looked < LOOK:
+    def __call__(self, ledger: Ledger) -> None:
+        if time.monotonic() - self._last_look < LOOK:
             return
-        self._looked = time.monotonic()
-        cells = made.cells()
+        self._last_look = time.monotonic()
+        cells = ledger.cells()
         ends = number_format.format_seconds(status.eta(cells, status.remaining_seconds(cells)))
         done = sum(cell.state == "done" for cell in cells)
         for cell in cells:
-            now = status.state(cell)
-            if now == self._known.get(cell.id, "pending"):
+            state = status.state(cell)
+            if state == self._known.get(cell.id, "pending"):
                 continue
-            self._known[cell.id] = now
-            what = f"loss {cell.result['loss']:.3f}" if cell.result else cell.error
-            line = f"[{done}/{len(cells)} done, {ends} left] {cell.id} {now} {what}".rstrip()
+            self._known[cell.id] = state
+            outcome = f"loss {cell.result['loss']:.3f}" if cell.result else cell.error
+            line = f"[{done}/{len(cells)} done, {ends} left] {cell.id} {state} {outcome}".rstrip()
             print(line, file=sys.stderr, flush=True)

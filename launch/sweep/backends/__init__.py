@@ -1,1 +1,1 @@
-"""Where the cells of a sweep run: a module a backend, each with the same four functions."""
+"""The backends that run the cells of a sweep: a module each, with check, start and cancel."""

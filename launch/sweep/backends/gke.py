@@ -1,9 +1,9 @@
-"""Cells on GKE, a JobSet each, by kubectl.
+"""Runs cells on GKE, a JobSet each, by kubectl.
 
 xpk submits JobSets of the same form, one at a time: `xpk workload create --tpu-type … --command
 "melllm sweep cell FOLDER ID"`; on a cluster that it made, these go to its Kueue queue by
 `queue="multislice-queue"`. Kueue decides how many run at once. JobSets are found by their labels,
-which say folder and cell; what a cell says is kept by Kubernetes: `kubectl logs -l melllm/cell=ID`.
+which hold folder and cell; Kubernetes keeps the logs: `kubectl logs -l melllm/cell=ID`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,18 +35,18 @@ def check(options: Gke, folder: str) -> None:
 
 
 def start(folder: str, ids: Sequence[str], options: Gke) -> None:
-    """Submit a JobSet a cell; what waits or runs already is left to it.
+    """Submit a JobSet a cell, but for those that wait or run already.
 
-    Raises Mistake for a folder that pods cannot reach, Fault with kubectl's own words.
+    Raises Mistake for a folder that pods cannot reach, Fault with kubectl's message.
     """
     known = _jobset_states(folder, options.namespace)
     ids = [id for id in ids if known.get(id) != ""]
     if not ids:
         return
     wanted = text(folder, ids, options)
-    over = [jobset_manifest.jobset_name(folder, id) for id in ids if id in known]
-    if over:  # a finished one cannot be started again
-        _kubectl("delete", "jobset", "-n", options.namespace, "--ignore-not-found", *over)
+    finished = [jobset_manifest.jobset_name(folder, id) for id in ids if id in known]
+    if finished:  # such a one cannot be started again
+        _kubectl("delete", "jobset", "-n", options.namespace, "--ignore-not-found", *finished)
     _kubectl("apply", "-n", options.namespace, "-f", "-", given=wanted)
     print(f"melllm sweep: {len(ids)} cells are JobSets in {options.namespace}", file=sys.stderr)
 
@@ -64,8 +64,8 @@ def cancel(folder: str, cells: Sequence[Cell]) -> None:
 
 def text(folder: str, ids: Sequence[str], options: Gke) -> str:
     """The JobSets of the cells as `kubectl apply -f -` takes them: YAML."""
-    made = [jobset_manifest.manifest(folder, id, options) for id in ids]
-    return yaml.dump_all(made, Dumper=_QuotedDumper, sort_keys=False)
+    manifests = [jobset_manifest.manifest(folder, id, options) for id in ids]
+    return yaml.dump_all(manifests, Dumper=_QuotedDumper, sort_keys=False)
 
 
 class _QuotedDumper(yaml.SafeDumper):
@@ -81,7 +81,7 @@ _QuotedDumper.add_representer(str, _string)
 
 
 def _jobset_states(folder: str, namespace: str) -> dict[str, str]:
-    """How the JobSets of the folder ended, by cell: Completed, Failed, or "" where none did yet."""
+    """How the JobSet of each cell of the folder ended: Completed, Failed, or "" if it did not."""
     words = [
         "get",
         "jobsets",
@@ -95,14 +95,14 @@ def _jobset_states(folder: str, namespace: str) -> dict[str, str]:
 
 
 def _end_state(found: Mapping[str, Any]) -> str:
-    """Completed or Failed, or Deleted, if only just; "" where it is none of these yet."""
+    """Completed, Failed, or Deleted while it is being deleted; "" where it is none of these."""
     if "deletionTimestamp" in found["metadata"]:
         return "Deleted"
     return str(found.get("status", {}).get("terminalState", ""))
 
 
 def _kubectl(*words: str, given: str | None = None) -> str:
-    """What kubectl answers. Raises Fault with its own words."""
+    """Standard output of kubectl. Raises Fault with its message."""
     try:
         done = subprocess.run(
             ["kubectl", *words], input=given or "", capture_output=True, text=True

@@ -1,8 +1,8 @@
-"""A cell as a JobSet: a Job for each slice of TPUs, or one for the hosts of GPUs, restarted.
+"""The manifest of a cell as a JobSet: a Job for each slice of TPUs, or one for the hosts of GPUs.
 
 What must hold: a cell that loses its machines (a pod with the condition DisruptionTarget, or one
-that was told to stop) begins anew as often as that happens; one that ends badly by itself does so
-`restarts` times. A pod that was told to stop ends with 143, not with its cell's 0, for a pod that
+that got SIGTERM) is restarted as often as that happens; one that fails by itself is restarted
+`restarts` times. A pod that got SIGTERM ends with 143, not with its cell's 0, for a pod that
 succeeds is never replaced.
 
 Sources: api/jobset/v1alpha2 of kubernetes-sigs/jobset, batch/v1 of Kubernetes, GKE's pages on TPUs.
@@ -19,7 +19,7 @@ from typing import Any
 from launch.sweep.backends.signal_forwarding import RUN_FORWARDING_SIGTERM
 from melllm_jax.errors import Mistake
 
-TPUS = {  # what GKE calls them, and the dimensions of their grids
+TPUS = {  # GKE's name of each, and the dimensions of its grid
     "v4": ("tpu-v4-podslice", 3),
     "v5e": ("tpu-v5-lite-podslice", 2),
     "v5p": ("tpu-v5p-slice", 3),
@@ -83,9 +83,9 @@ def manifest(folder: str, id: str, options: Gke) -> dict[str, Any]:
     path = options.volume.partition(":")[2].rstrip("/")
     if "://" not in folder and not (path and folder.startswith(f"{path}/")):
         raise Mistake(f"workdir={folder}: pods reach only a bucket, gs://…, or a gke.volume")
-    machines, marks, called = shape(options), labels(folder, id), jobset_name(folder, id)
+    machines, marks, name = shape(options), labels(folder, id), jobset_name(folder, id)
     several = machines.hosts > 1 or options.slices > 1
-    metadata: dict[str, Any] = {"name": called, "namespace": options.namespace}
+    metadata: dict[str, Any] = {"name": name, "namespace": options.namespace}
     metadata["labels"] = marks | (
         {"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {}
     )
@@ -93,7 +93,7 @@ def manifest(folder: str, id: str, options: Gke) -> dict[str, Any]:
         metadata["annotations"] = {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         }
-    lost = [  # one of these, and Job and JobSet begin anew without counting it
+    preempted = [  # on one of these, Job and JobSet restart without counting it
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {
             "action": "FailJob",
@@ -105,7 +105,7 @@ def manifest(folder: str, id: str, options: Gke) -> dict[str, Any]:
         "completions": machines.hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
-        "podFailurePolicy": {"rules": lost},
+        "podFailurePolicy": {"rules": preempted},
         "template": {
             "metadata": {"labels": marks},
             "spec": _pod(folder, id, options, machines, several),
@@ -147,9 +147,9 @@ def shape(options: Gke) -> Shape:
         else []
     )
     if kind in GPUS and len(sides) == 2 and options.slices == 1:
-        named = options.accelerator or GPUS[kind]
+        name = options.accelerator or GPUS[kind]
         return Shape(
-            sides[0], sides[1], "nvidia.com/gpu", {"cloud.google.com/gke-accelerator": named}
+            sides[0], sides[1], "nvidia.com/gpu", {"cloud.google.com/gke-accelerator": name}
         )
     if kind not in TPUS or len(sides) != TPUS[kind][1]:
         raise Mistake(
@@ -170,10 +170,10 @@ def shape(options: Gke) -> Shape:
 
 def _pod(folder: str, id: str, options: Gke, machines: Shape, several: bool) -> dict[str, Any]:
     """The specification of a pod: the same on each host."""
-    called = jobset_name(folder, id)
-    variables = {"MELLLM_JOBSET": f"{options.namespace}/{called}"}
-    if several and machines.resource == "nvidia.com/gpu":  # of TPUs, GKE itself says who is who
-        variables["JAX_COORDINATOR_ADDRESS"] = f"{called}-slice-0-0.{called}:{PORT}"
+    name = jobset_name(folder, id)
+    variables = {"MELLLM_JOBSET": f"{options.namespace}/{name}"}
+    if several and machines.resource == "nvidia.com/gpu":  # of TPUs, GKE sets these itself
+        variables["JAX_COORDINATOR_ADDRESS"] = f"{name}-slice-0-0.{name}:{PORT}"
         variables["JAX_NUM_PROCESSES"] = str(machines.hosts)
     stopped = f'[ -z "$told" ] || [ "$status" -ne 0 ] || status={STOPPED}\nexit "$status"\n'
     cell: dict[str, Any] = {
@@ -210,15 +210,15 @@ def _pod(folder: str, id: str, options: Gke, machines: Shape, several: bool) -> 
 
 
 def labels(folder: str, id: str) -> dict[str, str]:
-    """Of the JobSet of a cell, and of its pods."""
+    """Labels of the JobSet of a cell, and of its pods."""
     return {"melllm/sweep": folder_digest(folder), "melllm/cell": id}
 
 
 def jobset_name(folder: str, id: str) -> str:
-    """Of the JobSet of a cell; with what Kubernetes appends a name may have 63 letters."""
+    """Name of the JobSet of a cell; with what Kubernetes appends it may have 63 letters."""
     return f"melllm-{folder_digest(folder)}-{id}"
 
 
 def folder_digest(folder: str) -> str:
-    """What tells a sweep from others in the same namespace."""
+    """Digest that tells a sweep from others in the same namespace."""
     return hashlib.sha256(folder.rstrip("/").encode()).hexdigest()[:8]

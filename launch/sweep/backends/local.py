@@ -1,7 +1,7 @@
-"""Cells as processes of this machine: so many at once, its cores or GPUs shared out among them.
+"""Runs cells as processes of this machine, several at once; shares its cores or GPUs among them.
 
-A cell is a process in a session of its own. It outlives whoever started it: a launcher that is
-killed takes nothing with it, and the next one waits for what still runs.
+A cell is a process in a session of its own and outlives its launcher: one that is killed takes no
+cell with it, and the next one waits for the cells that still run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,21 +33,21 @@ class Local:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """What one cell at a time may use."""
+    """The cores and devices that one cell at a time may use."""
 
     cores: tuple[int, ...]
     environment: Mapping[str, str]  # beside this process's own
 
 
 def check(options: Local, folder: str) -> None:
-    """Raises Mistake where so many cells cannot share what is here, or logs have no disk."""
+    """Raises Mistake where so many cells cannot share this machine, or the folder is on no disk."""
     if "://" in folder:
         raise Mistake(f"workdir={folder}: must be a folder on a disk: runs here write to it")
     slots(options)
 
 
 def slots(options: Local) -> list[Slot]:
-    """What each of the cells at once may use: evenly, but for what does not divide."""
+    """A slot for each of the cells at once: cores and GPUs shared as evenly as they divide."""
     if options.at_once < 0:
         raise Mistake(f"local.at_once={options.at_once}: must be 0 or more")
     cores, gpus = sorted(os.sched_getaffinity(0)), _gpus()
@@ -69,18 +69,18 @@ def start(
     names: Sequence[str],
     options: Local,
     command: Sequence[str] = (sys.executable, "-m", "launch", "sweep", "cell"),
-    told: Callable[[Ledger], None] = lambda _: None,
+    on_change: Callable[[Ledger], None] = lambda _: None,
 ) -> None:
-    """Do the cells, in order, to the end of all; returns once none runs any more.
+    """Run the cells, in order; returns once none runs any more.
 
-    Cells that somebody is at are waited for, and done again where they die. `told` is called
-    each time that something may have changed. A Ctrl-C, or SIGTERM, is passed on to the cells as
-    SIGTERM, waited for, and raised again as KeyboardInterrupt.
+    Cells that another launcher runs are waited for, and run here where they die. `on_change` is
+    called each time that something may have changed. Ctrl-C, or SIGTERM, is passed on to the cells
+    as SIGTERM, waited for, and raised again as KeyboardInterrupt.
     """
     ledger = Ledger(folder)
     waiting, free = list(names), slots(options)
     running: dict[str, tuple[subprocess.Popen[bytes], Slot]] = {}
-    tried = set[str]()  # started here: a cell that dies is left to the next resume
+    tried = set[str]()  # started by this call: one that dies is left to the next resume
     with _term_interrupts():
         try:
             while waiting or running:
@@ -104,7 +104,7 @@ def start(
                         running[name] = _start_process(folder, name, slot, command), slot
                         tried.add(name)
                         waiting.remove(name)
-                told(ledger)
+                on_change(ledger)
                 time.sleep(LOOK)
         except KeyboardInterrupt:
             for process, _ in running.values():
@@ -112,12 +112,12 @@ def start(
                     process.terminate()
             for process, _ in running.values():
                 process.wait()
-            told(ledger)
+            on_change(ledger)
             raise
 
 
 def cancel(folder: str, cells: Sequence[Cell]) -> None:
-    """Send SIGTERM to the cells that run on this host; others see the ledger's own mark."""
+    """Send SIGTERM to the cells that run on this host; others see that the ledger is cancelled."""
     for cell in cells:
         here = cell.owner is not None and cell.owner["host"] == _host()
         if cell.owner and here and cell.state == "running" and claim_owner.is_alive(cell.owner):
@@ -126,7 +126,7 @@ def cancel(folder: str, cells: Sequence[Cell]) -> None:
 
 
 def _run_by_another(cell: Cell) -> bool:
-    """Whether somebody whom this launcher did not start is at the cell."""
+    """Whether a process that this launcher did not start works on the cell."""
     if cell.state in ENDED or cell.owner is None:
         return False
     return claim_owner.is_alive({**cell.owner, "beat": cell.beat})
@@ -170,18 +170,18 @@ def _log_path(folder: str, name: str) -> pathlib.Path:
 
 
 def _note(cell: Cell, status: int, log: pathlib.Path) -> None:
-    """Say how a process ended that did not say so in the ledger."""
+    """Report how a process ended that did not record its end in the ledger."""
     if status < 0:
-        said = f"killed by {signal.Signals(-status).name}: `melllm sweep resume` goes on with it"
+        text = f"killed by {signal.Signals(-status).name}: `melllm sweep resume` goes on with it"
     elif cell.state not in ENDED:
-        said = f"ended with status {status} and recorded nothing: see {log}"
+        text = f"ended with status {status} and recorded nothing: see {log}"
     else:
         return
-    print(f"cell {cell.id}: {said}", file=sys.stderr, flush=True)
+    print(f"cell {cell.id}: {text}", file=sys.stderr, flush=True)
 
 
 def _gpus() -> list[str]:
-    """Those that JAX would use, by what CUDA calls them."""
+    """The GPUs that JAX would use, as CUDA_VISIBLE_DEVICES names them."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []

@@ -1,12 +1,12 @@
-"""Cells as the tasks of a Slurm array, and a job after them that writes the report.
+"""Runs cells as the tasks of a Slurm array, and a job after them that writes the report.
 
     FOLDER/slurm/N.ids    cells of the N-th submission, an id a line: a task's number is a line's
     FOLDER/slurm/N.sh     the array's script as it was submitted, and N-report.sh
-    FOLDER/logs/ID.log    what a cell says, all its attempts one after the other
+    FOLDER/logs/ID.log    the output of a cell, all its attempts one after the other
 
 What must hold: a task that is told to stop (preemption, its time limit, `scancel --signal=TERM
 --batch`) lets its cell save and goes back into the queue; one that is cancelled does not. Jobs are
-found by their names, which say folder and submission, so that a launcher killed at any time leaves
+found by their names, which hold folder and submission, so that a launcher killed at any time leaves
 none that `cancel` cannot find. The folder must be on a disk that all nodes share.
 
 Sources: sbatch(1), squeue(1) and scancel(1) of Slurm 22.05.
@@ -36,9 +36,9 @@ def check(options: Slurm, folder: str) -> None:
 
 
 def start(folder: str, ids: Sequence[str], options: Slurm) -> None:
-    """Submit the cells as one array, and the report after it; what is in the queue stays there.
+    """Submit the cells that are not queued as one array, and the report after it.
 
-    Raises Mistake for a folder that is on no disk, Fault with sbatch's own words.
+    Raises Mistake for a folder that is on no disk, Fault with sbatch's message.
     """
     home = _sweep_folder(folder)
     ids = [id for id in ids if id not in _queued_tasks(home)]
@@ -63,7 +63,7 @@ def start(folder: str, ids: Sequence[str], options: Slurm) -> None:
 
 
 def cancel(folder: str, cells: Sequence[Cell]) -> None:
-    """Take the cells out of the queue; those at work are told to stop, and save."""
+    """Take the cells out of the queue; running ones are signalled to save and stop."""
     queued = _queued_tasks(_sweep_folder(folder))
     tasks = [queued[cell.id] for cell in cells if cell.id in queued]
     if tasks:
@@ -71,7 +71,7 @@ def cancel(folder: str, cells: Sequence[Cell]) -> None:
 
 
 def is_alive(owner: Mapping[str, Any]) -> bool:
-    """Whether the task that owns a cell is at work; one that waits for its next start is not."""
+    """Whether the task that owns a cell runs; one that waits for its next start does not."""
     task = owner["job"].removeprefix("slurm:")
     try:
         states = _run_program("squeue", "-h", "-r", "-j", task, "-o", "%T").split()
@@ -95,7 +95,7 @@ def _sweep_folder(folder: str) -> pathlib.Path:
 
 
 def _write_ids(home: pathlib.Path, ids: Sequence[str]) -> tuple[int, pathlib.Path]:
-    """A number for this submission that no other has, and the file of its ids."""
+    """The number of this submission, which no other has, and the file of its ids."""
     for number in itertools.count(1):
         path = home / f"slurm/{number}.ids"
         try:
@@ -125,7 +125,7 @@ def _queued_tasks(home: pathlib.Path) -> dict[str, str]:
 
 
 def _run_program(*words: str) -> str:
-    """What a program of Slurm's answers. Raises Fault with its own words."""
+    """Standard output of one of Slurm's programs. Raises Fault with its message."""
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except OSError as error:

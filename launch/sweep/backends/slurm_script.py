@@ -56,7 +56,7 @@ class Slurm:
 def array_script(home: pathlib.Path, number: int, cells: int, options: Slurm) -> str:
     """The array's script, for that many cells whose ids are in FOLDER/slurm/NUMBER.ids."""
     most = f"%{options.at_once}" if options.at_once else ""
-    wanted = [
+    flags = [
         f"--job-name={job_name(home, number)}",
         f"--array=0-{cells - 1}{most}",
         f"--output={_escape_percent(home)}/slurm/%A_%a.log",  # Slurm's own words
@@ -72,7 +72,7 @@ def array_script(home: pathlib.Path, number: int, cells: int, options: Slurm) ->
         ("mem", options.memory),
     ):
         if value:
-            wanted.append(f"--{name}={value}")
+            flags.append(f"--{name}={value}")
     cell = shlex.join([*_melllm(options), "sweep", "cell", str(home)])
     folder = shlex.quote(str(home))
     lines = [
@@ -83,21 +83,21 @@ def array_script(home: pathlib.Path, number: int, cells: int, options: Slurm) ->
         f'set -- {cell} "$id"; retries={options.retries}',
         RUN_FORWARDING_SIGTERM + _REQUEUE,
     ]
-    return _render(wanted, lines)
+    return _render(flags, lines)
 
 
 def report_script(home: pathlib.Path, number: int, options: Slurm) -> str:
     """The script of the job that writes the report."""
-    wanted = [
+    flags = [
         f"--job-name={job_name(home, number)}-report",
         f"--output={_escape_percent(home)}/logs/report.log",
         *_sbatch_options(options),
     ]
     report = shlex.join([*_melllm(options), "sweep", "report", str(home)])
-    return _render(wanted, [*options.setup, f"exec {report}"])
+    return _render(flags, [*options.setup, f"exec {report}"])
 
 
-# A task that was only told to stop is RUNNING to Slurm. One that scancel ends is not, nor one that
+# A task that only got SIGTERM is RUNNING to Slurm. One that scancel ends is not, nor one that
 # Slurm itself has put back: those must not be requeued by us.
 _REQUEUE = """\
 task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
@@ -123,9 +123,9 @@ def _sbatch_options(options: Slurm) -> list[str]:
     ]
 
 
-def _render(wanted: Sequence[str], lines: Sequence[str]) -> str:
-    asked = (f"#SBATCH {shlex.quote(word)}" for word in wanted)
-    return "\n".join(["#!/bin/bash", *asked, *lines, ""])
+def _render(flags: Sequence[str], lines: Sequence[str]) -> str:
+    directives = (f"#SBATCH {shlex.quote(flag)}" for flag in flags)
+    return "\n".join(["#!/bin/bash", *directives, *lines, ""])
 
 
 def _melllm(options: Slurm) -> list[str]:

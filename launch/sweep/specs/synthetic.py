@@ -20,5 +20,5 @@ UPDATES = (400, 800, 1600, 3200)
 
 def cells() -> list[spec.Cell]:
     """16 cells: every size at every number of updates, the rate by the ladder's rule."""
-    lengths = {"optim.steps": UPDATES, "model.v": [PIECES], "keep.every": [100]}
+    lengths = {"optim.steps": UPDATES, "model.v": [PIECES], "checkpoints.every": [100]}
     return budgets.with_ladder_rate(spec.grid(budgets.sizes(COUNTS), lengths))

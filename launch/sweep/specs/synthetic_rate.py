@@ -17,6 +17,6 @@ TEXT = 9.2  # positions of text, ends included, a second of sound: measured on t
 
 def cells() -> list[spec.Cell]:
     """5 cells."""
-    lengths = {"optim.steps": [800], "model.v": [PIECES], "keep.every": [100]}
+    lengths = {"optim.steps": [800], "model.v": [PIECES], "checkpoints.every": [100]}
     (cell,) = budgets.with_ladder_rate(spec.grid(budgets.sizes([0.5e6]), lengths))
     return budgets.token_rates(cell, (1, 2, 4, 8, 16), TEXT)

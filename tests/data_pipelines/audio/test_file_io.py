@@ -10,13 +10,13 @@ import pytest
 import soundfile
 
 from data_pipelines.audio.file_io import (
-    BadAudio,
     decode_audio,
     read_duration,
     resample,
     to_flac,
     to_opus,
 )
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Fault, Mistake
 from tests.support.paths import FSDD
 
@@ -53,7 +53,7 @@ def encoded(sound, rate=16_000, kind="wav"):
 
 
 def reason(call, source):
-    with pytest.raises(BadAudio) as caught:
+    with pytest.raises(Unusable) as caught:
         call(source)
     return caught.value.reason
 
@@ -168,7 +168,7 @@ def test_decode_of_a_wav_written_into_a_pipe_takes_it_to_its_end():
 def test_decode_of_an_mp3_read_short_for_want_of_a_length_is_undecodable():
     rising = tone(16_000, 10) + noise(10) * np.linspace(0, 1, 160_000, dtype=np.float32)
     bare = without_xing(encoded(rising, kind="mp3"))
-    with pytest.raises(BadAudio, match="bytes lie past its length: write it anew") as caught:
+    with pytest.raises(Unusable, match="bytes lie past its length: write it anew") as caught:
         decode_audio(bare)
     assert caught.value.reason == "undecodable"
 
@@ -229,8 +229,8 @@ def test_bad_audio_names_the_file_or_the_name_given(tmp_path):
 
 
 def test_bad_audio_keeps_its_reason_between_processes():
-    error = pickle.loads(pickle.dumps(BadAudio("rate", "a.wav: too slow")))
-    assert (type(error), error.reason, str(error)) == (BadAudio, "rate", "a.wav: too slow")
+    error = pickle.loads(pickle.dumps(Unusable("rate", "a.wav: too slow")))
+    assert (type(error), error.reason, str(error)) == (Unusable, "rate", "a.wav: too slow")
 
 
 def test_a_file_that_may_not_be_read_is_a_fault(tmp_path):

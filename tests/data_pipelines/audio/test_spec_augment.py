@@ -168,5 +168,5 @@ def test_draws_of_a_name_follow_the_generator_and_the_name():
     first = [draws(0)[name].integers(2**40) for name in ("speed", "noise", "speed")]
     assert first[0] == first[2] != first[1]
     assert draws(1)["speed"].integers(2**40) != first[0]
-    assert draws(0).chosen("speed", 0.0) is None
-    assert draws(0).chosen("speed", 1.0) is not None
+    assert draws(0).with_probability("speed", 0.0) is None
+    assert draws(0).with_probability("speed", 1.0) is not None

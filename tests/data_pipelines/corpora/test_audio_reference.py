@@ -5,10 +5,11 @@ from etils import epath
 import numpy as np
 import pytest
 
-from data_pipelines.audio.file_io import BadAudio, to_flac
+from data_pipelines.audio.file_io import to_flac
 from data_pipelines.corpora import audio_reference, parquet_audio, tfds_audio
 from data_pipelines.corpora.corpus import load_utterance_wave, open_corpus
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 
 
@@ -27,7 +28,7 @@ def table(path, count, group=2):
 
 
 def reason(place):
-    with pytest.raises(BadAudio) as caught:
+    with pytest.raises(Unusable) as caught:
         audio_reference.load_wave(place)
     assert "\n" not in str(caught.value)
     return caught.value.reason, str(caught.value)
@@ -151,7 +152,7 @@ def test_samples_of_any_type_become_the_same_sound(kind):
     ],
 )
 def test_samples_that_cannot_be_used_say_why(held, rate, why):
-    with pytest.raises(BadAudio) as caught:
+    with pytest.raises(Unusable) as caught:
         tfds_audio.samples_to_wave(
             held, AudioReference("tfds:digits:dev", row=4, column="audio", rate=rate)
         )

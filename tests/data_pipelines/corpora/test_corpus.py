@@ -1,6 +1,5 @@
 import pytest
 
-from data_pipelines.audio.file_io import BadAudio
 from data_pipelines.corpora.corpus import (
     indices_longest_first,
     list_splits,
@@ -9,6 +8,7 @@ from data_pipelines.corpora.corpus import (
     split_digest,
 )
 from data_pipelines.prepare.prepare_corpus import prepare
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 from tests.support.corpora import write_corpus
 
@@ -78,7 +78,7 @@ def test_sound_with_an_offset_is_that_stretch_of_the_file(tmp_path):
 )
 def test_sound_that_is_not_there_says_why(tmp_path, fields, reason):
     raw = write_corpus(tmp_path, 1, changes={0: fields})
-    with pytest.raises(BadAudio) as caught:
+    with pytest.raises(Unusable) as caught:
         load_utterance_wave(open_corpus(raw, "train")[0])
     assert caught.value.reason == reason
 

@@ -12,10 +12,10 @@ from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import (
     EvalExample,
     ExampleMaker,
-    Reject,
     load_mel,
     reject_reasons,
 )
+from data_pipelines.reject import Reject
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel, Text
@@ -124,7 +124,7 @@ def test_example_of_a_run_without_global_statistics_stops_it(tmp_path):
 def test_trial_is_the_prompt_alone_of_an_utterance_of_any_length(tmp_path):
     corpus = open_corpus(write_corpus(tmp_path, 1, changes={0: {"duration": 99.0}}), "train")
     run = dataclasses.replace(run_over(tmp_path, t=4, longest=0.1), text=Text())
-    trial = ExampleMaker(run, BYTES).trial(corpus[0])
+    trial = ExampleMaker(run, BYTES).eval_example(corpus[0])
     assert isinstance(trial, EvalExample)
     assert (trial.id, trial.reference, trial.duration) == ("id0", spelled(0), 99.0)
     assert trial.columns["tokens"][-1] == BYTES.special("<|assistant|>")
@@ -134,6 +134,6 @@ def test_trial_is_the_prompt_alone_of_an_utterance_of_any_length(tmp_path):
 def test_trial_without_its_audio_is_a_reject(tmp_path):
     changes = {0: {"audio_filepath": "none.flac"}}
     corpus = open_corpus(write_corpus(tmp_path, 1, changes=changes), "train")
-    reject = ExampleMaker(run_over(tmp_path), BYTES).trial(corpus[0])
+    reject = ExampleMaker(run_over(tmp_path), BYTES).eval_example(corpus[0])
     assert isinstance(reject, Reject)
     assert reject.reason == "missing"

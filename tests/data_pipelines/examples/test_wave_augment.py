@@ -10,9 +10,8 @@ from scipy.signal import fftconvolve
 from data_pipelines.audio.file_io import to_flac
 from data_pipelines.audio.spec_augment import RandomStreams
 from data_pipelines.corpora.corpus import load_utterance_wave, open_corpus, split_digest
-from data_pipelines.examples.asr_example import ExampleMaker, Reject, reject_reasons
+from data_pipelines.examples.asr_example import ExampleMaker, reject_reasons
 from data_pipelines.examples.wave_augment import (
-    BadEffect,
     Effects,
     change_speed,
     mix_noise,
@@ -20,6 +19,7 @@ from data_pipelines.examples.wave_augment import (
 )
 from data_pipelines.loader.pipeline import train_batches
 from data_pipelines.prepare.prepare_corpus import prepare
+from data_pipelines.reject import Reject, Unusable
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.config.data import Augment, Sounds
 from melllm_jax.errors import Mistake
@@ -257,7 +257,7 @@ def test_bad_noise_is_a_reject_that_names_it(speech, tmp_path, corpus, reason):
     share = {"noises": "noise", "rooms": "reverb"}[corpus]
     run = run_over(speech, augment=Augment(**{share: 1.0, corpus: Sounds(str(bad))}))
     effects = Effects(run.data.augment)
-    with pytest.raises(BadEffect, match=r"gone.flac: no such file"):
+    with pytest.raises(Unusable, match=r"gone.flac: no such file"):
         effects(white(1000), draws())
     utterance = open_corpus(speech, "train")[0]
     reject = ExampleMaker(run, BYTES, effects).train((2, utterance), rng())
@@ -269,7 +269,9 @@ def test_bad_noise_is_a_reject_that_names_it(speech, tmp_path, corpus, reason):
 
 def test_run_over_bad_noises_is_stopped_and_says_why(speech, tmp_path):
     bad = write_corpus(tmp_path, 2, changes=dict.fromkeys((0, 1), {"audio_filepath": "gone.flac"}))
-    run = run_over(speech, augment=Augment(noise=1.0, noises=Sounds(str(bad))), bad=0.1)
+    run = run_over(
+        speech, augment=Augment(noise=1.0, noises=Sounds(str(bad))), max_reject_share=0.1
+    )
     with pytest.raises(Mistake, match="bad noise"):
         next(iter(train_batches(run, BYTES)))
 
@@ -291,7 +293,7 @@ def test_example_without_augmentation_has_the_mel_of_the_sound_bit_by_bit(speech
     corpus = open_corpus(speech, "train")
     for utterance in map(corpus.__getitem__, range(12)):
         columns = ExampleMaker(run, BYTES, Effects(run.data.augment)).train((0, utterance), rng())
-        trial = ExampleMaker(run, BYTES).trial(utterance).columns
+        trial = ExampleMaker(run, BYTES).eval_example(utterance).columns
         t = len(trial["tokens"])
         assert np.array_equal(columns["patches"][:t], trial["patches"])
 

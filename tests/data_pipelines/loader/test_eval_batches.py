@@ -13,6 +13,7 @@ from melllm_jax import sharding
 from melllm_jax.config.data import Augment
 from melllm_jax.config.run import Mesh
 from melllm_jax.evaluation.held_out_loss import measure_loss
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training.train_step import Update
 from tests.support.corpora import run_over, spelled, write_corpus
 from tests.support.runs import compiled_quickly
@@ -68,10 +69,10 @@ def test_loss_is_that_of_each_utterance_by_itself_whatever_the_rows(folder):
         every = held(folder, b=b, t=t)
         mesh = sharding.make_mesh(Mesh(), jax.devices()[:devices])
         with jax.set_mesh(mesh):
-            update = Update(every.run)
+            update = Update(NextToken(every.run))
             state = update.init_state()
         # t = 128 has room for one more utterance than t = 96.
-        every.corpus, every.most = open_corpus(str(folder), "test"), 5
+        every.corpus, every.limit = open_corpus(str(folder), "test"), 5
         found.append(measure_loss(update, state, every, mesh))
     targets = sum(len(spelled(number)) + 1 for number in (0, 1, 2, 4))
     assert [one.targets for one in found] == [targets] * 3

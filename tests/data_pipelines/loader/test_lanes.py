@@ -32,7 +32,7 @@ def forty(tmp_path_factory):
 
 
 def over(folder, **data):
-    return run_over(folder, **{"lanes": 4, "b": 8, "bins": 3, "bad": 0.5} | data)
+    return run_over(folder, **{"lanes": 4, "b": 8, "bins": 3, "max_reject_share": 0.5} | data)
 
 
 def side(run, hosts):

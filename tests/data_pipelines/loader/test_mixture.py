@@ -20,7 +20,7 @@ from tests.support.corpora import run_over, spelled, write_corpus
 BYTES = load_tokenizer("bytes")
 A, B, C = range(40), range(100, 120), range(200, 230)
 # Rows of about three examples, packs of two rows: lanes are soon apart.
-SMALL = {"lanes": 2, "b": 2, "bins": 2, "t": 64, "bad": 0.5}
+SMALL = {"lanes": 2, "b": 2, "bins": 2, "t": 64, "max_reject_share": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_damaged_shards_stop_the_run_with_their_name(damaged):
 def test_damaged_shards_are_skipped_named_once_and_counted(damaged):
     told = []
     run = run_over(damaged, corrupt="skip", epochs=3, **SMALL | {"t": 32, "b": 1, "lanes": 1})
-    iterator = iter(train_batches(run, BYTES, say=told.append))
+    iterator = iter(train_batches(run, BYTES, log=told.append))
     found = rest(iterator)
     lost = set(range(20, 25))
     counts = of(A, found)
@@ -255,6 +255,6 @@ def test_damaged_shards_are_skipped_named_once_and_counted(damaged):
 
 
 def test_damaged_shards_beyond_the_share_of_bad_data_stop_the_run(damaged):
-    run = run_over(damaged, corrupt="skip", **SMALL | {"bad": 0.1})
-    with pytest.raises(Mistake, match=r"data.bad=0.1: .* damaged shard"):
+    run = run_over(damaged, corrupt="skip", **SMALL | {"max_reject_share": 0.1})
+    with pytest.raises(Mistake, match=r"data.max_reject_share=0.1: .* damaged shard"):
         rest(started(run))

@@ -8,9 +8,9 @@ from grain import experimental
 import numpy as np
 import pytest
 
-from data_pipelines.examples.asr_example import Reject
 from data_pipelines.loader.packing import BestFitPacking, draw_range, pack_row
 from data_pipelines.loader.reject_counts import RejectsBefore
+from data_pipelines.reject import Reject
 from melllm_jax.errors import Fault
 
 
@@ -42,7 +42,7 @@ class _Lengths(grain.DatasetIterator):
             raise StopIteration
         turn, self._at = self._at, self._at + 1
         lost = RejectsBefore(((0, "missing"),) if turn == 2 else ())
-        return example(turn, self._lengths[turn]) | {"turn": turn, "lost": lost}
+        return example(turn, self._lengths[turn]) | {"draw_index": turn, "rejects_before": lost}
 
     def get_state(self):
         return {"next": self._at}
@@ -66,7 +66,7 @@ def packed(lengths, t, bins, read=None):
 
 def inside(row):
     """The turns in a row, in their order."""
-    return [example["turn"] for example in row]
+    return [example["draw_index"] for example in row]
 
 
 def filled(row):
@@ -86,13 +86,17 @@ def test_rows_of_one_bin_keep_the_order():
 
 def test_row_says_where_each_example_lies_and_is_zero_behind():
     row = pack_row(
-        [example(turn, 2) | {"turn": turn, "lost": RejectsBefore(())} for turn in (7, 9)], t=6
+        [
+            example(turn, 2) | {"draw_index": turn, "rejects_before": RejectsBefore(())}
+            for turn in (7, 9)
+        ],
+        t=6,
     )
     assert row["tokens"].tolist() == [7, 7, 9, 9, 0, 0]
     assert row["segments"].tolist() == [1, 1, 2, 2, 0, 0]
     assert row["positions"].tolist() == [0, 1, 0, 1, 0, 0]
     assert row["patches"].tolist() == [[7, 7], [7, 7], [9, 9], [9, 9], [0, 0], [0, 0]]
-    assert len(row["lost"]) == 2
+    assert len(row["rejects_before"]) == 2
 
 
 def test_every_example_comes_once_and_no_row_is_too_long():

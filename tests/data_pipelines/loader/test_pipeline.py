@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.corpora.corpus import indices_longest_first, open_corpus, split_digest
-from data_pipelines.examples.asr_example import ExampleMaker, Reject
+from data_pipelines.examples.asr_example import ExampleMaker
 from data_pipelines.loader.pipeline import eval_examples, train_batches
 from data_pipelines.loader.reject_counts import stream_counts
 from data_pipelines.prepare.prepare_corpus import prepare
+from data_pipelines.reject import Reject
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Augment
@@ -169,7 +170,7 @@ def test_augmentation_changes_with_the_seed_and_the_epoch(tmp_path):
 @pytest.mark.parametrize("fields", [{"ahead": 0, "threads": 0}, {"ahead": 2, "threads": 2}])
 def test_chain_restored_at_any_batch_goes_on_alike(forty, tmp_path, fields):
     other = write_corpus(tmp_path, 9, seconds=0.15, first=100, changes={104: GONE})
-    run = run_over(forty, other, bad=0.5, augment=Augment(mask=1.0), **fields)
+    run = run_over(forty, other, max_reject_share=0.5, augment=Augment(mask=1.0), **fields)
     batches = experimental.LimitIterDataset(train_batches(run, BYTES), 5)
     experimental.assert_equal_output_after_checkpoint(batches)
 

@@ -24,7 +24,7 @@ def segments(batch):
 def test_progress_counts_what_was_handed_out_and_not_what_was_made_ahead(tmp_path):
     changes = {3: GONE, 7: {"text": ""}}
     folder = write_corpus(tmp_path, 10, seconds=0.1, changes=changes)
-    iterator = started(folder, bad=0.5, bins=1, b=1, t=40)
+    iterator = started(folder, max_reject_share=0.5, bins=1, b=1, t=40)
     assert stream_counts(iterator) == {"seen": 0, "bad": {}, "sources": [{"seen": 0, "epoch": 0.0}]}
     used = 0
     for _ in range(20):
@@ -43,7 +43,7 @@ def test_progress_of_two_corpora_counts_each(tmp_path):
     changes = {n: GONE for n in range(100, 102)}
     a = write_corpus(tmp_path / "a", 10, seconds=0.1)
     b = write_corpus(tmp_path / "b", 4, seconds=0.1, first=100, changes=changes)
-    iterator = started(a, b, bad=0.5)
+    iterator = started(a, b, max_reject_share=0.5)
     used = [0, 0]
     for _ in range(6):
         batch = next(iterator)
@@ -57,11 +57,11 @@ def test_progress_of_two_corpora_counts_each(tmp_path):
 
 def test_progress_after_a_resume_is_that_of_not_stopping(tmp_path):
     folder = write_corpus(tmp_path, 10, seconds=0.1, changes={3: GONE})
-    straight = started(folder, bad=0.5)
+    straight = started(folder, max_reject_share=0.5)
     for _ in range(3):
         next(straight)
     state = json.loads(json.dumps(straight.get_state()))
-    resumed = started(folder, bad=0.5)
+    resumed = started(folder, max_reject_share=0.5)
     resumed.set_state(state)
     for _ in range(3):
         assert stream_counts(resumed) == stream_counts(straight)
@@ -73,9 +73,9 @@ def test_progress_after_a_resume_is_that_of_not_stopping(tmp_path):
 def test_screen_stops_where_the_share_of_bad_examples_is_exceeded(tmp_path, bad, stops):
     folder = write_corpus(tmp_path, 10, seconds=0.05, changes={4: GONE})
     # The share passes 1 in 10 wherever the bad one is early.
-    iterator = started(folder, bad=bad)
+    iterator = started(folder, max_reject_share=bad)
     if stops:
-        with pytest.raises(Mistake, match=rf"data.bad={bad}: 1\d of 1\d\d examples"):
+        with pytest.raises(Mistake, match=rf"data.max_reject_share={bad}: 1\d of 1\d\d examples"):
             for _ in range(100):
                 next(iterator)
     else:
@@ -89,7 +89,9 @@ def test_screen_of_nothing_but_bad_examples_stops_and_says_why(tmp_path):
     with pytest.raises(Mistake) as caught:
         next(started(write_corpus(tmp_path, 2, changes=changes)))
     message = str(caught.value)
-    assert message.startswith("data.bad=0.01: 100 of 100 examples (100.0%) are unusable: ")
+    assert message.startswith(
+        "data.max_reject_share=0.01: 100 of 100 examples (100.0%) are unusable: "
+    )
     assert "50 missing, 50 empty transcript" in message
     assert "id0 (missing)" in message
     assert message.count("id0") == 1  # seen in every epoch, named once
@@ -98,11 +100,11 @@ def test_screen_of_nothing_but_bad_examples_stops_and_says_why(tmp_path):
 def test_screen_remembers_after_a_resume_what_it_saw(tmp_path):
     folder = write_corpus(tmp_path, 10, seconds=0.05, changes={4: GONE})
 
-    fields = {"bad": 0.1, "ahead": 0, "bins": 1, "b": 1}
+    fields = {"max_reject_share": 0.1, "ahead": 0, "bins": 1, "b": 1}
 
     def batches_before_stopping(stop_at):
         iterator, count = started(folder, **fields), 0
-        with pytest.raises(Mistake, match="data.bad") as caught:
+        with pytest.raises(Mistake, match="data.max_reject_share") as caught:
             while True:
                 next(iterator)
                 count += 1

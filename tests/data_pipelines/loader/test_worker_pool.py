@@ -41,10 +41,10 @@ def begun():
     """A function that starts a stream, closed when the test ends."""
     streams = []
 
-    def start(*folders, mine=None, say=lambda _: None, **data):
+    def start(*folders, mine=None, log=lambda _: None, **data):
         small = {"lanes": 4, "b": 8, "bins": 3, "bad": 0.5, "threads": 0}
         run = run_over(*folders, **small | data)
-        streams.append(iter(train_batches(run, BYTES, lanes=mine, say=say)))
+        streams.append(iter(train_batches(run, BYTES, lanes=mine, log=log)))
         return streams[-1]
 
     yield start
@@ -132,7 +132,7 @@ def test_place_of_a_mixture_that_has_changed_is_gone_on_from_alike(forty, others
         assert same(next(here), next(two))
         assert same(next(only_here), next(only_one))
     assert place(only_here) == place(only_one)
-    assert len(only_one._parent._side.mixture.names) == 2
+    assert len(only_one._parent._batcher.mixture.names) == 2
 
 
 def test_data_that_ends_ends_after_the_same_batch(forty, begun):
@@ -152,7 +152,7 @@ def test_batches_stay_as_they_are_while_they_are_held(forty, begun):
     wanted = [next(here).tokens for _ in range(5)]
     assert all(map(np.array_equal, held, wanted))
     del held
-    slots = apart._parent._slots
+    slots = apart._parent._buffers
     made = len(slots._maps)
     for _ in range(5):
         assert same(next(here), next(apart))
@@ -163,11 +163,11 @@ def test_too_many_unusable_examples_stop_after_the_same_batch_with_the_same_word
     folder = write_corpus(tmp_path, 10, seconds=0.05, changes={3: GONE, 4: {"text": ""}})
     found = []
     for count in (0, 2):
-        stream, batches = begun(folder, workers=count, bad=0.19, b=4, bins=1), 0
-        with pytest.raises(Mistake, match=r"data.bad=0.19: .* are unusable: ") as caught:
+        stream, batches = begun(folder, workers=count, max_reject_share=0.19, b=4, bins=1), 0
+        with pytest.raises(Mistake, match=r"data.max_reject_share=0.19: .* are unusab") as caught:
             for batches in itertools.count():  # noqa: B007
                 next(stream)
-        with pytest.raises(Mistake, match=r"data.bad=0.19: "):
+        with pytest.raises(Mistake, match=r"data.max_reject_share=0.19: "):
             next(stream)
         found.append((batches, str(caught.value)))
     assert found[0] == found[1]
@@ -178,7 +178,9 @@ def test_too_many_unusable_examples_stop_after_the_same_batch_with_the_same_word
 
 def test_nothing_but_unusable_examples_stop_without_a_batch(tmp_path, begun):
     folder = write_corpus(tmp_path, 2, seconds=0.05, changes={0: GONE, 1: GONE})
-    with pytest.raises(Mistake, match=r"data.bad=0.5: 100 of 100 examples \(100.0%\) are unusable"):
+    with pytest.raises(
+        Mistake, match=r"max_reject_share=0.5: 100 of 100 examples \(100.0%\) are unusable"
+    ):
         next(begun(folder, workers=1))
 
 
@@ -187,7 +189,7 @@ def test_damaged_shard_that_is_skipped_is_told_once(forty, tmp_path, begun):
     shard = sorted(tmp_path.glob("out/*.array_record"))[2]
     shard.write_bytes(shard.read_bytes()[:-20])
     said = []
-    stream = begun(tmp_path / "out", workers=2, corrupt="skip", say=said.append)
+    stream = begun(tmp_path / "out", workers=2, corrupt="skip", log=said.append)
     for _ in range(8):
         next(stream)
     assert stream_counts(stream)["bad"]["damaged shard"] > 8
@@ -238,7 +240,7 @@ def test_closing_or_letting_go_leaves_no_process_and_no_memory(forty, begun):
     del kept
     gc.collect()
     assert opened() == before
-    dropped = iter(train_batches(run_over(forty, workers=1, bad=0.5), BYTES))
+    dropped = iter(train_batches(run_over(forty, workers=1, max_reject_share=0.5), BYTES))
     next(dropped)
     (pid,) = processes()
     del dropped
@@ -252,7 +254,7 @@ def test_processes_end_with_the_one_that_started_them(forty):
 from tests.support.corpora import run_over
 from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer
-run = run_over({str(forty)!r}, workers=1, bad=0.5, ahead=0)
+run = run_over({str(forty)!r}, workers=1, max_reject_share=0.5, ahead=0)
 stream = iter(pipeline.train_batches(run, load_tokenizer("bytes")))
 next(stream)
 print(*[worker._process.pid for worker in stream._parent._workers], flush=True)

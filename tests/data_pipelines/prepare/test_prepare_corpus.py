@@ -56,7 +56,7 @@ def test_prepare_tells_how_many_are_done_of_how_many(tmp_path):
     raw = write_corpus(tmp_path / "raw", 3)
     write_corpus(tmp_path / "raw", 2, split="test", first=10)
     done = []
-    index = prepare(raw, tmp_path / "out", tick=lambda *told: done.append(told))
+    index = prepare(raw, tmp_path / "out", progress=lambda *told: done.append(told))
     assert (done[0], done[-1]) == ((0, 5), (5, 5))
     assert done == sorted(done)
     assert {split: part[0].count for split, part in index.splits.items()} == {"train": 3, "test": 2}
@@ -96,7 +96,7 @@ def test_prepare_goes_on_with_what_it_did_where_more_bad_ones_are_allowed(tmp_pa
     shard = tmp_path / "out/.work/train-00000.array_record"
     before = shard.stat().st_mtime_ns
     told = []
-    prepare(raw, tmp_path / "out", per_shard=2, bad=0.3, tick=lambda *now: told.append(now))
+    prepare(raw, tmp_path / "out", per_shard=2, bad=0.3, progress=lambda *now: told.append(now))
     assert told == [(2, 4), (4, 4)]  # no line was read again
     assert (tmp_path / "out/train-00000.array_record").stat().st_mtime_ns == before
     assert not (tmp_path / "out/.work").exists()
@@ -131,7 +131,7 @@ def test_prepare_after_an_interrupted_job_writes_the_same_files(tmp_path, at):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(raw, tmp_path / "out", per_shard=2, tick=interrupted)
+        prepare(raw, tmp_path / "out", per_shard=2, progress=interrupted)
     assert not list((tmp_path / "out").glob("*.*record"))
     prepare(raw, tmp_path / "out", per_shard=2)
     prepare(raw, tmp_path / "again", per_shard=2)
@@ -146,7 +146,7 @@ def test_prepare_of_lines_that_changed_since_it_was_interrupted_takes_the_new_on
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(raw, tmp_path / "out", per_shard=2, tick=interrupted)
+        prepare(raw, tmp_path / "out", per_shard=2, progress=interrupted)
     assert (tmp_path / "out/.work/train-00000.json").exists()
     path = raw / "train.jsonl"
     path.write_text(path.read_text().replace('"one"', '"won"'))
@@ -309,7 +309,7 @@ def test_prepare_to_globally_normalised_mel_takes_its_constants_from_train(tmp_p
     write_corpus(tmp_path / "raw", 2, split="test", first=20)
     said = []
     cfg = Mel(kind="plain", m=16, normalize="global")
-    index = prepare(raw, tmp_path / "out", mel=cfg, per_shard=2, say=said.append)
+    index = prepare(raw, tmp_path / "out", mel=cfg, per_shard=2, log=said.append)
     mels = [extract_log_mel(decode_audio(one.audio), cfg) for one in open_corpus(raw, "train")]
     mean, invstd = mel_statistics(mels)
     np.testing.assert_allclose(index.mel.mean, mean, rtol=1e-9)

@@ -19,7 +19,7 @@ MEL = Mel(kind="plain", m=8)
 def test_corpus_has_an_index_of_all_that_is_known_of_it(tmp_path):
     ticks = []
     index = synthetic_shards.write_shards(
-        tmp_path / "out", COUNTS, MEL, processes=1, tick=lambda: ticks.append(1)
+        tmp_path / "out", COUNTS, MEL, processes=1, progress=lambda: ticks.append(1)
     )
     assert len(ticks) == 5
     assert index == shard_index.read_index(epath.Path(tmp_path / "out"))

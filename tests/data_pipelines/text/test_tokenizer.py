@@ -7,9 +7,10 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from data_pipelines.reject import Unusable
 from data_pipelines.text.json_tokenizer import JsonTokenizer
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from data_pipelines.text.tokenizer import BadText
+from data_pipelines.text.tokenizer import unusable_text
 from melllm_jax.errors import Mistake
 
 SAYINGS = ["one two three four", "two three four one", "four one two three two one"] * 4
@@ -82,18 +83,18 @@ def test_special_unknown_name_is_a_mistake_naming_those_that_exist():
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n\t"])
 def test_encode_blank_text_is_bad_text(blank):
-    with pytest.raises(BadText, match="empty transcript") as caught:
+    with pytest.raises(Unusable, match="empty transcript") as caught:
         load_tokenizer("bytes").encode(blank)
     assert caught.value.reason == "empty transcript"
 
 
 def test_encode_half_of_a_surrogate_pair_is_bad_text():
-    with pytest.raises(BadText, match=r"'\\ud83d' \(U\+D83D\)"):
+    with pytest.raises(Unusable, match=r"'\\ud83d' \(U\+D83D\)"):
         load_tokenizer("bytes").encode("a\ud83d")
 
 
 def test_bad_text_sent_between_processes_keeps_reason_and_message():
-    error = BadText("unknown characters", "'x'")
+    error = unusable_text("unknown characters", "'x'")
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.reason, str(copy)) == ("unknown characters", "unknown characters: 'x'")
 
@@ -190,7 +191,7 @@ def test_phi4_folder_text_that_spells_a_special_token_stays_text(phi4):
 def test_json_character_outside_the_table_is_bad_text(model):
     tokenizer = one_table(model)
     assert tokenizer.encode("a b") == [0, 1]
-    with pytest.raises(BadText, match=r"unknown characters: 'д' \(U\+0434\)"):
+    with pytest.raises(Unusable, match=r"unknown characters: 'д' \(U\+0434\)"):
         tokenizer.encode("a дb")
 
 

@@ -2,8 +2,9 @@ import random
 
 import pytest
 
+from data_pipelines.reject import Unusable
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from data_pipelines.text.tokenizer import SPECIALS, BadText
+from data_pipelines.text.tokenizer import SPECIALS
 from data_pipelines.text.tokenizer_training import train_sentencepiece
 from melllm_jax.errors import Mistake
 
@@ -73,7 +74,7 @@ def test_train_text_longer_than_the_librarys_limit_is_not_left_out(tmp_path):
 
 def test_train_another_script_is_refused_without_byte_fallback(sayings, tmp_path):
     tokenizer = train_sentencepiece(sayings, tmp_path, 0)
-    with pytest.raises(BadText, match=r"unknown characters: 'д' \(U\+0434\)") as caught:
+    with pytest.raises(Unusable, match=r"unknown characters: 'д' \(U\+0434\)") as caught:
         tokenizer.encode("one два three")
     assert caught.value.reason == "unknown characters"
 
@@ -85,7 +86,7 @@ def test_train_another_script_is_spelt_in_bytes_with_byte_fallback(sayings, tmp_
 
 def test_train_text_that_spells_a_special_token_is_refused_as_text(sayings, tmp_path):
     tokenizer = train_sentencepiece(sayings, tmp_path, 0)
-    with pytest.raises(BadText, match="unknown characters: '<'"):
+    with pytest.raises(Unusable, match="unknown characters: '<'"):
         tokenizer.encode("one<|end|>")
 
 

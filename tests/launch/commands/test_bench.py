@@ -12,9 +12,7 @@ from launch.bench import matmul, random_batch, timing
 from melllm_jax import flops
 from melllm_jax.config.overrides import override
 from melllm_jax.presets import small
-from tests.support.runs import TINY, corpus, own_mesh, refused, tiny
-
-mesh = pytest.fixture(scope="module", autouse=True)(own_mesh)
+from tests.support.runs import TINY, corpus, refused, tiny
 
 LARGE = ["--model.v", str(8 * 10**9)]
 

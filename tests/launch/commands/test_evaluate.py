@@ -2,6 +2,7 @@ import dataclasses
 import json
 import types
 
+import jax
 import pytest
 
 from launch import cli
@@ -14,7 +15,6 @@ from tests.support.runs import (
     corpus,
     done,
     everything,
-    own_mesh,
     refused,
     tiny,
     trained,
@@ -22,7 +22,6 @@ from tests.support.runs import (
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
-mesh_apart = pytest.fixture(scope="module", autouse=True)(own_mesh)
 GONE = {"audio_filepath": "audio/none.flac"}
 
 
@@ -32,7 +31,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     data = corpus(folder / "data")
     corpus(folder / "data", 5, split="test", first=50, changes={51: GONE, 53: GONE})
-    run, _ = complete_run(tiny(data, steps=2))
+    run = complete_run(tiny(data, steps=2)).run
     run_folder.claim(str(folder / "run"), run)
     trained(run, folder / "run")
     return types.SimpleNamespace(data=data, run=folder / "run", cfg=run)
@@ -44,6 +43,7 @@ def evaluate(place, *more):
 
 def test_evaluate_prints_one_json_object_and_keeps_the_hypotheses(place, capsys):
     assert cli.main(evaluate(place, "--json")) == 0
+    assert jax.sharding.get_mesh().empty
     said = capsys.readouterr()
     summary = json.loads(said.out)
     assert said.err == ""

@@ -15,7 +15,7 @@ from tests.support import plans
 TINY = [
     *("--topology", "v5e:2x2", "--optim.compute", "bfloat16", "--data.t", "128", "--data.b", "8"),
     *("--model.d", "256", "--model.n", "4", "--model.k", "2", "--model.h", "128"),
-    *("--model.f", "512", "--model.l", "1", "--model.v", "1024", "--keep.score", "0"),
+    *("--model.f", "512", "--model.l", "1", "--model.v", "1024", "--scoring.every", "0"),
 ]
 
 pytestmark = pytest.mark.libtpu
@@ -173,8 +173,8 @@ def test_a_compiled_plan_is_told_in_lines_and_the_same_in_json(capsys, monkeypat
     assert (out.count("\n"), err) == (1, "")
     told = json.loads(out)
     assert told["hbm"]["needed"] == found.memory.needed
-    assert told["flops"] == {"useful": found.useful, "executed": found.executed}
-    assert told["seconds"] == dict(found.limits) | {"xla": found.xla}
+    assert told["flops"] == {"useful": found.useful_flops, "executed": found.executed_flops}
+    assert told["seconds"] == dict(found.limits) | {"xla": found.xla_seconds}
     assert [each["kind"] for each in told["collectives"]] == [one.kind for one in found.collectives]
 
 

@@ -115,4 +115,4 @@ def test_prepare_without_beam_says_which_extra_to_install(data, tmp_path, capsys
 
 
 def test_prepare_takes_every_kind_that_is_imported():
-    assert set(typing.get_args(Kind)) == {"jsonl", *write_manifests.KINDS}
+    assert set(typing.get_args(Kind)) == {"jsonl", *write_manifests.IMPORTERS}

@@ -67,7 +67,7 @@ def words_file(folder, *words):
         (["--text.tokenizer", "nowhere"], "nowhere"),
         (["--seed", "-1"], "seed=-1: must be 0 or more"),
         (["--optim.train", "lora"], 'lora.r=0: optim.train="lora" needs a rank'),
-        (["--keep.score", "2"], "split=dev: "),
+        (["--scoring.every", "2"], "split=dev: "),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -124,10 +124,10 @@ def test_train_stops_where_too_much_is_unusable_and_counts_why(tmp_path, capsys)
     folder = corpus(tmp_path / "data", 12, changes=changes)
     tokenizer = words_file(tmp_path / "tokenizer", *WORDS)
     began = time.monotonic()
-    flags = ["--text.tokenizer", tokenizer, "--data.bad", "0.2"]
+    flags = ["--text.tokenizer", tokenizer, "--data.max_reject_share", "0.2"]
     said = refused(arguments(folder, tmp_path / "run", *flags), capsys)
     assert time.monotonic() - began < 60
-    assert said.startswith("data.bad=0.2: ")
+    assert said.startswith("data.max_reject_share=0.2: ")
     reasons = ["missing", "undecodable", "rate", "empty transcript", "unknown characters"]
     for reason in [*reasons, "longer than the row of t=64"]:
         assert f" {reason}" in said
@@ -149,7 +149,7 @@ def test_run_among_noises_knows_them_by_their_content(data, tmp_path):
     for name, count in (("here", 2), ("moved", 2), ("grown", 3)):
         noises = {"noise": 1.0, "noises.path": str(corpus(tmp_path / name, count))}
         changes = {f"data.augment.{field}": value for field, value in noises.items()}
-        found.append(identity(complete_run(override(tiny(data), changes))[0]))
+        found.append(identity(complete_run(override(tiny(data), changes)).run))
     assert found[0] == found[1] != found[2]
 
 

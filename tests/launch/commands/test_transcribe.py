@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -7,17 +8,16 @@ import soundfile
 from launch import cli
 from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
-from tests.support.runs import compiled_once, corpus, own_mesh, refused, tiny, trained
+from tests.support.runs import compiled_once, corpus, refused, tiny, trained
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
-mesh_apart = pytest.fixture(scope="module", autouse=True)(own_mesh)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A folder with a run of two updates."""
     folder = tmp_path_factory.mktemp("run")
-    cfg, _ = complete_run(tiny(corpus(folder / "data"), steps=2))
+    cfg = complete_run(tiny(corpus(folder / "data"), steps=2)).run
     run_folder.claim(str(folder / "run"), cfg)
     trained(cfg, folder / "run")
     return folder / "run"
@@ -39,6 +39,7 @@ def transcribe(run, *more):
 
 def test_transcribe_reads_every_kind_of_file_in_order_as_json(run, files, capsys):
     assert cli.main(transcribe(run, "--batch", "8", "--json", *files)) == 0
+    assert jax.sharding.get_mesh().empty
     said = capsys.readouterr()
     found = json.loads(said.out)["transcripts"]
     assert said.err == ""

@@ -217,10 +217,10 @@ def test_processes_of_two_runs_or_two_folders_are_refused(data, environment, tmp
 
 @pytest.mark.slow
 def test_scoring_in_several_processes_is_refused_at_the_start(data, environment, tmp_path):
-    with job(arguments(data, tmp_path / "run", "--keep.score", 2), **environment) as both:
+    with job(arguments(data, tmp_path / "run", "--scoring.every", 2), **environment) as both:
         statuses, said = ended(both)
     assert statuses == [2, 2], said
-    assert "keep.score=2: decoding runs in one process, not in 2" in last(said[0])
+    assert "scoring.every=2: decoding runs in one process, not in 2" in last(said[0])
 
 
 @pytest.mark.slow

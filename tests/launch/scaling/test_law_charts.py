@@ -102,5 +102,5 @@ def test_key_of_many_sizes_names_some_and_the_last():
     fit = fit_law(grid(HOFFMANN, 0.003, sizes=(1e6, 1e9, 25), budgets=(2e7, 3e8, 3)), 0, 40)
     drawn = law_charts.residuals(fit)
     names = re.findall(r"<b>([^<]+)</b>", drawn)
-    assert names[0] == "1 M" and names[-1] == "1 B" and len(names) <= law_charts.KEYED + 1
+    assert names[0] == "1 M" and names[-1] == "1 B" and len(names) <= law_charts.NAMED + 1
     assert len(parts(drawn, "circle", "dot")) == 75

@@ -95,7 +95,7 @@ def test_searches_from_far_off_end_no_worse_than_they_began():
     x, y, z = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean(), np.log(loss)
     rng = np.random.default_rng(0)
     starts = rng.uniform((-3, -3, -3, 0.01, 0.01), (0.5, 3, 3, 4, 4), (200, 5))
-    ends = parametric_fit.search(starts, *(np.tile(values, (200, 1)) for values in (x, y, z)))
+    ends = [parametric_fit.search(start, x, y, z) for start in starts]
     value = lambda found: parametric_fit.objective(found, x, y, z)[0]
     assert all(value(end) < value(start) for start, end in zip(starts, ends, strict=True))
     best = min(map(value, ends))

@@ -4,6 +4,7 @@ import pytest
 
 from launch.bench.matmul_rate import measure_matmul_rate
 from launch.sweep import cost, spec
+from launch.terminal import text_table
 from melllm_jax import flops
 from melllm_jax.errors import Mistake
 from melllm_jax.planning import plan, topology
@@ -25,7 +26,7 @@ def test_a_pod_gives_the_hours_and_cost_of_plans_arithmetic(sweep):
     found = cost.plan_cells(sweep, "v5p:4x4x4", 3.0)
     run, pod = sweep.cells[0].run, topology.parse_pod("v5p:4x4x4")
     planned = plan.estimate_plan(run, pod, plan.mesh_sizes(run, pod))
-    assert found[0]["hours"] == pytest.approx(1000 * planned.step / 3600)
+    assert found[0]["hours"] == pytest.approx(1000 * planned.step_seconds / 3600)
     assert found[0]["cost"] == pytest.approx(64 * 3.0 * found[0]["hours"])
     assert found[1]["hours"] == pytest.approx(4 * found[0]["hours"])
     assert found[1]["flops"] == pytest.approx(4000 * flops.update_flops(run))
@@ -51,7 +52,7 @@ def test_a_product_is_measured_at_more_than_a_gigaflop_a_second():
 def test_rate_that_nobody_knows_leaves_hours_and_cost_open(sweep):
     found = cost.plan_cells(sweep, "", 2.0, cost.unknown_rate)
     assert [(one["hours"], one["cost"]) for one in found] == [(None, None)] * 2
-    assert "–" in cost.table(sweep, found)
+    assert "–" in "\n".join(text_table.lines(cost.table(sweep, found)))
 
 
 def test_a_cells_own_pod_serves_where_none_is_given(tmp_path):
@@ -73,7 +74,7 @@ def test_a_pod_that_does_not_exist_is_refused(sweep):
 
 def test_table_has_a_line_a_cell_with_what_differs_and_the_totals(sweep):
     figures = cost.plan_cells(sweep, "v5p:4x4x4", 3.0)
-    head, first, second, total = cost.table(sweep, figures).splitlines()
+    head, first, second, total = text_table.lines(cost.table(sweep, figures))
     columns = ["cell", "weights", "updates", "tokens", "FLOPs", "hours ≥", "cost ≥"]
     assert re.split(r" {2,}", head.strip()) == columns  # all but the updates is the same
     assert first.split()[1:] == [sweep.cells[0].id, "348", "M", "1,000", *first.split()[5:]]
@@ -91,7 +92,7 @@ def test_table_shows_the_fields_that_cells_differ_in(tmp_path):
     )
     mixed = spec.load(str(path), {})
     none = {"hours": None, "cost": None, "params": 1, "flops": 1.0, "tokens": 5e12}
-    lines = cost.table(mixed, [none, none]).splitlines()
+    lines = text_table.lines(cost.table(mixed, [none, none]))
     assert lines[0].split()[:3] == ["cell", "seed", "model.front"]
     assert lines[2].split()[2:4] == ["2", "conv"]
     assert lines[1].split()[2:4] == ["1", "1"]  # its own front is the preset's: left blank

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -130,8 +131,8 @@ def test_cell_of_an_owner_who_is_gone_is_free_and_of_one_at_work_is_not(tmp_path
     assert (second.attempt, second.state) == (2, "running")
     assert not one.write(dataclasses.replace(first, step=7))  # it was silent, and comes back
     assert one.read("aa") == second
-    assert not one.held(first)
-    assert one.held(second)
+    assert not one.is_newest(first)
+    assert one.is_newest(second)
 
 
 def test_claim_whose_maker_died_before_it_wrote_the_cell_is_no_dead_end(tmp_path):
@@ -215,6 +216,19 @@ def test_owner_is_alive_while_its_process_is_and_not_as_a_later_one_of_its_numbe
     assert claim_owner.is_alive(claim_owner.current_owner())
 
 
+def test_owner_recorded_by_an_older_ledger_is_known_again():
+    stat = pathlib.Path("/proc/self/stat")
+    if not stat.exists():
+        pytest.skip("records of systems with /proc")
+    ticks = int(stat.read_text().rpartition(")")[2].split()[19])
+    boot = "0a1b2c3d-0000-4000-8000-0123456789ab"
+    owner = claim_owner.current_owner()
+    assert claim_owner.is_alive(owner | {"born": f"{boot}:{ticks}"})
+    assert not claim_owner.is_alive(owner | {"born": f"{boot}:{ticks - 1}"})
+    assert claim_owner.is_alive(owner | {"born": "alive"})
+    assert not claim_owner.is_alive(owner | {"born": None})
+
+
 def test_owner_elsewhere_is_alive_as_long_as_it_was_heard(monkeypatch):
     owner = claim_owner.current_owner() | {"host": "elsewhere"}
     assert claim_owner.is_alive(owner | {"beat": time.time() - 60})
@@ -225,3 +239,18 @@ def test_owner_elsewhere_is_alive_as_long_as_it_was_heard(monkeypatch):
     # The same task of the same job: this process is a later start of it.
     assert not claim_owner.is_alive(owner | {"job": "slurm:7_2", "beat": time.time()})
     assert claim_owner.is_alive(owner | {"job": "slurm:7_3", "beat": time.time()})
+
+
+def test_ledger_written_under_old_names_of_fields_is_the_same_sweep(tmp_path):
+    made(tmp_path, common={"data.bad": 0.5})
+    file = tmp_path / "sweep.json"
+    file.write_text(file.read_text().replace("max_reject_share", "bad"))
+    assert "data.bad" in file.read_text()
+    cell = tmp_path / "cells/aa.json"
+    tree = json.loads(cell.read_text())
+    cell.write_text(json.dumps(tree | {"overrides": {"preset": "digits", "keep.every": 5}}))
+    again = made(tmp_path, common={"data.max_reject_share": 0.5})
+    assert again.sweep.common == {"data.max_reject_share": 0.5}
+    assert again.read("aa").overrides == {"preset": "digits", "checkpoints.every": 5}
+    with pytest.raises(Mistake, match=r"data.max_reject_share=0.4 \(it has 0.5\)"):
+        made(tmp_path, common={"data.max_reject_share": 0.4})

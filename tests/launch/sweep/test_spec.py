@@ -9,7 +9,7 @@ from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 
 TWO = """
-from launch import spec
+from launch.sweep import spec
 def cells():
     return spec.grid({"preset": ["quickstart"], "optim.steps": [10, 20], "optim.lr": [1e-3, 2e-3]})
 """
@@ -182,3 +182,29 @@ def test_a_file_that_is_no_text_is_told(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(Mistake, match="cannot be read"):
         spec.load(str(path), {})
+
+
+def test_cell_under_old_names_has_the_id_and_run_of_the_same_cell_under_new_ones(tmp_path):
+    one = "def cells():\n    return [{}]\n"
+    first = {"data.bad": 0.5, "keep.every": 5, "preset": "digits"}
+    now = {"data.max_reject_share": 0.5, "checkpoints.every": 5, "preset": "digits"}
+    old = spec.load(written(tmp_path, one.format(first)), {"keep.last": 1})
+    new = spec.load(written(tmp_path, one.format(now)), {"checkpoints.last": 1})
+    assert old == new
+    assert old.cells[0].overrides == now
+    digits = hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()
+    assert old.cells[0].id == digits[:10]
+
+
+def test_cells_own_field_wins_over_the_sweeps_under_another_of_its_names():
+    cell = {"preset": "digits", "checkpoints.every": 5}
+    assert spec.run(cell, {"keep.every": 7}).checkpoints.every == 5
+
+
+def test_cell_with_both_names_of_a_field_is_refused(tmp_path):
+    text = """
+    def cells():
+        return [{"preset": "digits", "keep.every": 5, "checkpoints.every": 6}]
+    """
+    message = ": cell 0: keep.every: is the old name of checkpoints.every, which is set as well"
+    assert told(tmp_path, text) == message

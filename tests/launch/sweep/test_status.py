@@ -6,6 +6,7 @@ import pytest
 
 from launch.sweep import claim_owner, status
 from launch.sweep.ledger import Cell
+from launch.terminal import text_table
 
 GONE = claim_owner.current_owner() | {"born": "another boot"}
 
@@ -83,7 +84,7 @@ def test_lines_are_a_row_a_cell_with_what_differs_and_errors_below():
 
 def test_long_table_shows_what_is_not_done_first():
     cells = [done(f"{i}", 1.0, number=i) for i in range(50)] + [cell("last", number=50)]
-    shown = status.lines(cells, most=10)
+    shown = text_table.lines(status.table(cells, most=10))
     assert shown[1].startswith("last")
     assert shown[-2] == "… and 41 more"
     assert len(shown) == 13

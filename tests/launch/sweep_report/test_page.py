@@ -270,7 +270,7 @@ def test_sizes_that_are_too_many_to_tell_apart_share_colours():
     groups = cell_figures.group_cells(cells)
     assert 10 < len(groups.names) <= cell_figures.MOST
     assert groups.names[0] == "1 M to 1.44 M"
-    places = [groups.of[cell.id] for cell in cells]
+    places = [groups.group_by_id[cell.id] for cell in cells]
     assert places == sorted(places) and set(places) == set(range(len(groups.names)))
 
 

@@ -77,12 +77,35 @@ def test_preset_without_flags_is_the_run_itself():
         (["--text.instruction", "Write it down."], {"text.instruction": "Write it down."}),
         (["--init", "a/b"], {"init.path": "a/b"}),
         (["--seed", "3", "--mesh.tp", "2"], {"seed": 3, "mesh.tp": 2}),
-        (["--steps", "7", "--save-every", "3"], {"optim.steps": 7, "keep.every": 3}),
-        (["--optim.steps", "7", "--keep.every", "3"], {"optim.steps": 7, "keep.every": 3}),
+        (["--steps", "7", "--save-every", "3"], {"optim.steps": 7, "checkpoints.every": 3}),
+        (
+            ["--optim.steps", "7", "--checkpoints.every", "3"],
+            {"optim.steps": 7, "checkpoints.every": 3},
+        ),
     ],
 )
 def test_flag_changes_the_run_as_an_override_of_that_name_does(flags, changes):
     assert trained("tiny", *OWN, *flags).run == override(RUN, changes)
+
+
+@pytest.mark.parametrize(
+    "flags,changes",
+    [
+        (["--keep.every", "3", "--keep.last=1"], {"checkpoints.every": 3, "checkpoints.last": 1}),
+        (["--keep.milestone", "9"], {"checkpoints.milestone": 9}),
+        (["--keep.log=4", "--keep.score", "5"], {"metrics.every": 4, "scoring.every": 5}),
+        (["--data.bad=0.1"], {"data.max_reject_share": 0.1}),
+        (["--data.max-reject-share", "0.1"], {"data.max_reject_share": 0.1}),
+    ],
+)
+def test_flag_of_an_old_name_sets_the_field_as_it_did(flags, changes):
+    assert trained("tiny", *OWN, *flags).run == override(RUN, changes)
+
+
+def test_value_refused_under_an_old_flag_is_told_by_the_new_one():
+    line = refusal(trained, "tiny", *OWN, "--data.bad=2")
+    assert line == "data.max_reject_share=2.0: must lie in [0, 1]"
+    assert "--checkpoints.every: invalid" in refusal(trained, "tiny", *OWN, "--keep.every", "x")
 
 
 def test_corpora_are_given_by_repeated_data_with_weights():

@@ -13,7 +13,7 @@ import pytest
 
 from melllm_jax.checkpoints.checkpointer import Checkpoints, dump
 from melllm_jax.checkpoints.integrity import SEAL
-from melllm_jax.config.run import Intervals
+from melllm_jax.config.run import CheckpointIntervals
 from melllm_jax.errors import Fault, Mistake
 from tests.support.runs import everything, small_disk
 
@@ -51,13 +51,13 @@ def save(checkpoints, step):
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints of steps 2, 4 and 6."""
-    with Checkpoints(str(tmp_path / "c"), Intervals(last=3)) as checkpoints:
+    with Checkpoints(str(tmp_path / "c"), CheckpointIntervals(last=3)) as checkpoints:
         for step in (2, 4, 6):
             save(checkpoints, step)
     return tmp_path / "c"
 
 
-def restored(folder, say=lambda text: None, keep=Intervals(last=3)):  # noqa: B008
+def restored(folder, say=lambda text: None, intervals=CheckpointIntervals(last=3)):  # noqa: B008
     """What is restored from a folder: (step, the place in the data), every part checked."""
     shapes = jax.eval_shape(lambda: (weights(0), {"step": jnp.int32(0)}))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -65,7 +65,7 @@ def restored(folder, say=lambda text: None, keep=Intervals(last=3)):  # noqa: B0
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
     )
     place = Place()
-    with Checkpoints(str(folder), keep, say) as checkpoints:
+    with Checkpoints(str(folder), intervals, say) as checkpoints:
         found = checkpoints.restore(*shapes, place)
     if found is None:
         return None
@@ -153,7 +153,7 @@ def test_damaged_newest_is_named_and_set_aside_for_the_one_before(folder, damage
     assert said[0].startswith("checkpoint 6 is damaged (")
     assert re.search(why, said[0])
     assert said[1] == f"checkpoint 6 is now {folder / '6.damaged'}"
-    with Checkpoints(str(folder), Intervals(last=3)) as checkpoints:
+    with Checkpoints(str(folder), CheckpointIntervals(last=3)) as checkpoints:
         assert checkpoints.steps == [2, 4]
         save(checkpoints, 6)
     assert restored(folder) == (6, 6)
@@ -170,7 +170,7 @@ def test_damaged_again_at_the_same_step_replaces_the_one_set_aside(folder):
     for _ in range(2):
         truncate(folder / "6")
         assert restored(folder) == (4, 4)
-        with Checkpoints(str(folder), Intervals(last=3)) as checkpoints:
+        with Checkpoints(str(folder), CheckpointIntervals(last=3)) as checkpoints:
             save(checkpoints, 6)
     assert restored(folder) == (6, 6)
 
@@ -178,7 +178,7 @@ def test_damaged_again_at_the_same_step_replaces_the_one_set_aside(folder):
 def test_damaged_ones_do_not_count_as_the_last_to_keep(folder):
     flip(folder / "6")
     assert restored(folder) == (4, 4)
-    with Checkpoints(str(folder), Intervals(last=1)) as checkpoints:
+    with Checkpoints(str(folder), CheckpointIntervals(last=1)) as checkpoints:
         save(checkpoints, 5)
     assert restored(folder) == (5, 5)
 
@@ -201,7 +201,7 @@ def test_folder_left_half_written_is_ignored_and_removed_by_the_next_save(folder
     (folder / "8.orbax-checkpoint-tmp").mkdir()
     (folder / "8.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").write_text("{")
     assert restored(folder) == (6, 6)
-    with Checkpoints(str(folder), Intervals(last=3)) as checkpoints:
+    with Checkpoints(str(folder), CheckpointIntervals(last=3)) as checkpoints:
         save(checkpoints, 8)
     assert restored(folder) == (8, 8)
     assert not list(folder.glob("*tmp*"))
@@ -217,7 +217,7 @@ def test_reading_changes_nothing_in_the_folder(folder):
         for name, x in weights(0).items()
     }
     said = []
-    with Checkpoints(str(folder), Intervals(), said.append) as checkpoints:
+    with Checkpoints(str(folder), CheckpointIntervals(), said.append) as checkpoints:
         step, found = checkpoints.restore_weights(shapes)
     assert (step, float(found["a.b"][0, 0])) == (4, 4.0)
     assert [line[:23] for line in said] == ["checkpoint 6 is damaged"]
@@ -226,7 +226,7 @@ def test_reading_changes_nothing_in_the_folder(folder):
 
 def test_restore_weights_of_a_run_without_checkpoints_is_a_mistake(tmp_path):
     with (
-        Checkpoints(str(tmp_path / "none"), Intervals()) as checkpoints,
+        Checkpoints(str(tmp_path / "none"), CheckpointIntervals()) as checkpoints,
         pytest.raises(Mistake, match=r"checkpoints=.*none: holds no checkpoint"),
     ):
         checkpoints.restore_weights({})
@@ -234,16 +234,16 @@ def test_restore_weights_of_a_run_without_checkpoints_is_a_mistake(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keep", "stay"),
+    ("intervals", "stay"),
     [
-        (Intervals(last=1), [12]),
-        (Intervals(last=2), [10, 12]),
-        (Intervals(last=2, milestone=4), [4, 8, 10, 12]),
-        (Intervals(last=1, milestone=6), [6, 12]),
+        (CheckpointIntervals(last=1), [12]),
+        (CheckpointIntervals(last=2), [10, 12]),
+        (CheckpointIntervals(last=2, milestone=4), [4, 8, 10, 12]),
+        (CheckpointIntervals(last=1, milestone=6), [6, 12]),
     ],
 )
-def test_keep_says_which_checkpoints_stay(tmp_path, keep, stay):
-    with Checkpoints(str(tmp_path), keep) as checkpoints:
+def test_intervals_say_which_checkpoints_stay(tmp_path, intervals, stay):
+    with Checkpoints(str(tmp_path), intervals) as checkpoints:
         for step in range(2, 13, 2):
             save(checkpoints, step)
         checkpoints.wait()
@@ -252,7 +252,7 @@ def test_keep_says_which_checkpoints_stay(tmp_path, keep, stay):
 
 def test_save_at_a_relative_path_is_restored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with Checkpoints("here", Intervals()) as checkpoints:
+    with Checkpoints("here", CheckpointIntervals()) as checkpoints:
         save(checkpoints, 3)
     assert restored(pathlib.Path("here")) == (3, 3)
     assert (tmp_path / "here/3").is_dir()
@@ -277,7 +277,7 @@ class Slow(Place):
 
 def test_save_returns_before_it_stands_on_disk(tmp_path):
     slow = Slow()
-    with Checkpoints(str(tmp_path), Intervals()) as checkpoints:
+    with Checkpoints(str(tmp_path), CheckpointIntervals()) as checkpoints:
         checkpoints.save(7, weights(7), {"step": jnp.int32(7)}, slow)
         assert checkpoints.steps == []
         slow.free.set()
@@ -288,7 +288,7 @@ def test_save_returns_before_it_stands_on_disk(tmp_path):
 def test_save_keeps_what_was_there_when_it_was_called(tmp_path):
     place, held = Slow(), {"a.b": jnp.full((64, 64), 7.0), "c": jnp.arange(8) * 7}
     double = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)
-    with Checkpoints(str(tmp_path), Intervals()) as checkpoints:
+    with Checkpoints(str(tmp_path), CheckpointIntervals()) as checkpoints:
         checkpoints.save(7, held, {"step": jnp.int32(7)}, place)
         held, place.at = double(held), 8
         place.free.set()
@@ -309,7 +309,7 @@ class Broken(Place):
 def test_save_that_fails_in_the_background_is_a_fault_at_the_next_save(tmp_path):
     with (
         pytest.raises(Fault, match="checkpoint 4 could not be written"),
-        Checkpoints(str(tmp_path), Intervals()) as checkpoints,
+        Checkpoints(str(tmp_path), CheckpointIntervals()) as checkpoints,
     ):
         save(checkpoints, 2)
         checkpoints.save(4, weights(4), {"step": jnp.int32(4)}, Broken())
@@ -320,7 +320,7 @@ def test_save_that_fails_in_the_background_is_a_fault_at_the_next_save(tmp_path)
 def test_save_that_fails_in_the_background_is_a_fault_at_the_exit(tmp_path):
     with (
         pytest.raises(Fault, match=r"No space left.*older checkpoints are intact: \[2\]"),
-        Checkpoints(str(tmp_path), Intervals()) as checkpoints,
+        Checkpoints(str(tmp_path), CheckpointIntervals()) as checkpoints,
     ):
         save(checkpoints, 2)
         checkpoints.save(4, weights(4), {"step": jnp.int32(4)}, Broken())
@@ -332,7 +332,7 @@ def test_save_that_fails_in_the_background_is_a_fault_at_the_exit(tmp_path):
 )
 def test_save_on_a_full_disk_is_a_fault_and_goes_on_when_there_is_space(tmp_path, capfd, caplog):
     with small_disk(tmp_path / "disk", 2000) as disk:
-        with Checkpoints(str(disk / "c"), Intervals()) as checkpoints:
+        with Checkpoints(str(disk / "c"), CheckpointIntervals()) as checkpoints:
             save(checkpoints, 2)
         filler = disk / "filler"
         with pytest.raises(OSError, match="No space left"):
@@ -340,7 +340,7 @@ def test_save_on_a_full_disk_is_a_fault_and_goes_on_when_there_is_space(tmp_path
         os.truncate(filler, filler.stat().st_size - 16_384)
         with (
             pytest.raises(Fault) as fault,
-            Checkpoints(str(disk / "c"), Intervals()) as checkpoints,
+            Checkpoints(str(disk / "c"), CheckpointIntervals()) as checkpoints,
         ):
             save(checkpoints, 4)
         assert "checkpoint 4 could not be written" in str(fault.value)
@@ -348,7 +348,7 @@ def test_save_on_a_full_disk_is_a_fault_and_goes_on_when_there_is_space(tmp_path
         assert "older checkpoints are intact: [2]" in str(fault.value)
         assert restored(disk / "c") == (2, 2)
         filler.unlink()
-        with Checkpoints(str(disk / "c"), Intervals()) as checkpoints:
+        with Checkpoints(str(disk / "c"), CheckpointIntervals()) as checkpoints:
             save(checkpoints, 4)
         assert restored(disk / "c") == (4, 4)
     assert capfd.readouterr().err == ""

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -20,7 +21,9 @@ def test_claim_by_another_run_names_what_differs_and_touches_nothing(tmp_path):
     run = tiny("corpus")
     run_folder.claim(str(tmp_path), run)
     before = everything(tmp_path)
-    other = override(run, {"model.d": 16, "optim.lr": 0.5, "keep.every": 9, "data.threads": 7})
+    other = override(
+        run, {"model.d": 16, "optim.lr": 0.5, "checkpoints.every": 9, "data.threads": 7}
+    )
     with pytest.raises(Mistake) as mistake:
         run_folder.claim(str(tmp_path), other)
     assert str(mistake.value) == (
@@ -65,9 +68,24 @@ def test_claim_by_a_run_with_another_mixture_is_granted_and_written_down(tmp_pat
 def test_claim_changed_only_in_where_it_runs_is_granted_and_written_down(tmp_path):
     run = tiny("corpus")
     run_folder.claim(str(tmp_path), run)
-    other = override(run, {"keep.every": 9, "mesh.tp": 2, "data.threads": 7})
+    other = override(run, {"checkpoints.every": 9, "mesh.tp": 2, "data.threads": 7})
     run_folder.claim(str(tmp_path), other)
     assert run_folder.read_run(str(tmp_path)) == other
+
+
+def test_claim_of_a_folder_that_was_written_under_old_names_of_fields_is_granted(tmp_path):
+    run = override(tiny("corpus"), {"data.max_reject_share": 0.25})
+    run_folder.claim(str(tmp_path), run)
+    tree = json.loads((tmp_path / "run.json").read_text())
+    tree["data"]["bad"] = tree["data"].pop("max_reject_share")
+    tree["keep"] = tree.pop("checkpoints")
+    tree["keep"] |= {"log": tree.pop("metrics")["every"], "score": tree.pop("scoring")["every"]}
+    (tmp_path / "run.json").write_text(json.dumps(tree))
+    assert run_folder.read_run(str(tmp_path)) == run
+    run_folder.verify_claim(str(tmp_path), run)
+    with pytest.raises(Mistake, match=r"they differ in data.max_reject_share=0.5 \(it has 0.25\)"):
+        run_folder.claim(str(tmp_path), override(run, {"data.max_reject_share": 0.5}))
+    run_folder.claim(str(tmp_path), run)
 
 
 def test_claimed_by_another_host_is_found_by_the_same_run_alone(tmp_path):
@@ -98,7 +116,7 @@ def test_claim_on_a_full_disk_is_a_fault_and_keeps_the_run_that_was_there(tmp_pa
         with pytest.raises(OSError, match="No space left"):
             (disk / "filler").write_bytes(bytes(100_000))
         with pytest.raises(Fault, match=r"run.json: cannot be written: No space left"):
-            run_folder.claim(str(disk), override(run, {"keep.every": 9}))
+            run_folder.claim(str(disk), override(run, {"checkpoints.every": 9}))
         assert run_folder.read_run(str(disk)) == run
 
 

@@ -15,7 +15,7 @@ from melllm_jax.checkpoints import integrity
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.checkpoints.integrity import SEAL
 from melllm_jax.checkpoints.weight_store import WeightReader, WeightWriter, weight_layout
-from melllm_jax.config.run import Intervals, Mesh
+from melllm_jax.config.run import CheckpointIntervals, Mesh
 from melllm_jax.errors import Fault, Mistake
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -93,7 +93,7 @@ def test_filled_in_any_order_from_threads_is_read_back_to_the_bit(filled):
 def test_filled_is_restored_onto_a_mesh_as_a_checkpoint_of_training_is(filled):
     mesh = sharding.make_mesh(Mesh(fsdp=4, tp=2))
     shapes = wanted(mesh, WeightReader(filled.folder).shapes)
-    with Checkpoints(str(filled.folder.parent), Intervals()) as checkpoints:
+    with Checkpoints(str(filled.folder.parent), CheckpointIntervals()) as checkpoints:
         step, found = checkpoints.restore_weights(shapes)
     assert step == 0
     for name, x in filled.values.items():
@@ -105,7 +105,7 @@ def test_filled_is_restored_onto_a_mesh_as_a_checkpoint_of_training_is(filled):
 def test_filled_is_restored_in_the_dtype_asked_for(filled):
     mesh = sharding.make_mesh(Mesh())
     shapes = wanted(mesh, {"embed": (BF16, (96, 8))}, jnp.float32)
-    with Checkpoints(str(filled.folder.parent), Intervals()) as checkpoints:
+    with Checkpoints(str(filled.folder.parent), CheckpointIntervals()) as checkpoints:
         found = checkpoints.restore_weights(shapes)[1]
     assert found["embed"].dtype == jnp.float32
     np.testing.assert_array_equal(found["embed"], filled.values["embed"].astype(np.float32))
@@ -158,7 +158,7 @@ def test_stored_reads_what_training_wrote(tmp_path):
     mesh = sharding.make_mesh(Mesh(fsdp=4, tp=2))
     numbers = {name: x for name, x in values().items() if name != "front.depth.0"}
     put = lambda name, x: jax.device_put(x, jax.NamedSharding(mesh, spec_of(name, x.ndim)))
-    with Checkpoints(str(tmp_path), Intervals()) as checkpoints:
+    with Checkpoints(str(tmp_path), CheckpointIntervals()) as checkpoints:
         weights = {name: put(name, x) for name, x in numbers.items()}
         checkpoints.save(3, weights, {"step": jnp.int32(3)}, Nowhere())
     assert list(tmp_path.rglob("*ocdbt*"))
@@ -185,7 +185,7 @@ def test_seal_finds_a_flipped_bit(tmp_path):
         integrity.newest_checkpoint(tmp_path)
     said = []
     with (
-        Checkpoints(str(tmp_path), Intervals(), said.append) as checkpoints,
+        Checkpoints(str(tmp_path), CheckpointIntervals(), said.append) as checkpoints,
         pytest.raises(Fault, match=r"none of the checkpoints \[0\] is whole"),
     ):
         checkpoints.restore_weights(wanted(sharding.make_mesh(Mesh()), {}))

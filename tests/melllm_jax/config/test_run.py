@@ -8,7 +8,16 @@ import pytest
 from melllm_jax.config.data import Augment, Data, Sounds, Source
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model, Rope
-from melllm_jax.config.overrides import fields, from_json, identity, override, to_json
+from melllm_jax.config.overrides import (
+    RENAMED,
+    fields,
+    from_json,
+    identity,
+    override,
+    to_json,
+    with_new_names,
+    with_old_names,
+)
 from melllm_jax.config.run import Optim, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets.catalog import PRESETS
@@ -57,7 +66,7 @@ DECIDES = {
     "data.temperature": 2.0,
     "data.epochs": 3,
     "data.bins": 4,
-    "data.bad": 0.5,
+    "data.max_reject_share": 0.5,
     "data.longest": 20.0,
     "data.wire": "float32",
     "data.augment.speed": 1.0,
@@ -132,11 +141,11 @@ WHERE = {
     "mesh.fsdp": 4,
     "mesh.seq": 2,
     "mesh.tp": 2,
-    "keep.every": 5,
-    "keep.last": 1,
-    "keep.milestone": 100,
-    "keep.log": 10,
-    "keep.score": 50,
+    "checkpoints.every": 5,
+    "checkpoints.last": 1,
+    "checkpoints.milestone": 100,
+    "metrics.every": 10,
+    "scoring.every": 50,
 }
 
 
@@ -246,7 +255,7 @@ def test_override_with_a_value_of_another_type_is_refused(name, value, message):
         ({"lora.r": -1}, "lora.r=-1"),
         ({"lora.dropout": 1.0}, "lora.dropout=1.0"),
         ({"data.b": 0}, "data.b=0"),
-        ({"data.bad": 2.0}, "data.bad=2.0"),
+        ({"data.max_reject_share": 2.0}, "data.max_reject_share=2.0"),
         ({"data.epochs": -1}, "data.epochs=-1"),
         ({"data.temperature": -1.0}, "data.temperature=-1.0"),
         ({"data.sources": [{"path": "a", "hours": -1.0}]}, "data.sources.hours=-1.0"),
@@ -258,8 +267,11 @@ def test_override_with_a_value_of_another_type_is_refused(name, value, message):
         ({"optim.freeze": [2]}, "optim.freeze=(2,): layers run from 0 to 1"),
         ({"mesh.tp": 0}, "mesh.tp=0"),
         ({"mesh.fsdp": -1}, "mesh.fsdp=-1"),
-        ({"keep.every": 0}, "keep.every=0"),
-        ({"keep.milestone": -1}, "keep.milestone=-1"),
+        ({"checkpoints.every": 0}, "checkpoints.every=0"),
+        ({"checkpoints.last": 0}, "checkpoints.last=0"),
+        ({"checkpoints.milestone": -1}, "checkpoints.milestone=-1"),
+        ({"metrics.every": 0}, "metrics.every=0"),
+        ({"scoring.every": -1}, "scoring.every=-1"),
     ],
 )
 def test_value_that_breaks_a_rule_is_refused_by_field_value_and_rule(changes, message):
@@ -312,3 +324,83 @@ def test_config_imports_neither_jax_nor_tyro():
         "sys.exit(bool({'jax', 'tyro', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# What the six fields that were renamed stand for, under the names that they had first.
+OLD = {
+    "data.bad": 0.5,
+    "keep.every": 5,
+    "keep.last": 1,
+    "keep.milestone": 100,
+    "keep.log": 10,
+    "keep.score": 50,
+}
+NEW = {
+    "data.max_reject_share": 0.5,
+    "checkpoints.every": 5,
+    "checkpoints.last": 1,
+    "checkpoints.milestone": 100,
+    "metrics.every": 10,
+    "scoring.every": 50,
+}
+
+
+def old_json(run):
+    """`run.json` as it was written when the fields had their old names."""
+    tree = json.loads(to_json(run))
+    tree["data"]["bad"] = tree["data"].pop("max_reject_share")
+    tree["keep"] = tree.pop("checkpoints")
+    tree["keep"] |= {"log": tree.pop("metrics")["every"], "score": tree.pop("scoring")["every"]}
+    return json.dumps(tree)
+
+
+def test_old_names_are_no_fields_and_new_ones_are():
+    assert RENAMED.keys() == OLD.keys()
+    assert {RENAMED[name]: value for name, value in OLD.items()} == NEW
+    names = dict(fields(RUN)).keys()
+    assert names.isdisjoint(OLD) and names >= NEW.keys()
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_override_by_an_old_name_sets_the_field(old):
+    assert override(RUN, {old: OLD[old]}) == override(RUN, {RENAMED[old]: OLD[old]})
+
+
+def test_old_run_json_reads_equal_with_its_identity():
+    run = override(RUN, NEW)
+    text = old_json(run)
+    assert not any(f'"{name}"' in text for name in ("max_reject_share", "metrics", "scoring"))
+    again = from_json(text, Run)
+    assert again == run
+    assert identity(again) == identity(run)
+
+
+def test_old_run_json_without_some_fields_takes_their_defaults():
+    tree = json.loads(old_json(override(RUN, NEW)))
+    tree["keep"] = {"log": 10}
+    del tree["data"]["bad"]
+    assert from_json(json.dumps(tree), Run) == override(RUN, {"metrics.every": 10})
+
+
+def test_old_run_json_with_an_unknown_field_is_refused():
+    tree = json.loads(old_json(RUN))
+    tree["keep"]["evry"] = 3
+    with pytest.raises(Mistake, match="run.keep=…: is no field"):
+        from_json(json.dumps(tree), Run)
+
+
+def test_rule_broken_under_an_old_name_is_told_by_the_new_one():
+    with pytest.raises(Mistake, match=r"^data.max_reject_share=2.0: must lie in \[0, 1\]$"):
+        override(RUN, {"data.bad": 2.0})
+    with pytest.raises(Mistake, match=r"^scoring.every=-1: is a count$"):
+        override(RUN, {"keep.score": -1})
+
+
+def test_names_turn_into_one_another():
+    assert with_new_names(OLD | {"seed": 3}) == NEW | {"seed": 3}
+    assert with_old_names(NEW | {"seed": 3}) == OLD | {"seed": 3}
+
+
+def test_field_set_by_both_its_names_is_refused():
+    with pytest.raises(Mistake, match="keep.log: is the old name of metrics.every, which is set"):
+        override(RUN, {"keep.log": 1, "metrics.every": 2})

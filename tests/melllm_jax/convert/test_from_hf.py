@@ -19,7 +19,7 @@ from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model, ModelSpec, Rope
 from melllm_jax.config.overrides import from_json
-from melllm_jax.config.run import Intervals, Mesh
+from melllm_jax.config.run import CheckpointIntervals, Mesh
 from melllm_jax.convert import block_copy, from_hf
 from melllm_jax.errors import Mistake
 from melllm_jax.models import parameters
@@ -61,7 +61,9 @@ def restored(folder, mesh, number):
             )
             for name, x in parameters.abstract_model(build)[1].items()
         }
-        with Checkpoints(str(folder / run_folder.CHECKPOINTS), Intervals()) as checkpoints:
+        with Checkpoints(
+            str(folder / run_folder.CHECKPOINTS), CheckpointIntervals()
+        ) as checkpoints:
             step, found = checkpoints.restore_weights(wanted)
     assert step == 0
     for name, x in wanted.items():

@@ -7,19 +7,18 @@ import os
 import shutil
 import signal
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.features import Text
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.config.overrides import override, to_json
 from melllm_jax.convert import block_copy, hf_config, to_hf
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training import warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import models, phi_files
@@ -256,7 +255,7 @@ def saved(folder, cfg, values):
     """A run's folder with these weights, as training writes them."""
     run_folder.claim(str(folder), cfg)
     step = {"step": jnp.int32(1)}
-    with Checkpoints(str(folder / run_folder.CHECKPOINTS), cfg.keep) as checkpoints:
+    with Checkpoints(str(folder / run_folder.CHECKPOINTS), cfg.checkpoints) as checkpoints:
         checkpoints.save(1, values, step, step)
 
 
@@ -281,7 +280,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     cfg, named = adopting(folder)
     with models.one_device():
-        state = warm_start.load_state(Update(cfg), cfg.init.path, jax.sharding.get_mesh())
+        state = Update(NextToken(cfg), warm_start.resolve(cfg.init.path)).init_state()
         saved(folder / "run", cfg, state.trained | state.frozen)
     return folder / "run", named
 
@@ -309,9 +308,7 @@ def test_a_run_is_exported_with_each_weights_own_precision(run, tmp_path):
 @pytest.mark.slow
 def test_what_training_wrote_is_exported(tmp_path):
     cfg, named = adopting(tmp_path)
-    mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
-    begin = lambda update: warm_start.load_state(update, cfg.init.path, mesh)
-    trained(cfg, tmp_path / "run", start=begin)
+    trained(cfg, tmp_path / "run", warm=warm_start.resolve(cfg.init.path))
     phi_files.told("export", tmp_path / "run", tmp_path / "back")
     main, adapter = model_of(tmp_path / "back"), adapter_of(tmp_path / "back")
     llm, lora = renamed(named, "transformers")

@@ -11,6 +11,7 @@ from data_pipelines.audio.log_mel import normalized_log_mel
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.log_mel import batch_log_mel
+from melllm_jax.features.mel_filters import HOP, SAMPLE_RATE
 
 KINDS = [Mel(), Mel("whisper"), Mel("whisper", m=128), Mel("plain"), Mel("plain", m=23)]
 LENGTHS = [400, 559, 20_001, 23_999, 24_000]
@@ -101,3 +102,8 @@ def test_rows_too_narrow_for_a_frame_are_a_mistake():
 def test_global_normalisation_without_values_is_a_mistake():
     with pytest.raises(Mistake, match="needs values in mel.mean and mel.invstd"):
         batch_log_mel(jnp.zeros((1, 400)), jnp.array([400]), Mel(normalize="global"))
+
+
+@pytest.mark.parametrize("cfg", KINDS, ids=str)
+def test_hop_in_seconds_is_that_of_the_frames(cfg):
+    assert cfg.hop_seconds == HOP / SAMPLE_RATE

@@ -8,7 +8,7 @@ import pytest
 
 from melllm_jax import flops, sharding
 from melllm_jax.config.overrides import override
-from melllm_jax.config.run import Intervals
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.planning import analytic_cost, search
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
@@ -34,7 +34,7 @@ def test_state_is_that_of_the_arrays_but_for_norms_biases_and_counts(split, chan
     run = override(models.run(), changes)
     mesh = sharding.make_mesh(models.SPLITS[split])
     with jax.set_mesh(mesh):
-        shapes = Update(run).shapes(mesh)
+        shapes = Update(NextToken(run)).shapes(mesh)
     vectors = (2 * run.model.l + 1) * run.model.d + 2 * run.model.d
     told = analytic_cost.estimate_cost(run, dict(mesh.shape)).state
     assert told <= device_memory.bytes_per_device(shapes) <= told + 12 * vectors + 100
@@ -59,18 +59,18 @@ def test_what_is_kept_takes_memory_and_saves_products():
     found = [told(**way) for way in ways]
     for less, more in itertools.pairwise(found):
         assert more.activations > less.activations
-        assert more.executed <= less.executed
-    assert found[-1].executed < found[0].executed
+        assert more.executed_flops <= less.executed_flops
+    assert found[-1].executed_flops < found[0].executed_flops
     # Splash's scores apart, "dots" keeps every product.
     dots = told(model_remat="dots")
-    assert found[-1].executed < dots.executed < found[0].executed
+    assert found[-1].executed_flops < dots.executed_flops < found[0].executed_flops
 
 
 def test_what_is_fetched_from_the_host_costs_no_memory_and_no_products():
     kept, fetched, again = (
         told(model_remat=remat, model_kept=plans.ALL) for remat in ("named", "offload", "full")
     )
-    assert fetched.executed == kept.executed < again.executed
+    assert fetched.executed_flops == kept.executed_flops < again.executed_flops
     assert fetched.activations == again.activations < kept.activations
 
 
@@ -82,24 +82,24 @@ def test_all_that_a_layer_does_but_the_last_product_is_done_twice_where_nothing_
     layers = flops.count_parameters(run).layers - norms - last
     seen = (run.data.t + 1) / 2
     forward = 2 * layers + model.l * 4 * model.n * model.h * seen
-    again = told(model_remat="full").executed - flops.update_flops(run)
+    again = told(model_remat="full").executed_flops - flops.update_flops(run)
     assert again == forward * run.data.b * run.data.t
 
 
 def test_micro_batches_save_activations_and_gather_weights_again():
     once, twice = told(), told(optim_micro=2)
     assert twice.activations < once.activations
-    assert twice.sent["fsdp"] == 2 * once.sent["fsdp"]
-    assert twice.executed == once.executed
+    assert twice.bytes_sent["fsdp"] == 2 * once.bytes_sent["fsdp"]
+    assert twice.executed_flops == once.executed_flops
     assert twice.state == once.state
 
 
 @pytest.mark.parametrize("axis", ["replica", "fsdp", "seq", "tp"])
 def test_an_axis_of_one_device_sends_nothing_and_one_of_two_does(axis):
     run = plans.run(data_b=16, model_n=4, model_k=2)
-    alone = analytic_cost.estimate_cost(run, dict.fromkeys(SIZES, 1)).sent
+    alone = analytic_cost.estimate_cost(run, dict.fromkeys(SIZES, 1)).bytes_sent
     assert set(alone.values()) == {0.0}
-    pair = analytic_cost.estimate_cost(run, dict.fromkeys(SIZES, 1) | {axis: 2}).sent
+    pair = analytic_cost.estimate_cost(run, dict.fromkeys(SIZES, 1) | {axis: 2}).bytes_sent
     assert {name for name, sent in pair.items() if sent} == {axis}
 
 
@@ -139,7 +139,7 @@ def test_meshes_are_all_that_split_the_run_and_no_others(changes):
 def test_meshes_of_a_run_that_decodes_as_it_trains_leave_time_whole():
     run = plans.run(data_t=256)
     assert any(mesh["seq"] > 1 for mesh in search.candidate_meshes(4, 1, run))
-    scores = dataclasses.replace(run, keep=Intervals(score=100))
+    scores = dataclasses.replace(run, scoring=ScoreInterval(every=100))
     assert {mesh["seq"] for mesh in search.candidate_meshes(4, 1, scores)} == {1}
 
 
@@ -158,5 +158,5 @@ def test_memory_and_products_lie_near_what_libtpu_allots_and_traces():
     batch = 8 * 128 / 4 * (7 * 4 + 2 * plans.run().mel.p)
     assert true.memory.arguments == pytest.approx(rough.memory.arguments + batch, rel=0.05)
     assert 1 / 6 < true.memory.activations / rough.memory.activations < 1
-    assert true.executed == pytest.approx(rough.executed, rel=0.15)
-    assert true.executed > rough.executed
+    assert true.executed_flops == pytest.approx(rough.executed_flops, rel=0.15)
+    assert true.executed_flops > rough.executed_flops

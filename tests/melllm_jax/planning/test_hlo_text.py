@@ -34,7 +34,7 @@ def test_a_module_is_read_as_computations_of_instructions():
     assert list(module.computations) == ["fused", "main"]
     main = module.computations["main"]
     assert main.root.operands == ("x", "call.1")
-    assert main.instructions["call.1"].called("to_apply") == ("fused",)
+    assert main.instructions["call.1"].callees("to_apply") == ("fused",)
     assert [p.name for p in module.computations["fused"].parameters] == ["p.0", "p.1"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from melllm_jax import flops, sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.model import Lora
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.planning import traced_flops
 from melllm_jax.training.train_step import Update
 from tests.support import models
@@ -162,7 +163,7 @@ def test_a_kernel_counts_what_its_author_states():
 def traced(run):
     """What one update of a run executes, on the mesh in force."""
     mesh = jax.sharding.get_mesh()
-    update = Update(run)
+    update = Update(NextToken(run))
     b, t = run.data.b, run.data.t
 
     def shaped(name):
@@ -188,16 +189,16 @@ def parts(run):
 @pytest.mark.parametrize("split", ["fsdp8", "fsdp2-seq2-tp2"])
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_an_update_executes_what_flops_states_and_what_it_leaves_out(remat, split):
-    """`flops.step` counts half the square of attention, norms and biases as if they were matrices,
-    a gradient of the patches that nobody asks for, and nothing that is computed again. The last
-    product of a layer is never made again: what its gradients need comes before it.
+    """`flops.update_flops` counts half the square of attention, norms and biases as if they were
+    matrices, a gradient of the patches that nobody asks for, and nothing that is computed again.
+    The last product of a layer is never made again: what its gradients need comes before it.
     """
     run = models.run(dataclasses.replace(models.MODEL, remat=remat), lora=Lora())
     m, rows = run.model, run.data.b * run.data.t
     with models.split_as(split):
         found = traced(run)
     attention, layers, last = parts(run)
-    seen = (run.data.t + 1) / 2 / run.data.t  # the share of the square that flops.step counts
+    seen = (run.data.t + 1) / 2 / run.data.t  # the share of the square that flops counts
     vectors = rows * 2 * (m.l * 2 * m.d + m.d + m.d)  # norms, and the front end's bias
     patches = rows * 2 * run.mel.p * m.d
     again = {"none": 0, "dots": attention, "full": attention + layers - last}[remat]

@@ -61,7 +61,7 @@ ENTRY %main (x: bf16[8]) -> bf16[8] {
 def turns(text, around, name):
     module = hlo_text.parse_module(text)
     computation = module.computations[around]
-    return trip_counts.TripCounts(module).of(computation, computation.instructions[name])
+    return trip_counts.TripCounts(module).trip_count(computation, computation.instructions[name])
 
 
 def test_what_xla_says_beside_a_loop_is_taken():

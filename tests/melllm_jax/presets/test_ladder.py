@@ -91,5 +91,5 @@ def test_a_large_rung_is_planned_for_a_pod_by_arithmetic(name, topology):
     pod = parse_pod(topology)
     found = plan.estimate_plan(run, pod, plan.mesh_sizes(run, pod))
     assert found.fits
-    assert math.isclose(found.useful, flops.update_flops(run))
+    assert math.isclose(found.useful_flops, flops.update_flops(run))
     assert 0.2 < found.mfu <= 1

@@ -10,7 +10,9 @@ from melllm_jax.errors import Fault, Mistake
 from melllm_jax.telemetry.profiler import Profiler, UpdateRange, parse_update_range
 from melllm_jax.telemetry.progress import SilentProgress
 from tests.support.runs import (
+    ListStream,
     arguments,
+    batches_of,
     compiled_once,
     corpus,
     losses,
@@ -96,11 +98,14 @@ def test_profile_of_a_run_stopped_inside_is_closed_and_the_rest_comes_when_it_go
 
 
 def test_profile_is_closed_where_the_run_fails(data, tmp_path):
-    def worse():
-        raise Fault("no space")
+    class Broken(ListStream):
+        def counts(self):
+            raise Fault("no space")
 
+    with contextlib.closing(batches_of(tiny(data))) as batches:
+        stream = Broken([next(batches)])
     with pytest.raises(Fault, match="no space"):
-        trained(tiny(data), tmp_path, profile=UpdateRange(1, 6), rejected=worse)
+        trained(tiny(data), tmp_path, profile=UpdateRange(1, 6), stream=stream)
     assert traced(tmp_path) == [1]
 
 

@@ -5,6 +5,7 @@ from melllm_jax import sharding
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Mesh
 from melllm_jax.errors import Mistake
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
 from tests.support.models import run
@@ -24,7 +25,7 @@ def one_device_holds(tree):
 def test_needed_is_the_state_on_one_device_and_the_gradients(cut):
     mesh = sharding.make_mesh(cut)
     with jax.set_mesh(mesh):
-        update = Update(run())
+        update = Update(NextToken(run()))
         state = update.init_state()
         gradients = one_device_holds(state.trained)
         told = device_memory.state_bytes(update, mesh)
@@ -37,7 +38,7 @@ def test_needed_of_lora_counts_frozen_weights_twice_only_at_a_random_start():
         override(run(train="lora"), {"model.v": 4096, "init.path": path}) for path in ("", "folder")
     )
     with jax.set_mesh(mesh):
-        updates = Update(random), Update(loaded)
+        updates = Update(NextToken(random)), Update(NextToken(loaded))
         state = updates[0].init_state()
         told = [device_memory.state_bytes(update, mesh) for update in updates]
     held, frozen = one_device_holds(state), one_device_holds(state.frozen)

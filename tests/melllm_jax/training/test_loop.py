@@ -13,10 +13,11 @@ import pytest
 from melllm_jax import sharding
 from melllm_jax.errors import Fault
 from melllm_jax.models.parameters import split_model
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.telemetry.progress import SilentProgress
-from melllm_jax.training.loop import train
 from melllm_jax.training.train_step import Update
 from tests.support.runs import (
+    ListStream,
     batches_of,
     compiled_once,
     corpus,
@@ -66,7 +67,7 @@ def straight(data, tmp_path_factory):
     """A run of six updates that nothing stopped, its folder and its last state."""
     workdir = tmp_path_factory.mktemp("straight")
     run = tiny(data)
-    return types.SimpleNamespace(run=run, workdir=workdir, state=trained(run, workdir, sizes=[12]))
+    return types.SimpleNamespace(run=run, workdir=workdir, state=trained(run, workdir))
 
 
 def test_train_writes_one_line_a_step_with_all_its_metrics(straight, data):
@@ -98,13 +99,13 @@ def test_train_keeps_the_newest_checkpoints_and_the_last_state(straight):
 
 def test_train_asked_to_stop_saves_and_goes_on_as_if_it_had_not(straight, tmp_path):
     progress = ask_to_stop_at(2)
-    state = trained(straight.run, tmp_path, progress, sizes=[12])
+    state = trained(straight.run, tmp_path, progress)
     assert int(state.step) == 3  # the update that was under way
     assert steps_on_disk(tmp_path)[-1] == 3
     assert progress.said[1:] == ["stopped by a signal after update 3: saved"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     progress = At(lambda step: None)
-    state = trained(straight.run, tmp_path, progress, sizes=[12])
+    state = trained(straight.run, tmp_path, progress)
     assert progress.said[:-1] == ["resuming after update 3"]
     assert same(state, straight.state)
     assert losses(tmp_path) == losses(straight.workdir)
@@ -137,9 +138,9 @@ def test_train_resumed_elsewhere_only_in_where_it_runs_goes_on_alike(straight, t
     run = dataclasses.replace(
         straight.run,
         data=dataclasses.replace(straight.run.data, threads=3, ahead=0),
-        keep=dataclasses.replace(straight.run.keep, every=5, last=1),
+        checkpoints=dataclasses.replace(straight.run.checkpoints, every=5, last=1),
     )
-    trained(run, tmp_path, sizes=[12])
+    trained(run, tmp_path)
     assert losses(tmp_path) == losses(straight.workdir)
     assert steps_on_disk(tmp_path) == [6]
 
@@ -151,22 +152,19 @@ def test_train_reads_an_update_once_the_next_is_under_way(straight, tmp_path):
         """The data, noting when each batch is drawn."""
 
         def __init__(self, inner):
-            self._inner, self.save, self.load = inner, inner.save, inner.load
-            self._drawn = 0
+            self._inner, self._drawn = inner, 0
+
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
 
         def __next__(self):
             self._drawn += 1
             events.append(f"draw {self._drawn}")
             return next(self._inner)
 
-        def __iter__(self):
-            return self
-
     run = tiny(straight.run.data.sources[0].path, every=3)
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    with contextlib.closing(batches_of(run)) as batches:
-        progress = At(lambda step: events.append(f"told {step}"))
-        train(run, Spied(batches), tmp_path, mesh, progress=progress)
+    progress = At(lambda step: events.append(f"told {step}"))
+    trained(run, tmp_path, progress, stream=Spied(batches_of(run)))
     assert events == (
         ["draw 1", "draw 2", "told 1", "draw 3", "told 2", "told 3"]  # 3 is saved: read at once
         + ["draw 4", "draw 5", "told 4", "draw 6", "told 5", "told 6"]
@@ -174,11 +172,14 @@ def test_train_reads_an_update_once_the_next_is_under_way(straight, tmp_path):
 
 
 def test_train_refuses_a_transfer_that_nobody_asked_for(straight, tmp_path):
-    def careless():
-        return {"bad": int(jnp.zeros(2).at[0].add(np.ones(1)[0]).sum())}
+    class Careless(ListStream):
+        def counts(self):
+            return {"bad": {"x": int(jnp.zeros(2).at[0].add(np.ones(1)[0]).sum())}}
 
+    with contextlib.closing(batches_of(straight.run)) as batches:
+        stream = Careless([next(batches)])
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        trained(straight.run, tmp_path, rejected=careless)
+        trained(straight.run, tmp_path, stream=stream)
 
 
 def test_train_scores_the_model_of_that_update_in_its_line(straight, tmp_path):
@@ -202,9 +203,9 @@ def test_train_scores_the_model_of_that_update_in_its_line(straight, tmp_path):
     assert not same(found[0], found[1])
 
 
-def broken(straight, **keep):
+def broken(straight, every):
     """The run with a learning rate that sends its weights to 1e30."""
-    run = tiny(straight.run.data.sources[0].path, **keep)
+    run = tiny(straight.run.data.sources[0].path, every=every)
     return dataclasses.replace(run, optim=dataclasses.replace(run.optim, lr=1e30, warmup=0))
 
 
@@ -223,7 +224,7 @@ def test_train_that_is_no_longer_finite_leaves_the_batch_and_the_state_before(st
         assert not np.array_equal(kept["tokens"], first.tokens)
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        update = Update(run)
+        update = Update(NextToken(run))
         state, _ = jax.jit(update)(update.init_state(), sharding.shard_batch(first))
     before = {"weights": state.trained | state.frozen, "opt": state.opt}
     kept = ocp.load(halted / "state", before)
@@ -233,14 +234,13 @@ def test_train_that_is_no_longer_finite_leaves_the_batch_and_the_state_before(st
 
 def test_train_halted_by_one_batch_does_not_learn_from_the_next(straight, tmp_path):
     run = tiny(straight.run.data.sources[0].path, every=100)
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
     with contextlib.closing(batches_of(run)) as batches:
         first, second, third = (next(batches) for _ in range(3))
     bad = second._replace(patches=np.full_like(second.patches, np.nan))
     with pytest.raises(Fault, match=r"update 2: loss=nan"):
-        train(run, iter([first, bad, third]), tmp_path, mesh)
-    with jax.set_mesh(mesh):
-        update = Update(run)
+        trained(run, tmp_path, stream=ListStream([first, bad, third]))
+    with jax.set_mesh(sharding.make_mesh(run.mesh, jax.devices()[:1])):
+        update = Update(NextToken(run))
         state, _ = jax.jit(update)(update.init_state(), sharding.shard_batch(first))
     before = {"weights": state.trained | state.frozen, "opt": state.opt}
     assert same(ocp.load(tmp_path / "halted/2/state", before), before)

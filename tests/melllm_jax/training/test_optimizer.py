@@ -7,11 +7,11 @@ import pytest
 from melllm_jax.config.run import Optim
 from melllm_jax.models import parameters
 from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.objectives.objective import trainable_names
 from melllm_jax.training.optimizer import (
     layer_update_masks,
     learning_rate_schedule,
     make_optimizer,
-    trainable_names,
 )
 from tests.support import models
 

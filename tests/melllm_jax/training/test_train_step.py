@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from melllm_jax import sharding
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training.train_step import Update, batch_counts
 from tests.support import models
 
@@ -17,7 +18,7 @@ def advanced(run, batch, updates=1):
 
     Layouts are checked to stay as they were.
     """
-    update = Update(run)
+    update = Update(NextToken(run))
     state = first = update.state_from(models.made(run)[1])
     step = models.jitted(update)
     for _ in range(updates):
@@ -98,7 +99,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_halts_for_good(batch):
     run = models.run(dataclasses.replace(MODEL, l=1))
     bad = batch._replace(patches=np.full_like(batch.patches, np.inf))
     with models.one_device():
-        update = Update(run)
+        update = Update(NextToken(run))
         step = models.jitted(update)
         state = update.state_from(models.made(run)[1])
         state, _ = step(state, sharding.shard_batch(batch))
@@ -116,7 +117,7 @@ def test_a_batch_is_counted_by_what_is_in_it(batch):
     sources = np.ones_like(batch.sources)
     sources[0] = 0
     with models.one_device():
-        counts = batch_counts(sharding.shard_batch(batch._replace(sources=sources)), 2)
+        counts = batch_counts(sharding.shard_batch(batch._replace(sources=sources)), 2, 0.01)
     assert counts["tokens"] == (batch.segments > 0).sum()
     assert counts["speech"] == (batch.clips > 0).sum() > 0
     assert counts["audio"] == pytest.approx(batch.frames.sum() / 100)
@@ -127,7 +128,7 @@ def test_dropout_draws_anew_at_every_step_and_the_same_at_the_same_step(batch):
     """The key is folded from the seed and the step alone, so a resumed run draws as one whole."""
     run = models.run(MODEL, lora=dataclasses.replace(models.LORA, dropout=0.5))
     with models.one_device():
-        update = Update(run)
+        update = Update(NextToken(run))
         state = update.state_from(models.made(run)[1])
         step = models.jitted(update)
         loss = lambda at: float(

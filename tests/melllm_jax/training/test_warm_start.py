@@ -12,12 +12,14 @@ import pytest
 
 from data_pipelines.examples.placeholder_batch import fill_placeholders
 from launch import cli
+from launch.runs.fit import fit
 from launch.runs.model_loader import load_model
 from melllm_jax import sharding
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import Lora
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Init
+from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.presets import catalog
 from melllm_jax.telemetry.progress import SILENT, SilentProgress
 from melllm_jax.training import warm_start
@@ -90,9 +92,7 @@ def straight(folder, tmp_path_factory):
 
 def begun(run, workdir, progress=SILENT):
     """Train from an import on one device in this process, or go on."""
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    begin = lambda update: warm_start.load_state(update, run.init.path, mesh)
-    return trained(run, workdir, progress, start=begin)
+    return trained(run, workdir, progress, warm=warm_start.resolve(run.init.path))
 
 
 class Stopping(SilentProgress):
@@ -137,9 +137,9 @@ def adopted(folder, **changes):
     return override(run, SMALL | changes)
 
 
-def state(update):
-    """The state that a run starts from, on the mesh in force."""
-    return warm_start.load_state(update, update.run.init.path, jax.sharding.get_mesh())
+def warm(run):
+    """The update of a run that starts from its import."""
+    return Update(NextToken(run), warm_start.resolve(run.init.path))
 
 
 def test_training_from_an_import_learns(straight):
@@ -239,7 +239,7 @@ def test_training_goes_on_from_another_run(straight, tmp_path):
     found = warm_start.adopt_model(catalog.preset("mel_llm_asr"), str(straight))
     assert (found.model, found.mel) == (run.model, run.mel)
     assert found.lora == dataclasses.replace(run.lora, dropout=found.lora.dropout)
-    assert warm_start.init_digest(str(straight)) == integrity.checkpoint_digest(
+    assert warm_start.resolve(str(straight)).digest == integrity.checkpoint_digest(
         straight / f"checkpoints/{STEPS}"
     )
     run = dataclasses.replace(run, init=found.init)
@@ -253,10 +253,10 @@ def test_training_goes_on_from_another_run(straight, tmp_path):
 def test_state_on_eight_devices_equals_one(folder):
     run = adopted(folder / "speech")
     with models.one_device():
-        alone = jax.device_get(state(Update(run)))
+        alone = jax.device_get(warm(run).init_state())
     with models.split_as("fsdp4-tp2"):
-        update = Update(run)
-        split = state(update)
+        update = warm(run)
+        split = update.init_state()
         due = update.shapes(jax.sharding.get_mesh())
         like = lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim)
         assert jax.tree.all(jax.tree.map(like, split, due))
@@ -272,13 +272,13 @@ def test_state_from_text_alone_makes_front_end_and_lora_that_change_nothing_yet(
     changes = {"lora.r": 4, "lora.alpha": 8.0, "model.front": "linear"}
     run = adopted(folder / "text", **changes)
     with models.split_as("fsdp4-tp2"):
-        split = jax.device_get(state(Update(run)))
+        split = jax.device_get(warm(run).init_state())
     with models.one_device():
-        update = Update(run)
-        fresh = warm_start.fresh_weights(update, run.init.path)
+        update = warm(run)
+        fresh = update.fresh_names()
         made = {name for name in update.skeleton.kinds if of_front(name) or "_lora." in name}
         assert set(fresh) == made
-        first = state(update)
+        first = update.init_state()
         whole = first.trained | first.frozen
         clip = np.random.default_rng(0).normal(size=(16, 80)).astype(np.float32)
         tokens = np.array([[5, 9, 80, 21, 99, 3, 260, 260]])
@@ -297,9 +297,9 @@ def test_state_from_text_alone_makes_front_end_and_lora_that_change_nothing_yet(
 def test_state_with_another_front_end_makes_it_anew(folder):
     run = adopted(folder / "speech", **{"model.front": "linear"})
     with models.one_device():
-        update = Update(run)
-        fresh = warm_start.fresh_weights(update, run.init.path)
-        first = jax.device_get(state(update))
+        update = warm(run)
+        fresh = update.fresh_names()
+        first = jax.device_get(update.init_state())
     assert sorted(fresh) == ["front.bias", "front.kernel"]
     before = stored(folder / "speech")
     whole = first.trained | first.frozen
@@ -313,8 +313,8 @@ def test_state_with_another_front_end_makes_it_anew(folder):
 def test_a_front_end_of_another_width_is_not_mixed_with_the_checkpoint_s(folder):
     run = adopted(folder / "speech", **{"model.c": 16})
     with models.one_device():
-        update = Update(run)
-        fresh = warm_start.fresh_weights(update, run.init.path)
+        update = warm(run)
+        fresh = update.fresh_names()
     assert update.skeleton.kinds["front.down"].shape == (32, 32)  # as in the checkpoint
     assert {"front.first", "front.up", "front.down", "front.down_bias"} <= set(fresh)
     assert all(map(of_front, fresh))
@@ -324,7 +324,7 @@ def test_a_front_end_of_another_width_is_not_mixed_with_the_checkpoint_s(folder)
 def test_state_of_full_training_holds_float32_masters_of_the_file_s_values(folder):
     run = adopted(folder / "speech", **{"optim.train": "all"})
     with models.one_device():
-        first = jax.device_get(state(Update(run)))
+        first = jax.device_get(warm(run).init_state())
     before = stored(folder / "speech")
     assert first.frozen.keys() == {"front.mean", "front.invstd"}
     assert first.trained.keys() == before.keys() - first.frozen.keys()
@@ -363,3 +363,14 @@ def test_training_refuses_an_init_that_does_not_fit_and_writes_nothing(
     given = words(folder, tmp_path / "run", *flags)
     assert rule.format(folder) in refused(given, capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_that_a_run_starts_from_is_read_once_to_verify_it(folder, tmp_path, monkeypatch):
+    read = []
+    summed = integrity._sum
+    monkeypatch.setattr(integrity, "_sum", lambda path: read.append(path) or summed(path))
+    run = adopted(folder / "speech", **{"optim.steps": 1, "optim.compute": "float32"})
+    fit(override(run, {"data.sources": [{"path": str(folder / "data")}]}), str(tmp_path / "run"))
+    there = [path for path in read if (folder / "speech") in path.parents]
+    assert there
+    assert len(there) == len(set(there))

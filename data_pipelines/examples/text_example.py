@@ -1,0 +1,53 @@
+"""The text of one utterance to the columns of one example; its sound is not read."""
+
+from collections.abc import Sequence, Set
+
+import numpy as np
+
+from data_pipelines.corpora.utterance import Utterance
+from data_pipelines.examples.asr_example import TRANSFER_DTYPES, too_wide_reason
+from data_pipelines.reject import Reject, Unusable
+from data_pipelines.text.tokenizer import Tokenizer
+from melllm_jax.config.run import Run
+
+
+class TextExampleMaker:
+    """Makes the examples of a run that learns from text alone.
+
+    `ready` are the indices of the corpora that hold the ids of `tokenizer` beside their text.
+    """
+
+    def __init__(self, run: Run, tokenizer: Tokenizer, ready: Set[int] = frozenset()) -> None:
+        self._run, self._tokenizer, self._ready = run, tokenizer, ready
+        self._end = tokenizer.special("<|end|>")
+
+    def train(
+        self, drawn: tuple[int, Utterance], rng: np.random.Generator
+    ) -> dict[str, np.ndarray] | Reject[int]:
+        """Columns [t ...] of an utterance's text and the index of its corpus; nothing is drawn.
+
+        The columns are those of `ExampleMaker.train`, without patches. The end token stands before
+        the text too, so that the text's first token is a target as well.
+        """
+        source, utterance = drawn
+        data = self._run.data
+        try:
+            ids: Sequence[int] | None = utterance.tokens if source in self._ready else None
+            if ids is None:
+                ids = self._tokenizer.encode(utterance.text)
+            t = len(ids) + 2
+            if t > data.t:
+                raise Unusable(too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
+        except Unusable as error:
+            return Reject(source, utterance.id, error.reason, str(error))
+        weights = np.ones(t, np.float32)
+        weights[0] = 0.0
+        zeros = np.zeros(t, np.int32)
+        return {
+            "tokens": np.array([self._end, *ids, self._end], np.int32),
+            "patches": np.zeros((t, self._run.patch_width), TRANSFER_DTYPES[data.wire]),
+            "frames": zeros,
+            "clips": zeros,
+            "loss_weight": weights,
+            "sources": np.full(t, source, np.int32),
+        }

@@ -1,0 +1,90 @@
+"""Transcribes a split with a run and scores it: a summary, and each hypothesis beside its text."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from data_pipelines.corpora.corpus import indices_longest_first, open_corpus
+from data_pipelines.examples.asr_example import EvalExample
+from data_pipelines.reject import Reject
+from launch.runs import model_loader, transcriber
+from launch.runs.transcriber import Transcript
+from melllm_jax.errors import Fault
+from melllm_jax.evaluation.wer import Normalizer
+from melllm_jax.inference.sampling import DecodingOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitScore:
+    """What scoring a split leaves."""
+
+    summary: dict[str, Any]  # what RUN/eval/NAME.json holds
+    hypotheses: pathlib.Path  # RUN/eval/NAME.jsonl
+
+
+def score_split(
+    run_folder: str,
+    data: str,
+    split: str,
+    *,
+    batch: int = 32,
+    normalizer: Normalizer = "whisper",
+    name: str = "",
+    decoding: DecodingOptions = DecodingOptions(),  # noqa: B008 frozen
+) -> SplitScore:
+    """Transcribe `split` of the corpus in `data`, `batch` utterances at once; write RUN/eval/NAME.
+
+    NAME is by default that of the corpus's folder and of the split. Utterances whose audio cannot
+    be read are counted by reason and listed in the JSON lines; they are no part of the WER. Raises
+    Mistake for a run, data or split that is missing, Fault where the files cannot be written.
+    """
+    rows = transcriber.round_up_rows(batch)
+    corpus = open_corpus(data, split)
+    order = indices_longest_first(corpus)
+    with jax.set_mesh(model_loader.all_devices_mesh()):
+        run, tokenizer, transcribe, step = model_loader.load_transcriber(run_folder, decoding)
+        trials, rejects = transcriber.read_trials(corpus, run, tokenizer, order)
+        heard, score = transcribe.score(trials, rows, normalizer)
+    audio = sum(trial.duration for trial in trials)
+    reasons = [reject.reason for reject in rejects]
+    summary = dataclasses.asdict(score) | {
+        "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "looped": sum(t.looped for t in heard),
+        "cut": sum(t.cut for t in heard),
+        "rtfx": audio / transcribe.seconds,
+        "audio_seconds": audio,
+        "seconds": transcribe.seconds,
+        "compile_seconds": transcribe.compile_seconds,
+        "batch": rows,
+        "dtype": run.optim.compute,
+        "chip": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "run": run_folder,
+        "step": step,
+        "data": data,
+        "split": split,
+    }
+    folder = pathlib.Path(run_folder) / "eval"
+    hypotheses = folder / f"{name or f'{pathlib.Path(data).name}-{split}'}.jsonl"
+    try:
+        folder.mkdir(exist_ok=True)
+        hypotheses.write_text(_lines(trials, heard, rejects))
+        hypotheses.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    except OSError as error:
+        raise Fault(f"{hypotheses}: cannot be written: {error.strerror}") from error
+    return SplitScore(summary, hypotheses)
+
+
+def _lines(
+    trials: Sequence[EvalExample], heard: Sequence[Transcript], rejects: Sequence[Reject[int]]
+) -> str:
+    """A JSON line for each hypothesis, then for each utterance that could not be used."""
+    lines = [
+        {"id": t.id, "text": t.text, "reference": trial.reference, "looped": t.looped, "cut": t.cut}
+        for trial, t in zip(trials, heard, strict=True)
+    ] + [{"id": reject.id, "rejected": reject.reason, "why": reject.detail} for reject in rejects]
+    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -1,0 +1,12 @@
+"""The objective of a run, by the run's own fields."""
+
+from melllm_jax.config.run import Run
+from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.objectives.next_token import NextToken
+from melllm_jax.objectives.objective import Objective
+from melllm_jax.objectives.text_next_token import TextNextToken
+
+
+def objective_of(run: Run) -> Objective[SpeechLM]:
+    """Text alone where the model has no front end, else speech and text."""
+    return TextNextToken(run) if run.model.front == "none" else NextToken(run)

@@ -1,0 +1,107 @@
+"""The door for new objectives: companions are asked and stay as they are, in no checkpoint."""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melllm_jax import sharding
+from melllm_jax.models.parameters import init_model
+from melllm_jax.objectives.next_token import NextToken
+from melllm_jax.objectives.objective import Companion, LossSums
+from melllm_jax.training.loop import train
+from melllm_jax.training.train_step import Update
+from tests.support import models
+from tests.support.runs import (
+    ListStream,
+    batches_of,
+    compiled_quickly,
+    corpus,
+    lines,
+    tiny,
+)
+
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+TEACHER_SEED = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation(NextToken):
+    """The next token, and the distance of the hidden states to a frozen model of the same sizes."""
+
+    def loss(self, model, batch, key=None, companions=None):
+        sums = super().loss(model, batch, key)
+        off = model(batch).astype(jnp.float32) - companions["teacher"](batch).astype(jnp.float32)
+        weights = self.target_weights(batch)
+        off = jnp.sum(jnp.mean(off**2, axis=-1) * weights)
+        return LossSums(sums.loss + off, sums.weight, {**sums.metrics, "off": off})
+
+    def companions(self):
+        def load(shapes):
+            weights = init_model(self.build, TEACHER_SEED)[1]
+            return {name: weights[name].astype(x.dtype) for name, x in shapes.items()}
+
+        return {"teacher": Companion(self.build, load)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny(corpus(tmp_path_factory.mktemp("data")), steps=3, every=2)
+
+
+def trained(run, folder, steps):
+    """The last state of so many updates on one device, and the companions before."""
+    folder.mkdir(exist_ok=True)
+    with contextlib.closing(batches_of(run)) as batches:
+        stream = ListStream([next(batches) for _ in range(steps)])
+    with jax.set_mesh(sharding.make_mesh(run.mesh, jax.devices()[:1])):
+        update = Update(Distillation(run))
+        before = update.load_companions()
+        return train(update, stream, folder), before
+
+
+def test_companion_is_bfloat16_asked_by_the_loss_and_never_saved(run, tmp_path):
+    state, before = trained(run, tmp_path, 2)
+    rows = lines(tmp_path)
+    assert all(row["off"] > 0 for row in rows)
+    assert rows[0]["loss"] > rows[0]["off"]
+    teacher = state.companions["teacher"]
+    assert {x.dtype for x in teacher.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert all(np.array_equal(x, before["teacher"][name]) for name, x in teacher.items())
+    saved = {path.name for path in (tmp_path / "checkpoints/2").rglob("*")}
+    assert not any("teacher" in name for name in saved)
+
+
+def test_run_with_a_companion_goes_on_as_if_it_had_not_stopped(run, tmp_path):
+    straight, _ = trained(run, tmp_path / "straight", 3)
+    trained(run, tmp_path / "stopped", 2)
+    again, _ = trained(run, tmp_path / "stopped", 3)
+    left, right = (jax.tree.leaves(jax.device_get(x)) for x in (straight, again))
+    assert all(np.array_equal(x, y) for x, y in zip(left, right, strict=True))
+
+
+def test_companion_has_no_gradient_and_no_optimiser_state(run):
+    with models.one_device():
+        update = Update(Distillation(run))
+        shapes = update.shapes(jax.sharding.get_mesh())
+        plain = Update(NextToken(run)).shapes(jax.sharding.get_mesh())
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    assert size(shapes.opt) == size(plain.opt)
+    assert shapes.trained.keys() == plain.trained.keys()
+    assert size(shapes) == size(plain) + size(shapes.companions) > size(plain)
+
+
+def test_objective_of_micro_batches_is_that_of_the_whole(run):
+    split = dataclasses.replace(run, optim=dataclasses.replace(run.optim, micro=2))
+    with contextlib.closing(batches_of(run)) as batches:
+        batch = next(batches)
+    found = []
+    for one in (run, split):
+        with models.one_device():
+            update = Update(Distillation(one))
+            metrics = jax.jit(update)(update.init_state(), sharding.shard_batch(batch))[1]
+            found.append({name: float(metrics[name]) for name in ("loss", "off", "accuracy")})
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
