@@ -25,6 +25,7 @@ TEST = [
     "librosa>=0.11,<0.12",  # the reference of mel
     "mypy>=1.15",
     "pytest>=8.3",
+    "pytest-xdist>=3.8",
     "ruff==0.17.5",
 ]
 

@@ -11,12 +11,12 @@ libtpu_env.set_environment()
 # Before JAX, and for every process that a test starts. Most programs of the tests are compiled for
 # one call: at level 0 in one piece that takes a quarter of the time without the newer emitters of
 # fused loops, which jaxlib 0.12 is never without, and of which libtpu knows no flag.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-CPU_FLAGS = "--xla_cpu_use_fusion_emitters=false"
-given = os.environ.get("XLA_FLAGS", "")
-libtpu_flags = cpu_flags = f"{FLAGS} {given}"
-if jaxlib_version.__version_info__ < (0, 11):
-    cpu_flags = f"{CPU_FLAGS} {cpu_flags}"
+cpu_flags = libtpu_flags = os.environ.get("XLA_FLAGS", "")
+if os.environ.get("MELLLM_TESTS_COMPILE") != "as users":
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    cpu_flags = libtpu_flags = f"{quick} {cpu_flags}"
+    if jaxlib_version.__version_info__ < (0, 11):
+        cpu_flags = f"--xla_cpu_use_fusion_emitters=false {cpu_flags}"
 os.environ["XLA_FLAGS"] = cpu_flags
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a tenth of tracing and lowering
 os.environ["XDG_CACHE_HOME"] = os.devnull  # no test finds what another compiled, or leaves some
@@ -29,6 +29,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(50_000, 20, 100)  # tracing makes many objects that live: a sixth of its time
 # A shell that starts pytest in the background has SIGINT ignored, which no test may depend on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """All tests run in a process a core, of up to 3 GB each; those that are named, in this one."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(4, len(os.sched_getaffinity(0))) if whole else 0
 
 
 @pytest.fixture
