@@ -72,7 +72,7 @@ def converted(rules, theirs, shapes):
     state = {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
     weights = {name: np.empty(shapes[name], np.float32) for rule in rules for name in rule.weights}
     for name, tensor in expand_rules(rules, shapes).items():
-        for piece in tensor.pieces(most=10**9):
+        for piece in tensor.pieces(max_elements=10**9):
             weights[piece.name][piece.index] = piece.read(state[name][piece.start : piece.stop])
     return weights
 

@@ -42,7 +42,7 @@ def begun():
     streams = []
 
     def start(*folders, mine=None, log=lambda _: None, **data):
-        small = {"lanes": 4, "b": 8, "bins": 3, "bad": 0.5, "threads": 0}
+        small = {"lanes": 4, "b": 8, "bins": 3, "max_reject_share": 0.5, "threads": 0}
         run = run_over(*folders, **small | data)
         streams.append(iter(train_batches(run, BYTES, lanes=mine, log=log)))
         return streams[-1]

@@ -9,7 +9,7 @@ import pytest
 from melllm_jax import flops, sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.model import Lora
-from melllm_jax.objectives.next_token import NextToken
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.planning import traced_flops
 from melllm_jax.training.train_step import Update
 from tests.support import models
@@ -163,13 +163,13 @@ def test_a_kernel_counts_what_its_author_states():
 def traced(run):
     """What one update of a run executes, on the mesh in force."""
     mesh = jax.sharding.get_mesh()
-    update = Update(NextToken(run))
+    update = Update(objective_of(run))
     b, t = run.data.b, run.data.t
 
     def shaped(name):
         letters = "b t p" if name == "patches" else "b t"
         dtype = jnp.float32 if name in ("patches", "loss_weight") else jnp.int32
-        shape = (b, t, run.mel.p)[: len(letters.split())]
+        shape = (b, t, run.patch_width)[: len(letters.split())]
         return jax.ShapeDtypeStruct(
             shape, dtype, sharding=jax.NamedSharding(mesh, sharding.a(letters))
         )

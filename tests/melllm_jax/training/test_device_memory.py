@@ -1,3 +1,5 @@
+import pathlib
+
 import jax
 import pytest
 
@@ -8,6 +10,7 @@ from melllm_jax.errors import Mistake
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
+from melllm_jax.training.warm_start import WarmStart
 from tests.support.models import run
 from tests.support.runs import arguments, corpus, refused
 
@@ -34,11 +37,10 @@ def test_needed_is_the_state_on_one_device_and_the_gradients(cut):
 
 def test_needed_of_lora_counts_frozen_weights_twice_only_at_a_random_start():
     mesh = sharding.make_mesh(Mesh())
-    random, loaded = (
-        override(run(train="lora"), {"model.v": 4096, "init.path": path}) for path in ("", "folder")
-    )
+    objective = NextToken(override(run(train="lora"), {"model.v": 4096}))
+    start = WarmStart("folder", pathlib.Path("folder/checkpoints/0"), "", {})
     with jax.set_mesh(mesh):
-        updates = Update(NextToken(random)), Update(NextToken(loaded))
+        updates = Update(objective), Update(objective, start)
         state = updates[0].init_state()
         told = [device_memory.state_bytes(update, mesh) for update in updates]
     held, frozen = one_device_holds(state), one_device_holds(state.frozen)
