@@ -8,7 +8,7 @@ import pytest
 
 from melllm_jax import flops, sharding
 from melllm_jax.config.overrides import override
-from melllm_jax.objectives.next_token import NextToken
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.planning import analytic_cost, search
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
@@ -34,7 +34,7 @@ def test_state_is_that_of_the_arrays_but_for_norms_biases_and_counts(split, chan
     run = override(models.run(), changes)
     mesh = sharding.make_mesh(models.SPLITS[split])
     with jax.set_mesh(mesh):
-        shapes = Update(NextToken(run)).shapes(mesh)
+        shapes = Update(objective_of(run)).shapes(mesh)
     vectors = (2 * run.model.l + 1) * run.model.d + 2 * run.model.d
     told = analytic_cost.estimate_cost(run, dict(mesh.shape)).state
     assert told <= device_memory.bytes_per_device(shapes) <= told + 12 * vectors + 100
