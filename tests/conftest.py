@@ -18,6 +18,7 @@ if os.environ.get("MELLLM_TESTS_COMPILE") != "as users":
     if jaxlib_version.__version_info__ < (0, 11):
         cpu_flags = f"--xla_cpu_use_fusion_emitters=false {cpu_flags}"
 os.environ["XLA_FLAGS"] = cpu_flags
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # else libtpu ends all processes but one
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a tenth of tracing and lowering
 os.environ["XDG_CACHE_HOME"] = os.devnull  # no test finds what another compiled, or leaves some
 

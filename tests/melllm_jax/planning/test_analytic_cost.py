@@ -8,6 +8,7 @@ import pytest
 
 from melllm_jax import flops, sharding
 from melllm_jax.config.overrides import override
+from melllm_jax.config.run import ScoreInterval
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.planning import analytic_cost, search
 from melllm_jax.training import device_memory
