@@ -11,7 +11,9 @@ libtpu_env.set_environment()
 # Before JAX, and for every process that a test starts. Most programs of the tests are compiled for
 # one call: at level 0 in one piece that takes a quarter of the time without the newer emitters of
 # fused loops, which jaxlib 0.12 is never without, and of which libtpu knows no flag.
-cpu_flags = libtpu_flags = os.environ.get("XLA_FLAGS", "")
+# The workers of pytest-xdist import this file as well, after the process that starts them.
+given = os.environ.setdefault("MELLLM_TESTS_XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+cpu_flags = libtpu_flags = given
 if os.environ.get("MELLLM_TESTS_COMPILE") != "as users":
     quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     cpu_flags = libtpu_flags = f"{quick} {cpu_flags}"
