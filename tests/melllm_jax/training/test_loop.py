@@ -148,23 +148,18 @@ def test_train_resumed_elsewhere_only_in_where_it_runs_goes_on_alike(straight, t
 def test_train_reads_an_update_once_the_next_is_under_way(straight, tmp_path):
     events = []
 
-    class Spied:
+    class Spied(ListStream):
         """The data, noting when each batch is drawn."""
 
-        def __init__(self, inner):
-            self._inner, self._drawn = inner, 0
-
-        def __getattr__(self, name):
-            return getattr(self._inner, name)
-
         def __next__(self):
-            self._drawn += 1
-            events.append(f"draw {self._drawn}")
-            return next(self._inner)
+            events.append(f"draw {self._given + 1}")
+            return super().__next__()
 
     run = tiny(straight.run.data.sources[0].path, every=3)
     progress = At(lambda step: events.append(f"told {step}"))
-    trained(run, tmp_path, progress, stream=Spied(batches_of(run)))
+    with contextlib.closing(batches_of(run)) as batches:
+        stream = Spied([next(batches) for _ in range(6)])
+    trained(run, tmp_path, progress, stream=stream)
     assert events == (
         ["draw 1", "draw 2", "told 1", "draw 3", "told 2", "told 3"]  # 3 is saved: read at once
         + ["draw 4", "draw 5", "told 4", "draw 6", "told 5", "told 6"]
