@@ -1,6 +1,9 @@
+import functools
 import gc
 import os
+import shutil
 import signal
+import tempfile
 
 from jaxlib import version as jaxlib_version
 
@@ -22,16 +25,28 @@ if os.environ.get("MELLLM_TESTS_COMPILE") != "as users":
 os.environ["XLA_FLAGS"] = cpu_flags
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # else libtpu ends all processes but one
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a tenth of tracing and lowering
-os.environ["XDG_CACHE_HOME"] = os.devnull  # no test finds what another compiled, or leaves some
+os.environ["XDG_CACHE_HOME"] = os.devnull  # no test finds what users compiled, or leaves some
+# Where runs of one shape share what was compiled; see `runs.compiled_once` and `runs.started`.
+made_here = "MELLLM_TESTS_COMPILED" not in os.environ
+if made_here:
+    os.environ["MELLLM_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="melllm-tests-compiled-")
 
+from grain import experimental  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A pure function that takes 2 ms for an index of twelve, as it draws from 65,536 until one fits.
+experimental.index_shuffle = functools.lru_cache(maxsize=None)(experimental.index_shuffle)
 gc.set_threshold(50_000, 20, 100)  # tracing makes many objects that live: a sixth of its time
 # A shell that starts pytest in the background has SIGINT ignored, which no test may depend on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure():
+    if made_here:
+        shutil.rmtree(os.environ["MELLLM_TESTS_COMPILED"], ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)

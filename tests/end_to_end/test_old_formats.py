@@ -93,6 +93,9 @@ QUICK = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
 # Every bit is the same where the libraries, the CPU and the flags are; otherwise nearly.
 SAME = versions() == EXPECTED["versions"] and not QUICK
 
+# The process of the last test runs these.
+as_users = pytest.mark.skipif(QUICK, reason="runs where programs are compiled as users have them")
+
 
 def sha256(content):
     return hashlib.sha256(content).hexdigest()
@@ -261,7 +264,7 @@ def test_run_resumes_to_the_same_metrics(again):
     assert "keep" not in json.loads((workdir / "run.json").read_text())
 
 
-@pytest.mark.slow
+@as_users
 def test_run_resumes_from_the_checkpoint_before_a_damaged_one(again):
     workdir = again("run")
     os.truncate(workdir / "checkpoints/4/sums.json", 5)
@@ -275,7 +278,7 @@ def test_run_resumes_from_the_checkpoint_before_a_damaged_one(again):
     ]
 
 
-@pytest.mark.slow
+@as_users
 def test_run_is_scored_where_it_resumes_and_its_metrics_are_the_same(again):
     pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
     workdir = again("run")
@@ -285,7 +288,7 @@ def test_run_is_scored_where_it_resumes_and_its_metrics_are_the_same(again):
     assert found == expected_metrics("8 devices", 4)
 
 
-@pytest.mark.slow
+@as_users
 def test_run_of_eight_devices_resumes_on_one(again):
     workdir = again("run")
     inputs = complete_run(run_folder.read_run("again"))
@@ -386,7 +389,7 @@ def test_spec_in_old_names_asks_for_the_sweep_it_did():
     assert complete_run(asked.cells[0].run).run == done
 
 
-@pytest.mark.slow
+@as_users
 def test_sweep_goes_on_with_its_second_cell_to_the_same_result(again):
     pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
     folder = again("sweep")

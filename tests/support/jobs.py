@@ -3,7 +3,6 @@
 import contextlib
 import json
 import socket
-import time
 
 from tests.support.runs import losses, reached, started
 
@@ -52,10 +51,3 @@ def lanes(workdir, step):
     """The saved places of all lanes, by file."""
     files = (workdir / f"checkpoints/{step}/data").glob("lane-*.json")
     return {path.name: json.loads(path.read_text()) for path in files}
-
-
-def seconds(function, *arguments):
-    """How long a call takes, and what it gives."""
-    began = time.monotonic()
-    found = function(*arguments)
-    return time.monotonic() - began, found

@@ -42,13 +42,18 @@ SMALL = {
     "optim.warmup": "1",
 }
 TINY = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
+COMPILED = {  # what JAX reads in another process, as `compiled_once` in this one
+    "JAX_COMPILATION_CACHE_DIR": os.environ["MELLLM_TESTS_COMPILED"],
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+ANEW = dict.fromkeys(COMPILED)  # for `started` and `done`: nothing is shared
 MAIN = "import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def compiled_once(tmp_path_factory):
+def compiled_once():
     """A fixture: runs of one shape share what was compiled, most of a tiny run's time."""
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": os.environ["MELLLM_TESTS_COMPILED"],
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in settings}
@@ -170,11 +175,16 @@ def arguments(corpus, workdir, *more, steps=6, every=2):
 
 
 def started(words, **environment):
-    """`melllm WORDS` as another process, its messages in its pipe."""
+    """`melllm WORDS` as another process, its messages in its pipe.
+
+    It shares what such processes compiled, each start's longest part, but for `ANEW`. What is None
+    in its environment is left out of it.
+    """
+    environment = os.environ | COMPILED | environment
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, *words],
         cwd=ROOT,
-        env=os.environ | environment,
+        env={name: value for name, value in environment.items() if value is not None},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

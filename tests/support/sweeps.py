@@ -9,7 +9,8 @@ from launch.sweep.ledger import Ledger
 from tests.support.runs import SMALL, started
 
 HERE = {"JAX_NUM_CPU_DEVICES": "1"}
-COMMON = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+ONE_ROW = SMALL | {"data.b": "1"}  # for one device
+COMMON = [word for name, value in ONE_ROW.items() for word in ("--set", f"{name}={value}")]
 EVAL = ["--eval.split", "train", "--eval.most", "4", "--eval.wer", "2"]
 
 
@@ -66,6 +67,26 @@ def at_work(workdir):
     return [cell.owner["pid"] for cell in cells(workdir) if cell.state == "running"]
 
 
+def held(workdir, past, count=2):
+    """Stops each cell once it is past that update, a checkpoint behind it; whether all are held.
+
+    Called again and again: a cell is stopped wherever the others are, so that none ends before
+    the last one comes to that update, on a machine of any load.
+    """
+    there = lambda cell: updates(workdir, cell.id) > past and saved(workdir, cell.id)
+    for cell in cells(workdir):
+        if cell.state == "running" and there(cell):
+            os.kill(cell.owner["pid"], signal.SIGSTOP)
+    found = cells(workdir)
+    return len(found) == count and all(map(there, found))
+
+
+def let_go(pids):
+    """The cells of these processes go on; a signal that was sent meanwhile reaches them now."""
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
 def updates(workdir, name):
     """The last update of a cell that metrics tell of."""
     path = workdir / "runs" / name / "metrics.jsonl"
@@ -76,7 +97,7 @@ def updates(workdir, name):
 def saved(workdir, name):
     """Updates at which a cell has whole checkpoints."""
     folder = pathlib.Path(workdir, "runs", name, "checkpoints")
-    return sorted(int(one.name) for one in folder.iterdir() if one.name.isdigit())
+    return sorted(int(one.name) for one in folder.glob("*") if one.name.isdigit())
 
 
 def killed(process):

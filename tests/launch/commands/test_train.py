@@ -1,7 +1,7 @@
 """`melllm train` through its command line: what it refuses, in one line, and what it survives."""
 
 import os
-import time
+import shutil
 
 import numpy as np
 import pytest
@@ -34,6 +34,14 @@ once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of a run of six updates that nothing stopped; tests copy it."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert cli.main(arguments(data, workdir)) == 0
+    return workdir
 
 
 def words_file(folder, *words):
@@ -123,10 +131,8 @@ def test_train_stops_where_too_much_is_unusable_and_counts_why(tmp_path, capsys)
     }
     folder = corpus(tmp_path / "data", 12, changes=changes)
     tokenizer = words_file(tmp_path / "tokenizer", *WORDS)
-    began = time.monotonic()
     flags = ["--text.tokenizer", tokenizer, "--data.max_reject_share", "0.2"]
     said = refused(arguments(folder, tmp_path / "run", *flags), capsys)
-    assert time.monotonic() - began < 60
     assert said.startswith("data.max_reject_share=0.2: ")
     reasons = ["missing", "undecodable", "rate", "empty transcript", "unknown characters"]
     for reason in [*reasons, "longer than the row of t=64"]:
@@ -167,9 +173,9 @@ def test_train_that_is_no_longer_finite_ends_in_one_line_and_status_1(data, tmp_
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
 )
-def test_train_is_stopped_by_a_full_disk_and_goes_on_when_there_is_space(data, tmp_path, capsys):
-    words = arguments(data, tmp_path / "whole")
-    assert cli.main(words) == 0
+def test_train_is_stopped_by_a_full_disk_and_goes_on_when_there_is_space(
+    data, whole, tmp_path, capsys
+):
     with small_disk(tmp_path / "disk", 2048) as disk:
         workdir, filler = disk / "run", disk / "filler"
         words = arguments(data, workdir)
@@ -180,14 +186,16 @@ def test_train_is_stopped_by_a_full_disk_and_goes_on_when_there_is_space(data, t
         kept = steps_on_disk(workdir)
         filler.unlink()
         assert cli.main(words) == 0
-        assert losses(workdir) == losses(tmp_path / "whole")
+        assert losses(workdir) == losses(whole)
         told = capsys.readouterr().err
         assert ("resuming after update" in told) == bool(kept)
 
 
-def test_train_with_all_checkpoints_damaged_ends_in_one_line_and_status_1(data, tmp_path, capsys):
+def test_train_with_all_checkpoints_damaged_ends_in_one_line_and_status_1(
+    data, whole, tmp_path, capsys
+):
     words = arguments(data, tmp_path)
-    assert cli.main(words) == 0
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     for step in steps_on_disk(tmp_path):
         os.truncate(tmp_path / f"checkpoints/{step}/sums.json", 5)
     before = losses(tmp_path)
@@ -196,9 +204,11 @@ def test_train_with_all_checkpoints_damaged_ends_in_one_line_and_status_1(data, 
     assert losses(tmp_path) == before
 
 
-def test_train_with_its_newest_checkpoint_damaged_says_so_and_trains_on(data, tmp_path, capsys):
+def test_train_with_its_newest_checkpoint_damaged_says_so_and_trains_on(
+    data, whole, tmp_path, capsys
+):
     words = arguments(data, tmp_path)
-    assert cli.main(words) == 0
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     before = lines(tmp_path)
     os.truncate(tmp_path / "checkpoints/6/sums.json", 5)
     capsys.readouterr()

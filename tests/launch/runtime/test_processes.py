@@ -9,7 +9,7 @@ import pytest
 from launch.runtime import compile_cache, processes
 from launch.runtime.processes import Hosts, JobProcess, join_job
 from melllm_jax.errors import Fault, Mistake
-from tests.support.jobs import DEVICE, ended, flags, job, seconds, until
+from tests.support.jobs import DEVICE, ended, flags, job, until
 from tests.support.runs import arguments, corpus, done, lines, losses, steps_on_disk
 
 VARIABLES = [name for names in processes.VARIABLES.values() for name in names]
@@ -89,14 +89,10 @@ def test_join_of_a_process_alone_starts_nothing_and_says_nothing(monkeypatch, ca
     assert capfd.readouterr().err == ""
 
 
-def test_join_of_a_coordinator_that_is_never_reached_is_a_fault_in_time():
+def test_join_of_a_coordinator_that_is_never_reached_is_a_fault_that_says_how_long_it_waited():
     asked = Hosts("127.0.0.1:1", 2, 1, wait=1)
-
-    def join():
-        with pytest.raises(Fault, match="127.0.0.1:1: not reached within 1 s"), join_job(asked, ""):
-            pass
-
-    assert seconds(join)[0] < 10
+    with pytest.raises(Fault, match="127.0.0.1:1: not reached within 1 s"), join_job(asked, ""):
+        pass
 
 
 def setting():
@@ -143,23 +139,14 @@ def data(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("data"), 30)
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """What was compiled is shared: otherwise each start spends seconds on the same."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
 def last(text):
     return text.rstrip("\n").rpartition("\n")[2]
 
 
 @pytest.mark.slow
-def test_signal_to_one_process_stops_both_after_the_same_update(data, environment, tmp_path):
+def test_signal_to_one_process_stops_both_after_the_same_update(data, tmp_path):
     words = arguments(data, tmp_path, steps=4000, every=1000)
-    with job(words, **environment) as both:
+    with job(words) as both:
         until(both, tmp_path, 6)
         both[1].terminate()
         statuses, said = ended(both)
@@ -173,14 +160,13 @@ def test_signal_to_one_process_stops_both_after_the_same_update(data, environmen
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_process_killed_ends_the_other_with_its_name(data, environment, tmp_path, victim):
+def test_process_killed_ends_the_other_with_its_name(data, tmp_path, victim):
     words = arguments(data, tmp_path, steps=100_000, every=5)
-    with job(words, **environment) as both:
+    with job(words) as both:
         until(both, tmp_path, 12)
         both[victim].kill()
-        took, (statuses, said) = seconds(ended, both)
+        statuses, said = ended(both)
     other = 1 - victim
-    assert took < 60
     assert statuses[victim] == -signal.SIGKILL
     assert statuses[other] == 1, said[other]
     line = last(said[other])
@@ -191,11 +177,10 @@ def test_process_killed_ends_the_other_with_its_name(data, environment, tmp_path
 
 
 @pytest.mark.slow
-def test_mistake_of_one_process_ends_both_in_a_line(data, environment, tmp_path):
+def test_mistake_of_one_process_ends_both_in_a_line(data, tmp_path):
     words = arguments(data, tmp_path / "run")
-    with job(words, each={1: ["--data", str(tmp_path / "gone")]}, **environment) as both:
-        took, (statuses, said) = seconds(ended, both)
-    assert took < 60
+    with job(words, each={1: ["--data", str(tmp_path / "gone")]}) as both:
+        statuses, said = ended(both)
     assert statuses == [2, 2], said
     assert last(said[1]).endswith(f"data={tmp_path / 'gone'}: is no folder")
     assert f"process 1 on {processes.socket.gethostname()} ended: data=" in last(said[0])
@@ -203,21 +188,21 @@ def test_mistake_of_one_process_ends_both_in_a_line(data, environment, tmp_path)
 
 
 @pytest.mark.slow
-def test_processes_of_two_runs_or_two_folders_are_refused(data, environment, tmp_path):
+def test_processes_of_two_runs_or_two_folders_are_refused(data, tmp_path):
     words = arguments(data, tmp_path / "run")
-    with job(words, each={1: ["--seed", "5"]}, **environment) as both:
+    with job(words, each={1: ["--seed", "5"]}) as both:
         statuses, said = ended(both)
     assert statuses == [2, 2], said
     assert "they differ in seed=5 (it has 0)" in last(said[1])
-    with job(words, each={1: ["--workdir", str(tmp_path / "other")]}, **environment) as both:
+    with job(words, each={1: ["--workdir", str(tmp_path / "other")]}) as both:
         statuses, said = ended(both)
     assert statuses == [2, 2], said
     assert "not what process 0 writes to: all hosts must share it" in last(said[1])
 
 
 @pytest.mark.slow
-def test_scoring_in_several_processes_is_refused_at_the_start(data, environment, tmp_path):
-    with job(arguments(data, tmp_path / "run", "--scoring.every", 2), **environment) as both:
+def test_scoring_in_several_processes_is_refused_at_the_start(data, tmp_path):
+    with job(arguments(data, tmp_path / "run", "--scoring.every", 2)) as both:
         statuses, said = ended(both)
     assert statuses == [2, 2], said
     assert "scoring.every=2: decoding runs in one process, not in 2" in last(said[0])

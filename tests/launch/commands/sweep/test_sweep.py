@@ -17,12 +17,12 @@ from tests.support import sweeps
 from tests.support.runs import corpus, done, everything, reached, refused
 from tests.support.sweeps import finished, grid, resumed, spec, sweep, words
 
-STEPS, EVERY = 400, 50
+STEPS, EVERY = 120, 20
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return corpus(tmp_path_factory.mktemp("data"))
+    return corpus(tmp_path_factory.mktemp("data"), 100)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,10 @@ def plain(tmp_path_factory, data):
     return sweeps.losses(folder / "sweep")
 
 
-def under_way(process, workdir, past=EVERY + 5):
-    """Wait until every cell has a checkpoint and some updates beyond it; their names."""
-    reached(process, lambda: len(sweeps.cells(workdir)) == 2)
-    names = [cell.id for cell in sweeps.cells(workdir)]
-    reached(process, lambda: all(sweeps.updates(workdir, name) > past for name in names))
-    return names
+def held(process, workdir, past=EVERY + 5):
+    """Hold every cell some updates past a checkpoint; their processes and names."""
+    reached(process, lambda: sweeps.held(workdir, past))
+    return sweeps.at_work(workdir), [cell.id for cell in sweeps.cells(workdir)]
 
 
 def went_on(workdir, names):
@@ -58,8 +56,8 @@ def went_on(workdir, names):
 def test_cells_killed_lose_what_follows_their_checkpoint_and_end_the_same(tmp_path, data, plain):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
     process = sweep(path, data, workdir, "--local.at-once", "2")
-    names = under_way(process, workdir)
-    for pid in sweeps.at_work(workdir):
+    pids, names = held(process, workdir)
+    for pid in pids:
         os.kill(pid, signal.SIGKILL)
     _, err = finished(process, status=1)
     assert "killed by SIGKILL: `melllm sweep resume` goes on with it" in err
@@ -72,9 +70,10 @@ def test_cells_killed_lose_what_follows_their_checkpoint_and_end_the_same(tmp_pa
 def test_launcher_killed_takes_no_cell_with_it_and_the_next_waits_for_them(tmp_path, data, plain):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
     process = sweep(path, data, workdir, "--local.at-once", "2")
-    under_way(process, workdir)
+    pids, _ = held(process, workdir)
     process.kill()
     process.communicate()
+    sweeps.let_go(pids)
     finished(resumed(workdir))
     assert [cell.attempt for cell in sweeps.cells(workdir)] == [1, 1]
     assert sweeps.losses(workdir) == plain
@@ -84,8 +83,8 @@ def test_launcher_killed_takes_no_cell_with_it_and_the_next_waits_for_them(tmp_p
 def test_machine_killed_loses_what_follows_the_checkpoints(tmp_path, data, plain):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
     process = sweep(path, data, workdir, "--local.at-once", "2")
-    names = under_way(process, workdir)
-    for pid in [process.pid, *sweeps.at_work(workdir)]:
+    pids, names = held(process, workdir)
+    for pid in [process.pid, *pids]:
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     finished(sweep(path, data, workdir, "--local.at-once", "1"))  # the same command goes on
@@ -98,13 +97,13 @@ def test_machine_killed_loses_what_follows_the_checkpoints(tmp_path, data, plain
 def test_stopped_cells_save_where_they_are_and_go_on_from_there(tmp_path, data, plain, how):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
     process = sweep(path, data, workdir, "--local.at-once", "2")
-    names = under_way(process, workdir)
+    pids, names = held(process, workdir)
     if how == "interrupt":
         process.send_signal(signal.SIGTERM)
-        finished(process, status=130)
     else:
         assert done(["sweep", "cancel", str(workdir)])[0] == 0
-        finished(process, status=1)
+    sweeps.let_go(pids)
+    finished(process, status=130 if how == "interrupt" else 1)
     for cell in sweeps.cells(workdir):
         assert cell.state == "preempted"
         assert sweeps.saved(workdir, cell.id)[-1] == cell.step  # no update was lost

@@ -243,15 +243,16 @@ def parent(pid):
 def test_sweep_whose_cells_are_stopped_and_killed_ends_as_one_that_nothing_interrupts(
     running, tmp_path
 ):
-    data = corpus(tmp_path / "data")
-    path = sweeps.spec(tmp_path, sweeps.grid(200, 20))
+    data = corpus(tmp_path / "data", 100)
+    path = sweeps.spec(tmp_path, sweeps.grid(120, 20))
     sweeps.finished(sweeps.sweep(path, data, tmp_path / "plain", "--local.at-once", "2"))
     folder = tmp_path / "sweep"
     sweeps.finished(sweeps.sweep(path, data, folder, "--backend", "slurm", "--slurm.at-once", "2"))
     names = [cell.id for cell in sweeps.cells(folder)]
-    until(lambda: all(sweeps.updates(folder, name) > 25 for name in names), within=120)
+    until(lambda: sweeps.held(folder, 25), within=120)
     stopped, killed = (cell.owner for cell in sweeps.cells(folder))
     asked("scancel", "--signal=TERM", "--batch", stopped["job"].removeprefix("slurm:"))
+    sweeps.let_go([stopped["pid"]])
     sweeps.killed(killed["pid"])
     until(lambda: len(sweeps.losses(folder)) == 2, within=240)
     assert sweeps.losses(folder) == sweeps.losses(tmp_path / "plain")
