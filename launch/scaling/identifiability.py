@@ -18,6 +18,7 @@ from launch.scaling.parametric_fit import DELTA
 # Of standard errors: a 95 % interval of the share that tokens have in the loss's fall is then as
 # wide as from none of it to all of it, so that the runs rule nothing out.
 CLEAR = 2 * 1.96
+NARROW = 0.3  # of the spread of log D along the line, that off it: beyond, the runs are no line
 
 Vector = Float[np.ndarray, " points"]
 
@@ -29,6 +30,7 @@ class DesignLine:
     power: float  # p of D = c·N^p
     factor: float  # c
     spread: float  # root mean square of log D off the line
+    length: float  # standard deviation of log D along it
     apart: float  # of log loss: see `design_line`
     hidden: float  # of log loss: what noise hides in as many runs
 
@@ -39,7 +41,8 @@ class DesignLine:
         On a line that does not rise, as that of one budget, one term falls where the other grows,
         and they are told apart by that.
         """
-        if self.power <= 0 or self.apart >= self.hidden:
+        narrow = self.power > 0 and self.spread <= NARROW * self.length
+        if not narrow or self.apart >= self.hidden:
             return ""
         return (
             f"tokens: are {self.factor:.3g} · params^{self.power:.3g} to {100 * self.spread:.2f} "
@@ -73,6 +76,7 @@ def design_line(n: Vector, d: Vector, loss: Vector, off: Vector, constants: int)
         power=power,
         factor=math.exp(height),
         spread=spread,
+        length=abs(power) * float(x.std()),
         apart=spread * fall / abs(power) if power else math.inf,
         hidden=CLEAR * noise / math.sqrt(len(n)),
     )
