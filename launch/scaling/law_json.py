@@ -67,8 +67,9 @@ def read(path: str) -> ResampledLaw:
             raise Mistake(f"{path}: version={tree['version']}: must be {VERSION}")
         known = _law_from_json(tree["known"], tree["warnings"])
         names = ("params", "tokens", "loss", "residual")
-        values = ([float(point[name]) for point in tree["points"]] for name in names)
-        if reason := design_line(*map(np.array, values), constants=len(CONSTANTS)).reason:
+        rows = [[float(point[name]) for name in names] for point in tree["points"]]
+        n, d, loss, off = np.array(rows, np.float64).T
+        if reason := design_line(n, d, loss, off, len(CONSTANTS)).reason:
             raise Mistake(f"{path}: {reason}")
         return known
     except (FileNotFoundError, IsADirectoryError) as error:
