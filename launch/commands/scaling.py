@@ -22,8 +22,9 @@ class ScalingFitArguments:
 
     Approaches 1 to 3 of Hoffmann et al. 2022, each with intervals by resampling, a check that
     predicts the largest runs from the smaller, and what makes a figure doubtful. Writes law.json
-    and charts. RUNS is a sweep's folder or a CSV with the columns loss (nats a token) and two of
-    params, tokens and flops; flops = 6 · params · tokens gives the third.
+    and charts. Refuses runs whose tokens follow from their parameters, as with one ratio of both:
+    they do not determine the best split. RUNS is a sweep's folder or a CSV with the columns loss
+    (nats a token) and two of params, tokens and flops; flops = 6 · params · tokens gives the third.
     """
 
     runs: Annotated[str, Positional, arg(metavar="RUNS")]  # CSV, or folder of a sweep
@@ -118,6 +119,7 @@ def format_prediction(best: prediction.Prediction) -> str:
         f"{best.preset_tokens:.3g} tokens, loss {_format_interval(best.preset_loss)}",
         f"  {best.command}",
         *(f"warning: {word}" for word in best.warnings),
+        *(f"warning of the fit: {word}" for word in best.law_warnings),
     ]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from launch.scaling import parametric_fit
 from launch.scaling.envelope import Envelope, fit_envelope
+from launch.scaling.identifiability import design_line
 from launch.scaling.intervals import (
     LEAST,
     Interval,
@@ -66,7 +67,6 @@ class LawFit(ResampledLaw):
     envelope: Envelope
     isoflop: Isoflop
     held_out: HeldOutCheck
-    warnings: tuple[str, ...]
 
     @property
     def residuals(self) -> Array:
@@ -81,16 +81,20 @@ def fit_law(
     """The law of `points`, with intervals from `bootstrap` resamples of them.
 
     The share `held_out` of the runs, those of most FLOPs, is predicted from the others; the law
-    itself is of all. Raises Mistake where the points cannot determine five constants.
+    itself is of all. Raises Mistake where the points cannot determine five constants, as where
+    their tokens follow from their parameters (`identifiability`).
     """
     _check(points)
     n, d, flops, loss = _arrays(points)
     per = float(np.median(flops / (n * d)))
     law = parametric_fit.fit_parametric(n, d, loss)
+    residuals = np.log(loss / law.loss(n, d))
+    if reason := design_line(n, d, loss, residuals, len(CONSTANTS)).reason:
+        raise Mistake(reason)
     rng = np.random.default_rng(seed)
     resamples = list(bootstrap_indices(n, d, bootstrap, rng))
     samples = refit(law, n, d, loss, resamples)
-    noise = inflate_residuals(np.log(loss / law.loss(n, d)), len(CONSTANTS))
+    noise = inflate_residuals(residuals, len(CONSTANTS))
     noise_draws = [rng.choice(noise, len(n)) for _ in range(bootstrap)]
     groups = fit_isoflop(n, d, flops, loss, law, per, noise_draws)
     hours = [point.hours / point.tokens for point in points if point.hours]
@@ -152,12 +156,11 @@ def _held_out(points: Sequence[Point], share: float, bootstrap: int, seed: int) 
     apart = max(1, round(share * len(points)))
     rest, largest = ordered[:-apart], ordered[-apart:]
     try:
-        _check(rest)
+        smaller = fit_law(rest, 0.0, bootstrap, seed)
     except Mistake as mistake:
         return HeldOutCheck(
-            f"without the largest {apart} there are too few: {mistake}", 0, (), None, 0
+            f"without the largest {apart} there is no law: {mistake}", 0, (), None, 0
         )
-    smaller = fit_law(rest, 0.0, bootstrap, seed)
     rows = []
     for point in largest:
         loss = predict_loss(smaller, point.params, point.tokens)

@@ -1,12 +1,14 @@
 """Writes a fit as `law.json`, and reads back what a prediction takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 from typing import Any
 
 from etils import epath
+import numpy as np
 
+from launch.scaling.identifiability import design_line
 from launch.scaling.law import Law
 from launch.scaling.law_fit import CONSTANTS, LawFit
 from launch.scaling.prediction import ResampledLaw
@@ -54,12 +56,22 @@ def to_json(fit: LawFit, source: str) -> str:
 
 
 def read(path: str) -> ResampledLaw:
-    """The resampled law of a `law.json`. Raises Mistake where the file is none."""
+    """The resampled law of a `law.json`.
+
+    Raises Mistake where the file is none, or its runs do not determine a law: `melllm scaling fit`
+    once wrote those too.
+    """
     try:
         tree = json.loads(epath.Path(path).read_text(), parse_constant=_refuse_constant)
         if tree["version"] != VERSION:
             raise Mistake(f"{path}: version={tree['version']}: must be {VERSION}")
-        return _law_from_json(tree["known"])
+        known = _law_from_json(tree["known"], tree["warnings"])
+        names = ("params", "tokens", "loss", "residual")
+        rows = [[float(point[name]) for name in names] for point in tree["points"]]
+        n, d, loss, off = np.array(rows, np.float64).T
+        if reason := design_line(n, d, loss, off, len(CONSTANTS)).reason:
+            raise Mistake(f"{path}: {reason}")
+        return known
     except (FileNotFoundError, IsADirectoryError) as error:
         raise Mistake(f"{path}: is no file: `melllm scaling fit` writes law.json") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -68,7 +80,7 @@ def read(path: str) -> ResampledLaw:
         raise Mistake(f"{path}: is no law that `melllm scaling fit` wrote: {error!r}") from error
 
 
-def _law_from_json(tree: Mapping[str, Any]) -> ResampledLaw:
+def _law_from_json(tree: Mapping[str, Any], warnings: Sequence[str]) -> ResampledLaw:
     return ResampledLaw(
         law=Law(**{name: float(value) for name, value in tree["law"].items()}),
         per=float(tree["per"]),
@@ -77,6 +89,7 @@ def _law_from_json(tree: Mapping[str, Any]) -> ResampledLaw:
         budgets=(float(tree["budgets"][0]), float(tree["budgets"][1])),
         sizes=(float(tree["sizes"][0]), float(tree["sizes"][1])),
         hours=tree["hours"],
+        warnings=tuple(map(str, warnings)),
     )
 
 

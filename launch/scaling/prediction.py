@@ -28,6 +28,7 @@ class ResampledLaw:
     budgets: tuple[float, float]  # least and most FLOPs of the points
     sizes: tuple[float, float]  # least and most parameters
     hours: float | None  # of sound a token, where that is known
+    warnings: tuple[str, ...]  # of the fit: what makes its figures doubtful
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Prediction:
     preset_loss: Quantity
     steps: int
     command: str
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # of the prediction itself
+    law_warnings: tuple[str, ...]  # of the fit
 
 
 def predict(known: ResampledLaw, flops: float) -> Prediction:
@@ -79,6 +81,7 @@ def predict(known: ResampledLaw, flops: float) -> Prediction:
         command=f"melllm train {name} --steps {steps} --optim.lr {lr:g} "
         f"--optim.warmup {ladder.warmup_updates(steps)} --data DIR --workdir RUN",
         warnings=tuple(_warnings(known, flops, n, name, params)),
+        law_warnings=known.warnings,
     )
 
 

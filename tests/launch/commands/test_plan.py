@@ -1,10 +1,12 @@
 """`melllm plan` through its command line."""
 
+import dataclasses
 import json
 
 import pytest
 
 from launch import cli
+from launch.commands import plan as command
 from melllm_jax import flops
 from melllm_jax.config.overrides import override
 from melllm_jax.errors import Fault
@@ -108,13 +110,29 @@ def test_hours_and_cost_follow_from_the_step(capsys, monkeypatch):
     assert (told["updates"], told["cost"], told["estimate"]) == (steps, None, True)
     assert told["hours"] == pytest.approx(steps * told["step_seconds"] / 3600)
     assert told["chip_hours"] == pytest.approx(64 * told["hours"])
-    # A position of speech is 80 ms: 4096 × 128 of them, half of them speech, are 5.8 h.
-    words = ["--audio", "1000", "--speech", "0.5", "--price", "2"]
-    told, _ = reckoned(capsys, monkeypatch, name, *words)
-    assert told["updates"] == pytest.approx(1000 / (4096 * 128 * 0.5 * 0.08 / 3600))
-    assert told["cost"] == pytest.approx(2 * told["chip_hours"])
-    assert told["audio_hours_per_second"] * told["hours"] * 3600 == pytest.approx(1000)
-    assert told["tokens_per_second"] == pytest.approx(4096 * 128 / told["step_seconds"])
+
+
+def test_rates_and_cost_of_a_plan_are_those_by_hand(capsys, monkeypatch):
+    seconds = {"matmul": 0.25, "hbm": 0.5, "ici": 0.25, "dcn": 0.0}
+    known = {"positions": 1000, "chips": 4, "useful_flops": 1e12, "peak": 1e13, "limits": seconds}
+    one = dataclasses.replace(plans.rough(), **known)
+    monkeypatch.setattr(command, "plan_run", lambda run, pod: one)
+    words = [*TINY, "--mel.r", "8", "--audio", "10", "--speech", "0.5", "--price", "3"]
+    told, _ = reckoned(capsys, monkeypatch, "digits", *words)
+    # Half of 1,000 positions of 80 ms are 40 s of sound an update: 900 of them are 10 h.
+    expected = {
+        "step_seconds": 0.5,
+        "step_seconds_nothing_hidden": 1.0,
+        "mfu": 0.2,
+        "mfu_nothing_hidden": 0.1,
+        "tokens_per_second": 2000,
+        "audio_hours_per_second": 80 / 3600,
+        "updates": 900,
+        "hours": 0.125,
+        "chip_hours": 0.5,
+        "cost": 1.5,
+    }
+    assert {name: told[name] for name in expected} == pytest.approx(expected)
 
 
 def test_search_by_arithmetic_prints_what_fits_first_and_the_fastest_of_it(capsys, monkeypatch):

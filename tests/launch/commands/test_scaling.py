@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from launch.cli import main as melllm
 from tests.support import sweep_folders
-from tests.support.laws import HOFFMANN, csv, grid
+from tests.support.laws import HOFFMANN, csv, grid, points
 
 
 @pytest.fixture
@@ -29,6 +30,8 @@ def test_fit_of_a_csv_then_predict_prints_and_writes(runs, tmp_path, capsys):
     assert melllm(["scaling", "predict", str(out / "law.json"), "--flops", "1e17"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("1e+17 FLOPs, with 95 %:") and "melllm train ladder_" in told
+    for doubt in json.loads((out / "law.json").read_text())["warnings"]:
+        assert f"warning of the fit: {doubt}\n" in told
 
 
 def test_fit_and_predict_as_json_print_one_object_only(runs, tmp_path, capsys):
@@ -61,11 +64,18 @@ def test_commands_with_mistakes_end_in_one_line_and_write_nothing(runs, tmp_path
     out = str(tmp_path / "out")
     few = tmp_path / "few.csv"
     few.write_text(csv(grid(HOFFMANN)[:4]))
+    ratio = tmp_path / "ratio.csv"
+    n = 1e6 * 2.0 ** np.arange(10)
+    ratio.write_text(csv(points(n, 20 * n, HOFFMANN.loss(n, 20 * n))))
     cases = (
         ([], "say what to do: fit, predict"),
         (["fitt"], "scaling=fitt: is none of fit, predict; did you mean fit?"),
         (["fit", runs], "missing --out"),
         (["fit", str(few), "--out", out], f"{few}: 4 runs: a law of 5 constants takes 6"),
+        (
+            ["fit", str(ratio), "--out", out],
+            f"{ratio}: tokens: are 20 · params^1 to 0.00 %, a line",
+        ),
         (["fit", runs, "--out", out, "--held-out", "1"], "held_out=1.0: must be 0 or more"),
         (["fit", runs, "--out", out, "--bootstrap", "3"], "bootstrap=3: must be 20 or more"),
         (["fit", runs, "--out", out, "--seed", "-1"], "seed=-1: must be 0 or more"),

@@ -102,6 +102,21 @@ def test_isoflop_without_equal_budgets_or_minima_says_why():
     assert got.refused.startswith("0 of 4 budgets have a minimum") and got.optimal == {}
 
 
+def test_power_laws_of_n_and_d_spend_the_budget_and_their_intervals_mirror_each_other():
+    # N = 0.5·C^0.4 at 8 FLOPs a parameter and token leaves D = C / (8·N) = 0.25·C^0.6.
+    samples = np.column_stack([np.linspace(0.3, 0.5, 41), np.log(np.linspace(0.4, 0.6, 41))])
+    got = approach.power_laws(np.array([0.4, np.log(0.5)]), samples, 8.0)
+    values = {name: one.value for name, one in got.items()}
+    expected = {"a": 0.4, "b": 0.6, "n_coefficient": 0.5, "d_coefficient": 0.25}
+    assert values == pytest.approx(expected)
+    assert got["n_coefficient"].p95 == pytest.approx((0.405, 0.595))
+    assert got["d_coefficient"].p95 == pytest.approx((1 / 8 / 0.595, 1 / 8 / 0.405), rel=1e-3)
+    assert (got["a"].p80, got["b"].p80) == (
+        pytest.approx((0.32, 0.48)),
+        pytest.approx((0.52, 0.68)),
+    )
+
+
 def test_isoflop_interval_widens_with_the_noise():
     points = isoflop(HOFFMANN, BUDGETS, spread=4)
     wide, narrow = (

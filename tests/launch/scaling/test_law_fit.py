@@ -16,6 +16,13 @@ from tests.support.laws import BESIROGLU, HOFFMANN, grid, points
 SMALL = {"sizes": (1e6, 1.6e7, 5), "budgets": (2e7, 3.2e8, 5)}  # a sweep that is cheap
 
 
+def line(noise, sizes=10, law=BESIROGLU):
+    """Runs of 20 tokens a parameter."""
+    n = 1e6 * 2.0 ** np.arange(sizes)
+    off = noise * np.random.default_rng(0).standard_normal(sizes)
+    return points(n, 20 * n, law.loss(n, 20 * n) * np.exp(off))
+
+
 def inside(one, value):
     return one.p95[0] <= value <= one.p95[1]
 
@@ -36,7 +43,7 @@ def test_fit_of_noisy_runs_with_outliers_holds_the_published_constants(law):
 
 
 def test_fit_predicts_the_largest_runs_from_the_smaller():
-    got = fit_law(grid(HOFFMANN, 0.002, seed=2, **SMALL), held_out=0.2)
+    got = fit_law(grid(HOFFMANN, 0.002, seed=2, **SMALL), held_out=0.2, bootstrap=60)
     rows = got.held_out.rows
     assert (len(rows), got.held_out.fitted_on) == (5, 20)
     assert min(row.flops for row in rows) >= sorted(p.flops for p in got.points)[-5]
@@ -51,15 +58,22 @@ def test_held_out_run_that_breaks_the_law_is_far_off_and_outside():
     runs = grid(HOFFMANN, 0.002, **SMALL)
     largest = max(range(len(runs)), key=lambda i: runs[i].flops)
     runs[largest] = dataclasses.replace(runs[largest], loss=runs[largest].loss * 1.2)
-    got = fit_law(runs, held_out=0.04).held_out
+    got = fit_law(runs, held_out=0.04, bootstrap=40).held_out
     (row,) = got.rows
     assert row.error == pytest.approx(1 / 1.2 - 1, abs=0.02) and got.inside == 0
 
 
 def test_held_out_of_too_few_runs_says_why():
-    got = fit_law(grid(HOFFMANN, 0.002, sizes=(1e6, 4e6, 3), budgets=(2e7, 8e7, 3)), held_out=0.5)
-    assert got.held_out.refused.startswith("without the largest 4 there are too few: 5 runs")
+    few = grid(HOFFMANN, 0.002, sizes=(1e6, 4e6, 3), budgets=(2e7, 8e7, 3))
+    got = fit_law(few, held_out=0.5, bootstrap=20)
+    assert got.held_out.refused.startswith("without the largest 4 there is no law: 5 runs")
     assert got.held_out.rows == () and got.held_out.worst is None
+
+
+def test_held_out_says_that_the_smaller_runs_alone_determine_nothing():
+    largest = grid(BESIROGLU, 0, sizes=(1e8, 1e8, 1), budgets=(1e10, 1e11, 2))
+    got = fit_law([*line(0.002, sizes=8), *largest], held_out=0.2, bootstrap=5)
+    assert got.held_out.refused.startswith("without the largest 2 there is no law: tokens: are 20")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +84,7 @@ def test_held_out_of_too_few_runs_says_why():
         (grid(HOFFMANN, sizes=(1e6, 2e6, 2)), "params: 2 different in 16 runs: 3 are needed to"),
         (grid(HOFFMANN, budgets=(1e9, 1e9, 8)), "tokens: 1 different in 64 runs: 3 are needed to"),
         (points(*np.ones((2, 9)), np.full(9, 3.0)), "loss=3: is the same in all 9 runs"),
+        (line(noise=0.002), "tokens: are 20 · params^1 to 0.00 %, a line in logarithms: what"),
     ],
 )
 def test_fit_refuses_runs_that_cannot_say_five_constants(runs, words):

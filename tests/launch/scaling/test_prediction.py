@@ -22,6 +22,7 @@ KNOWN = ResampledLaw(
     budgets=(1e17, 1e20),
     sizes=(1e7, 1e10),
     hours=1e-4,
+    warnings=("E may be 0",),
 )
 
 
@@ -33,6 +34,7 @@ def test_prediction_is_the_best_of_the_budget_with_that_of_resamples_around_it()
     assert got.n.p95 == tuple(pytest.approx(x) for x in np.percentile(ns, (2.5, 97.5)))
     assert got.loss.value == HOFFMANN.loss(n, d)
     assert got.loss.p95[0] < got.loss.value * 0.995 and got.warnings == ()
+    assert got.law_warnings == KNOWN.warnings
 
 
 def test_prediction_names_the_nearest_rung_and_spends_the_budget_on_it():
@@ -86,6 +88,7 @@ def test_law_file_gives_the_predictions_of_the_fit_it_was_written_from(fit, tmp_
     path.write_text(law_json.to_json(fit, "runs.csv"))
     known = law_json.read(str(path))
     assert known.law == fit.law and known.budgets == fit.budgets
+    assert known.warnings == fit.warnings != ()
     one, other = (predict(law, 1e18) for law in (known, fit))
     for name in ("n", "d", "loss"):
         assert getattr(one, name).value == getattr(other, name).value
@@ -123,6 +126,16 @@ def test_law_file_that_is_none_is_refused_in_a_line(fit, tmp_path, change, words
     with pytest.raises(Mistake, match=words) as error:
         law_json.read(str(path))
     assert "\n" not in str(error.value) and str(error.value).startswith(str(path))
+
+
+def test_law_file_of_runs_that_determine_none_is_refused(fit, tmp_path):
+    tree = json.loads(law_json.to_json(fit, "runs.csv"))
+    for point in tree["points"]:
+        point["tokens"] = 20 * point["params"]
+    path = tmp_path / "law.json"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(Mistake, match="law.json: tokens: are 20 · params.* are undetermined"):
+        law_json.read(str(path))
 
 
 def test_law_file_that_is_not_there_says_what_writes_one(tmp_path):

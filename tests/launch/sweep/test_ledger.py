@@ -144,6 +144,22 @@ def test_claim_whose_maker_died_before_it_wrote_the_cell_is_no_dead_end(tmp_path
     assert one.claim("aa", claim_owner.current_owner(), gone).attempt == 2
 
 
+def test_heartbeat_of_an_older_attempt_is_no_sign_of_life_of_the_newest(tmp_path):
+    one = made(tmp_path)
+    elsewhere = claim_owner.current_owner() | {"host": "elsewhere"}
+    first = one.claim("aa", elsewhere, gone)
+    assert time.time() - first.beat < 60
+    # The second owner claimed long ago and was heard no more: the cell is still the first's.
+    (tmp_path / "claims/aa.2").write_text(json.dumps(elsewhere | {"claimed": 5.0}))
+    asked = []
+    third = one.claim("aa", elsewhere, lambda owner: asked.append(owner) or gone(owner))
+    assert [(owner["beat"], owner["claimed"]) for owner in asked] == [(None, 5.0)]
+    assert third.attempt == 3
+    # Its own beat counts.
+    one.claim("aa", elsewhere, lambda owner: asked.append(owner) or at_work(owner))
+    assert asked[-1]["beat"] == third.beat
+
+
 def made_cell():
     return Cell("aa", 0, {"preset": "digits", "seed": 0}, 100, {"params": 1000}, 0.0)
 

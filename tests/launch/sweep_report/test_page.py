@@ -220,6 +220,12 @@ def test_page_of_one_cell_shows_it_and_says_why_there_is_no_law(tmp_path):
     assert "Training loss over data" in page.cards and "Finish this sweep" not in page.cards
 
 
+def test_page_of_one_ratio_of_tokens_to_size_says_why_there_is_no_law(tmp_path):
+    cells = [sweep_folders.cell(i, 1e5 * 2**i, 2e6 * 2**i) for i in range(8)]
+    page = paged(tmp_path / "s", cells)
+    assert "No law yet: tokens: are 20 · params^1" in page.cards["What the runs say together"]
+
+
 def test_page_of_five_hundred_cells_is_below_three_megabytes(tmp_path):
     sizes, tokens = [1e6 * 2**i for i in range(14)], [2e7 * 1.3**i for i in range(36)]
     page = paged(tmp_path / "s", sweep_folders.grid(sizes, tokens, rates=())[:500], lines=60)
