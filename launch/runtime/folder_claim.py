@@ -111,7 +111,7 @@ class FolderClaim:
     def release(self) -> None:
         """Let others have the folder, if it is still this process's."""
         if self._path is not None and self._is_newest():
-            self._rewrite(self._record | {"ended": time.time()})
+            self._rewrite({**self._record, "ended": time.time()})
             self._remove_empty(self._path)
         self._path = None
 
