@@ -6,6 +6,7 @@ What must hold: `melllm --help` starts no command, so it imports neither JAX nor
 from collections.abc import Sequence
 import os
 import sys
+import traceback
 
 from launch.runtime import libtpu_env
 from launch.terminal.subcommands import COMMANDS, main_help, run_command
@@ -17,8 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `melllm` with `argv` (the process's own arguments if None): its exit status.
 
     0 success; 1 a fault from outside; 2 a user's mistake; 130 interrupted; 141 a closed pipe. The
-    first two kinds of trouble end in one line on standard error. Any other exception is a bug and
-    passes through, so that Python prints its traceback and exits with 1.
+    first two kinds of trouble end in one line on standard error, and so do an error of the system
+    about a file, a fault, and devices that are not here, a mistake. Any other exception is a bug
+    and passes through, so that Python prints its traceback and exits with 1.
     """
     libtpu_env.set_environment()
     args = list(sys.argv[1:] if argv is None else argv)
@@ -37,6 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes standard output once more as it exits: give that flush somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _complain(prog, Fault(f"{error.filename}: {error.strerror or error}"), 1)
+    except (RuntimeError, AssertionError) as error:
+        trouble = _platform_trouble(error)
+        if trouble is None:
+            raise
+        return _complain(prog, trouble, 2)
 
 
 def _run(args: list[str]) -> int:
@@ -49,6 +60,20 @@ def _run(args: list[str]) -> int:
         print(f"melllm {__version__}")
         return 0
     return run_command(args)
+
+
+def _platform_trouble(error: Exception) -> Mistake | None:
+    """What JAX says of the devices that the environment asks for, where `error` says so."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    if not wanted or not frames[-1].f_code.co_filename.endswith("jax/_src/xla_bridge.py"):
+        return None
+    said = str(error).partition(" (set JAX_PLATFORMS")[0]
+    why = f" ({said})" if said else ""
+    return Mistake(
+        f"JAX_PLATFORMS={wanted}: must name platforms that JAX finds here, or be unset, which "
+        f"takes the best there is{why}"
+    )
 
 
 def _complain(prog: str, trouble: Exception, status: int) -> int:

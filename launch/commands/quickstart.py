@@ -18,6 +18,8 @@ from launch.charts import figures
 from launch.evaluation.score_split import score_split
 from launch.runs.fit import fit
 from launch.runs.transcribe_files import transcribe_files
+from launch.runtime import folder_claim
+from launch.runtime.folder_claim import FolderClaim
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import count_progress
 from melllm_jax.config.features import Mel
@@ -26,6 +28,7 @@ from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 
+KNOWN = ("data", "run", "tokenizer", "samples", "curve.png", "mel.png")  # what it makes
 COUNTS: dict[Split, int] = {"train": 5000, "dev": 100, "test": 300}
 
 
@@ -46,25 +49,34 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(QuickstartArguments, argv, prog="melllm quickstart")
     folder = pathlib.Path(arguments.workdir)
     if arguments.fresh and folder.exists():
-        _throw_away(folder)
+        _check_known(folder)
+    folder_claim.refuse_if_held(str(folder / "run"))
+    with FolderClaim(str(folder)):
+        if arguments.fresh:
+            _throw_away(folder)
+        _run(folder, arguments.seed)
+    return 0
+
+
+def _run(folder: pathlib.Path, seed: int) -> None:
     began = time.perf_counter()
     data, run_folder, tokenizer = (str(folder / name) for name in ("data", "run", "tokenizer"))
     with _timer("1/4 speaking a corpus of sentences with synthetic voices"):
         run = catalog.preset("quickstart")
-        _speak(data, run.mel, arguments.seed)
+        _speak(data, run.mel, seed)
         train = open_corpus(data, "train")
         texts = (train[index].text for index in range(len(train)))
         size = train_sentencepiece(texts, tokenizer, 0).size
     with _timer(f"2/4 training on it: {run.optim.steps} updates, {size} word pieces"):
         changes = {"data.sources": [{"path": data}], "text.tokenizer": tokenizer}
-        run = override(run, changes | {"seed": arguments.seed})
+        run = override(run, changes | {"seed": seed})
         fit(run, run_folder)
     with _timer("3/4 scoring sentences it never saw, in voices it never heard"):
         scored = score_split(run_folder, data, "test", batch=50, normalizer="none", name="test")
         summary = scored.summary
         print(f"hypotheses: {scored.hypotheses}", file=sys.stderr)
     with _timer("4/4 transcribing one file"):
-        pictured = _transcribe_one(folder, run, run_folder, arguments.seed)
+        pictured = _transcribe_one(folder, run, run_folder, seed)
     _draw_curve(folder, run_folder)
     seconds = time.perf_counter() - began
     print(
@@ -74,7 +86,6 @@ def main(argv: Sequence[str]) -> int:
         f"pictures: {folder / 'curve.png'}, {folder / 'mel.png'}\n"
         f"all in {seconds:.0f} s; next: melllm transcribe --run {run_folder} YOUR.wav"
     )
-    return 0
 
 
 def _speak(data: str, mel: Mel, seed: int) -> None:
@@ -105,12 +116,21 @@ def _draw_curve(folder: pathlib.Path, run_folder: str) -> None:
     figures.draw_curves(curve("loss"), curve("wer"), folder / "curve.png", title)
 
 
-def _throw_away(folder: pathlib.Path) -> None:
-    known = {"data", "run", "tokenizer", "samples", "curve.png", "mel.png"}
-    strange = sorted({path.name for path in folder.iterdir()} - known)
+def _check_known(folder: pathlib.Path) -> None:
+    """Raises Mistake where the folder holds what no quickstart made, or is none."""
+    if not folder.is_dir():
+        raise Mistake(f"workdir={folder}: is no folder")
+    strange = sorted({path.name for path in folder.iterdir()} - {*KNOWN, folder_claim.FOLDER})
     if strange:
         raise Mistake(f"workdir={folder}: holds {strange[0]}, which no quickstart made")
-    shutil.rmtree(folder)
+
+
+def _throw_away(folder: pathlib.Path) -> None:
+    for path in (folder / name for name in KNOWN):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 All mistakes in the run, its data and its folder are raised before anything is written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -14,10 +14,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from data_pipelines.loader import pipeline
+from data_pipelines.loader.lanes import LanesIterator
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs.dev_score import dev_score
 from launch.runs.run_inputs import complete_run
-from launch.runtime import malloc
+from launch.runtime import folder_claim, malloc, processes
+from launch.runtime.folder_claim import FolderClaim
 from launch.terminal.progress_bar import ProgressBar
 from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
@@ -52,13 +54,17 @@ def fit(
     profile: UpdateRange | None = None,
     stop: StopRequest | None = None,
     objective: Callable[[Run], Objective[Any]] = objective_of,
+    work: str = "",
 ) -> FitResult:
     """Train `run` in `workdir` on all devices here; it goes on where it stopped before.
 
     `profile` is what to trace; `stop` tells afterwards whether a signal ended the training before
-    its last update; `objective` makes what is learnt from the complete run. Raises Mistake for
-    whatever of the run, its data or its folder does not fit together; nothing is written then.
+    its last update; `objective` makes what is learnt from the complete run; `work` is that of
+    `FolderClaim`. Raises Mistake for whatever of the run, its data or its folder does not fit
+    together, or where another process trains there; nothing is written then.
     """
+    if processes.leads():  # before the devices are asked for: they may be the other process's too
+        folder_claim.refuse_if_held(workdir, work)
     malloc.keep_freed_memory()
     if profile is not None:
         profile.check(0, run.optim.steps)
@@ -77,17 +83,36 @@ def fit(
         update.fresh_names()
     log = lambda text: bar.log(text) if bar is not None else None
     stream = iter(pipeline.train_batches(run, tokenizer, lanes=lanes, log=log))
-    with contextlib.closing(stream):
-        claim_run_folder(run, workdir, tokenizer)
+    with contextlib.closing(stream), contextlib.ExitStack() as held:
+        _check_first_batch(run, stream, workdir)
+        check = held.enter_context(own_run_folder(run, workdir, tokenizer, work))
         bar = bar or (ProgressBar(run.optim.steps) if jax.process_index() == 0 else None)
         with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
-            telemetry = Telemetry(bar or SILENT, score, profile)
+            telemetry = Telemetry(bar or SILENT, score, profile, check)
             with jax.set_mesh(mesh):
                 state = train(update, stream, pathlib.Path(workdir), telemetry, stop)
     return FitResult(run, tokenizer, update, state, mesh, lanes)
 
 
-def claim_run_folder(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
+@contextlib.contextmanager
+def own_run_folder(
+    run: Run, workdir: str, tokenizer: Tokenizer, work: str
+) -> Iterator[Callable[[], None]]:
+    """A context in which `workdir` is this run's, and process 0 alone writes there.
+
+    Its value is to be called before something is written: see `FolderClaim.check`.
+    """
+    if jax.process_index():
+        _set_up_run_folder(run, workdir, tokenizer)
+        yield lambda: None
+        return
+    run_folder.check(workdir, run)
+    with FolderClaim(workdir, work) as claim:
+        _set_up_run_folder(run, workdir, tokenizer)
+        yield claim.check
+
+
+def _set_up_run_folder(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
     """Make `workdir` this run's, with its tokenizer: process 0 does, and the others wait for it."""
     if jax.process_index() == 0:
         run_folder.claim(workdir, run)
@@ -102,6 +127,20 @@ def claim_run_folder(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")
         run_folder.verify_claim(workdir, run)
+
+
+def _check_first_batch(run: Run, stream: LanesIterator, workdir: str) -> None:
+    """Raises Mistake where the data of a run that begins ends before its first update."""
+    if not run.data.epochs or pathlib.Path(workdir, run_folder.CHECKPOINTS).exists():
+        return
+    start = stream.get_state()
+    if next(stream, None) is None:
+        raise Mistake(
+            f"data.epochs={run.data.epochs}: the data ends before the first batch is full, of "
+            f"data.b={run.data.b} rows of data.t={run.data.t} positions: {sum(stream.sizes)} "
+            "examples in all: give more, a smaller data.b, or more epochs"
+        )
+    stream.set_state(start)
 
 
 def _check_scoring(run: Run) -> None:

@@ -10,6 +10,7 @@ SIGABRT and a stack of C++, which has the number of the dead one at most, never 
 or its exit status (2 for a mistake). They stay on behind it at their default of 100 s.
 """
 
+from collections.abc import Callable
 import ctypes
 import dataclasses
 import json
@@ -26,6 +27,7 @@ import jax
 HEARTBEAT_INTERVAL = 1.0  # seconds between two heartbeats
 SILENCE_LIMIT = 30.0  # seconds without one after which a process counts as dead
 LINGER = 4.0  # seconds in which the others read of an end
+BEFORE_EXIT: list[Callable[[], None]] = []  # what is let go of where a process ends at once
 ALIVE, ENDED = "melllm/alive/", "melllm/ended/"  # prefixes of keys; the process's index follows
 
 
@@ -97,6 +99,8 @@ class PeerWatch(threading.Thread):
     def exit_process(self, text: str, status: int) -> NoReturn:
         """Say why and end at once, whatever other threads wait for."""
         self.linger()
+        for release in BEFORE_EXIT:
+            release()
         line = f"{self._prog}: error: {self.process_name}: {' '.join(text.split())}\n"
         sys.stdout.flush()
         os.write(2, line.encode())

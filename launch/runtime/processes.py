@@ -59,7 +59,7 @@ def join_job(hosts: Hosts, prog: str) -> Iterator[None]:
     its status, and a line that names it. Raises Mistake for flags and variables that do not fit
     together, Fault where the coordinator is not reached or its port is taken.
     """
-    process = _job_process(hosts)
+    process = _job_process(hosts, prog)
     if process is None or process.count == 1:
         yield
         return
@@ -99,7 +99,12 @@ def join_job(hosts: Hosts, prog: str) -> Iterator[None]:
         jax.distributed.shutdown()
 
 
-def _job_process(hosts: Hosts) -> JobProcess | None:
+def leads() -> bool:
+    """Whether this is process 0 of its job; asked of JAX itself, it would take the devices."""
+    return int(distributed.global_state.process_id) == 0
+
+
+def _job_process(hosts: Hosts, prog: str = "melllm") -> JobProcess | None:
     """This process's part in its job, None where there is no job.
 
     Raises Mistake for flags or variables that do not fit together.
@@ -115,7 +120,7 @@ def _job_process(hosts: Hosts) -> JobProcess | None:
             names[name] = next((v for v in variables if v in os.environ), variables[0])
             given[name] = os.environ.get(names[name], "")
         if given["count"] == "":  # the index alone is any Kubernetes job's
-            found = _launcher_process(given["coordinator"] or None)
+            found = _launcher_process(given["coordinator"] or None, prog)
             if found is not None or given["coordinator"] == "":
                 return found
     missing = [names[name] for name, value in given.items() if not value]
@@ -134,8 +139,12 @@ def _job_process(hosts: Hosts) -> JobProcess | None:
     return JobProcess(given["coordinator"], count, index)
 
 
-def _launcher_process(coordinator: str | None) -> JobProcess | None:
-    """This process's part by the word of a launcher that JAX knows; None where none started it."""
+def _launcher_process(coordinator: str | None, prog: str) -> JobProcess | None:
+    """This process's part by the word of a launcher that JAX knows; None where none started it.
+
+    A launcher that is there but tells nothing, as Kubernetes does in a pod without a token, rights
+    or an owner, has started a process alone: a line says so.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in Kubernetes, that its package is not installed
         try:
@@ -144,8 +153,14 @@ def _launcher_process(coordinator: str | None) -> JobProcess | None:
                     coordinator, None, None, None, None, 60
                 )
             )
-        except (RuntimeError, KeyError, ValueError, OSError) as error:
-            raise Fault(f"the launcher does not say who takes part: {error}") from error
+        except Exception as error:  # of whatever library the launcher is asked by
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(
+                f"{prog}: the launcher does not say who takes part ({why}): one process alone; "
+                "several are named by --hosts",
+                file=sys.stderr,
+            )
+            return None
     if address is None or count is None or index is None:
         return None
     return JobProcess(address, count, index, None if devices is None else list(devices))

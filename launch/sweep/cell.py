@@ -187,7 +187,7 @@ def _finish(ledger: Ledger, cell: Cell, steps: StepBar) -> dict[str, Any] | None
         return recorded
     run = spec.run(cell.overrides, ledger.sweep.common)
     stop = StopRequest()
-    fitted = fit(run, os.fspath(folder), bar=steps, stop=stop)
+    fitted = fit(run, os.fspath(folder), bar=steps, stop=stop, work=f"cell {cell.id}")
     if stop.requested:
         return None
     steps.log("evaluating…")

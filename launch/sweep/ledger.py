@@ -9,7 +9,8 @@ whose owner is gone is free for the next attempt; an owner that was only silent 
 the next claim that it has been replaced. Nothing here knows how cells are run.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import json
 import time
@@ -91,8 +92,9 @@ class Ledger:
             raise Mistake(f"workdir={folder}: holds no {SWEEP}: `melllm sweep run` makes one")
         if tree.get("version") != VERSION:
             raise Mistake(f"{self.folder / SWEEP}: version={tree.get('version')}: must be 1")
-        common = with_new_names(tree["common"])
-        self.sweep = Sweep(**{**tree, "cells": tuple(tree["cells"]), "common": common})
+        with _damage_as_fault(self.folder / SWEEP):
+            common = with_new_names(tree["common"])
+            self.sweep = Sweep(**{**tree, "cells": tuple(tree["cells"]), "common": common})
 
     def cells(self) -> list[Cell]:
         """All cells, in the order of the spec. Raises Fault for one that is missing or damaged."""
@@ -105,7 +107,8 @@ class Ledger:
         tree = _read(self._cell(name))
         if tree is None:
             raise Fault(f"{self._cell(name)}: is missing: the same `melllm sweep run` remakes it")
-        return Cell(**{**tree, "overrides": with_new_names(tree["overrides"])})
+        with _damage_as_fault(self._cell(name)):
+            return Cell(**{**tree, "overrides": with_new_names(tree["overrides"])})
 
     def claim(
         self, name: str, owner: Mapping[str, Any], is_alive: Callable[[Mapping[str, Any]], bool]
@@ -219,6 +222,15 @@ def _difference(old: Any, new: Any) -> str:
         return f"{old}, not {new}"
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return ", ".join(f"{name}={new.get(name)} (it has {old.get(name)})" for name in names)
+
+
+@contextlib.contextmanager
+def _damage_as_fault(path: epath.Path) -> Iterator[None]:
+    """A context in which fields that the object in a file lacks, or has too many, raise Fault."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Fault(f"{path}: is damaged: {error!r}; remove it to have it made anew") from error
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import difflib
 import functools
 import io
 import itertools
+import os
 import re
 from typing import Annotated, Any, TypeVar
 
@@ -37,10 +38,11 @@ Kind = TypeVar("Kind")
 def parse_source(text: str) -> Source:
     """The corpus that `DIR`, `DIR=WEIGHT` or `DIR=WEIGHT:HOURSh` names.
 
-    Raises Mistake for a weight, or hours, that are none.
+    A folder's name may hold "=" as well: the longest folder that exists is meant. Raises Mistake
+    for a weight, or hours, that are none.
     """
     path, equals, share = text.rpartition("=")
-    if not equals:
+    if not equals or os.path.isdir(text.removeprefix("file://")):
         return Source(text)
     weight, colon, hours = share.partition(":")
     if colon and not hours.endswith("h"):
@@ -50,7 +52,7 @@ def parse_source(text: str) -> Source:
     except ValueError as error:
         raise Mistake(
             f"{text}: what follows = must be a positive weight, then :HOURSh or nothing, not "
-            f"{share!r}"
+            f"{share!r}; a folder with = in its name is given as DIR=1: {text}=1"
         ) from error
 
 
@@ -88,7 +90,7 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
                 metavar="DIR[=WEIGHT[:HOURSh]]",
                 help="folder of shards or of SPLIT.jsonl manifests, its share of the examples "
                 "drawn, relative to the others (1 if not said), and how many hours of it to draw "
-                "from (all if not said): speech=2:100h",
+                "from (all if not said): speech=2:100h; a folder named lang=en is lang=en=1",
             ),
         ]
     },

@@ -179,7 +179,7 @@ def split_operand(command: str, argv: Sequence[str], name: str) -> tuple[str, Se
     """
     if argv and argv[0] in ("-h", "--help"):
         return "", argv
-    if not argv or argv[0].startswith("-"):
+    if not argv or not argv[0] or argv[0].startswith("-"):
         raise Mistake(f"no {name} given: melllm {command} {name}")
     return argv[0], argv[1:]
 

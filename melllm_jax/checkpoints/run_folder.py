@@ -1,6 +1,6 @@
-"""Claims a run's folder for one run alone, and reads the run or model that it belongs to.
+"""Keeps a run's folder for one run alone, and reads the run or model that it belongs to.
 
-run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/
+run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/  claims/
 
 An imported checkpoint is such a folder with `model.json` in place of `run.json`, and no metrics.
 """
@@ -27,12 +27,16 @@ def claim(workdir: str, run: Run) -> None:
     is on no disk: metrics are appended to, which no bucket does.
     Raises Fault where it cannot be written.
     """
+    check(workdir, run)
+    files.write_text(epath.Path(workdir) / RUN, to_json(run))
+
+
+def check(workdir: str, run: Run) -> None:
+    """Raises Mistake where `claim` would; writes nothing."""
     if "://" in workdir:
         raise Mistake(f"workdir={workdir}: a run writes to a disk: mount the bucket, and name that")
-    path = epath.Path(workdir) / RUN
-    if path.exists():
+    if (epath.Path(workdir) / RUN).exists():
         _check_same_run(workdir, run)
-    files.write_text(path, to_json(run))
 
 
 def verify_claim(workdir: str, run: Run) -> None:

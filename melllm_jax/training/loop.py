@@ -17,7 +17,7 @@ import numpy as np
 from melllm_jax import sharding, xla_options
 from melllm_jax.batch import Batch, BatchStream
 from melllm_jax.checkpoints.checkpointer import Checkpoints, dump
-from melllm_jax.errors import Fault
+from melllm_jax.errors import Fault, Mistake
 from melllm_jax.models.parameters import Weights
 from melllm_jax.telemetry.goodput import Goodput
 from melllm_jax.telemetry.metrics_writer import MetricsWriter, NullMetricsWriter
@@ -36,6 +36,8 @@ class Telemetry:
     # Turns the model into metrics each scoring.every updates; None never does.
     score: Callable[[Any], Mapping[str, Any]] | None = None
     profile: UpdateRange | None = None  # updates to trace
+    # Called before anything is written: ends the process that may not write any more.
+    check: Callable[[], None] = lambda: None
 
 
 class PendingUpdate(NamedTuple):
@@ -62,7 +64,7 @@ def train(
     Returns the last state; after SIGTERM that is the state saved then, and where the data ends on
     any host, that after the last update for which all had a batch, saved as well. Raises Fault
     where the loss is not finite or a checkpoint cannot be written, Mistake where what to trace is
-    past.
+    past or the data ends before the first update.
     """
     folder, log = str(workdir / "checkpoints"), telemetry.progress.log
     with (
@@ -201,6 +203,7 @@ class Loop:
         """
         if self._pending is None:
             return
+        self._telemetry.check()
         (step, numbers, batch, rejected), self._pending = self._pending, None
         metrics = self._meter.read(jax.device_get(numbers)) | {"rejected": rejected}
         if not metrics.pop("finite"):
@@ -225,6 +228,7 @@ class Loop:
         return self._pending is not None and not self._pending.numbers["loss"].is_ready()
 
     def _save(self, step: int) -> None:
+        self._telemetry.check()
         rest = {
             "opt": self._state.opt,
             "step": self._state.step,
@@ -239,9 +243,11 @@ class Loop:
     def _end_of_data(self, last: int) -> None:
         """Save the update that the last batch made, and say that there are no more."""
         self._settle()
+        times = f"data.epochs={self._run.data.epochs} times"
+        if not last:
+            raise Mistake(f"{times}: the data ends before the first batch is full")
         if self._saved < last:
             self._save(last)
-        times = f"data.epochs={self._run.data.epochs} times"
         self._telemetry.progress.log(f"the data ends after update {last}: all was drawn {times}")
 
     def _finish(self) -> None:
@@ -250,6 +256,7 @@ class Loop:
         if self._compiled is not None:
             with self._goodput.charge_to("checkpoint"):
                 self._checkpoints.wait()
+            self._telemetry.check()
             self._goodput.save(step)
             self._telemetry.progress.log(self._goodput.summary())
         if self._stop.requested:

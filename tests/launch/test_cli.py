@@ -51,6 +51,32 @@ def test_fault_ends_in_one_line_and_status_1(command, capsys):
     assert capsys.readouterr() == ("", "melllm probe: error: no space on the disk\n")
 
 
+@pytest.mark.parametrize(
+    "error", ["RuntimeError('no tpu (set JAX_PLATFORMS=x)')", "AssertionError()"]
+)
+def test_platform_that_is_not_here_is_a_mistake_in_the_environment(
+    command, capsys, monkeypatch, error
+):
+    body = compile(f"raise {error}", "/lib/jax/_src/xla_bridge.py", "exec")
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert command(lambda argv: exec(body)) == 2
+    why = " (no tpu)" if "no tpu" in error else ""
+    assert capsys.readouterr().err == (
+        "melllm probe: error: JAX_PLATFORMS=tpu: must name platforms that JAX finds here, or be "
+        f"unset, which takes the best there is{why}\n"
+    )
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    with pytest.raises((RuntimeError, AssertionError)):
+        command(lambda argv: exec(body))
+
+
+def test_error_of_the_system_about_a_file_is_a_fault_that_names_it(command, capsys):
+    assert command(lambda argv: os.listdir("x" * 300)) == 1
+    assert capsys.readouterr().err == f"melllm probe: error: {'x' * 300}: File name too long\n"
+    with pytest.raises(OSError, match="of no file"):
+        command(raising(OSError(5, "of no file")))
+
+
 def test_interrupt_ends_quietly_with_status_130(command, capsys):
     assert command(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr() == ("", "")

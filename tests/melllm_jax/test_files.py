@@ -1,6 +1,7 @@
 """Files are whole or absent, on a disk and in a store that knows no rename."""
 
 import concurrent.futures
+import errno
 import os
 
 from etils import epath
@@ -80,3 +81,26 @@ def test_new_file_after_an_error_leaves_the_old_and_nothing_beside(tmp_path):
         raise OSError("gone")
     assert path.read_bytes() == b"before"
     assert [one.name for one in path.parent.iterdir()] == ["large"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_create_without_links_is_one_callers_too(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = epath.Path(tmp_path) / "one.1"
+    assert [files.create_text(path, text) for text in ("first", "second")] == [True, False]
+    assert path.read_text() == "first"
+
+
+def test_create_whose_answer_was_lost_and_that_is_sent_again_is_won(tmp_path, monkeypatch):
+    link = os.link
+
+    def sent_twice(*names):
+        link(*names)
+        link(*names)
+
+    monkeypatch.setattr(os, "link", sent_twice)
+    path = epath.Path(tmp_path) / "one.1"
+    assert [files.create_text(path, text) for text in ("first", "second")] == [True, False]

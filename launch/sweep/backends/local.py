@@ -16,6 +16,7 @@ import sys
 import time
 from typing import IO, Any
 
+from launch.runtime import process_identity
 from launch.sweep import claim_owner
 from launch.sweep.ledger import ENDED, Cell, Ledger
 from melllm_jax.errors import Fault, Mistake
@@ -119,10 +120,10 @@ def start(
 def cancel(folder: str, cells: Sequence[Cell]) -> None:
     """Send SIGTERM to the cells that run on this host; others see that the ledger is cancelled."""
     for cell in cells:
-        here = cell.owner is not None and cell.owner["host"] == _host()
-        if cell.owner and here and cell.state == "running" and claim_owner.is_alive(cell.owner):
+        owner = cell.owner
+        if owner and cell.state == "running" and process_identity.runs_here(owner):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(cell.owner["pid"], signal.SIGTERM)
+                os.kill(owner["pid"], signal.SIGTERM)
 
 
 def _run_by_another(cell: Cell) -> bool:

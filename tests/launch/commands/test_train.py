@@ -11,6 +11,8 @@ from tokenizers import models, pre_tokenizers
 
 from launch import cli
 from launch.runs.run_inputs import complete_run
+from launch.runtime import folder_claim
+from launch.runtime.folder_claim import FolderClaim
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.overrides import identity, override
 from tests.support.corpora import WORDS
@@ -148,6 +150,46 @@ def test_train_in_the_folder_of_another_run_is_refused_and_touches_nothing(data,
     assert said.startswith(f"workdir={tmp_path}: belongs to run ")
     assert "model.d=16 (it has 8)" in said
     assert everything(tmp_path) == before
+
+
+def test_train_where_another_process_trains_is_refused_and_touches_nothing(
+    data, tmp_path, capsys, monkeypatch
+):
+    with FolderClaim(str(tmp_path)):
+        before = everything(tmp_path)
+        said = refused(arguments(data, tmp_path), capsys)
+        # Both have seen a free folder, and this process comes second to the claim.
+        monkeypatch.setattr(folder_claim, "refuse_if_held", lambda *_: None)
+        assert refused(arguments(data, tmp_path), capsys) == said
+        assert everything(tmp_path) == before
+    assert said.startswith(f"workdir={tmp_path}: is in use by process {os.getpid()} on ")
+
+
+def test_train_that_lost_its_folder_writes_nothing_more(data, tmp_path, capsys, monkeypatch):
+    found = []
+
+    def lose(claim):
+        if (tmp_path / "metrics.jsonl").read_text():
+            (tmp_path / "claims/2").write_text("{}")  # between two updates
+            found.append(everything(tmp_path))
+        return is_newest(claim)
+
+    is_newest = FolderClaim._is_newest
+    monkeypatch.setattr(FolderClaim, "_is_newest", lose)
+    monkeypatch.setattr(folder_claim, "end_process", lambda line: None)
+    said = refused(arguments(data, tmp_path, every=100), capsys, status=1)
+    assert said.startswith(f"workdir={tmp_path}: taken over by a process that just began, ")
+    assert everything(tmp_path) == found[0]
+
+
+def test_train_on_data_that_fills_no_batch_is_refused_and_writes_nothing(tmp_path, capsys):
+    words = arguments(corpus(tmp_path / "data", 2), tmp_path / "run", "--data.epochs", 1)
+    said = refused(words, capsys)
+    assert said.startswith(
+        "data.epochs=1: the data ends before the first batch is full, of data.b=8"
+    )
+    assert "2 examples in all" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_among_noises_knows_them_by_their_content(data, tmp_path):

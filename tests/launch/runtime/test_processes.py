@@ -79,6 +79,31 @@ def test_place_in_a_job_is_what_the_environment_says(monkeypatch, environment, p
     assert processes._job_process(Hosts()) == place
 
 
+@pytest.mark.parametrize(
+    "error", [TypeError, IndexError, RuntimeError, type("OwnError", (Exception,), {})]
+)
+def test_launcher_that_tells_nothing_has_started_one_process_alone(monkeypatch, capsys, error):
+    def ask(*_):
+        raise error("Service token\nfile does not exist.")
+
+    params = "auto_detect_unset_distributed_params"
+    monkeypatch.setattr(processes.clusters.ClusterEnv, params, ask)
+    with join_job(Hosts(), "melllm train"):
+        assert not jax.distributed.is_initialized()
+    said = capsys.readouterr().err
+    why = f"{error.__name__}: Service token file does not exist."
+    assert said.startswith(f"melllm train: the launcher does not say who takes part ({why}): ")
+    assert said.count("\n") == 1
+    given = JobProcess("pod-0.svc:1234", 4, 3)
+    assert processes._job_process(Hosts("pod-0.svc:1234", 4, 3)) == given
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "pod-0.svc:1234")
+    with pytest.raises(Mistake, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID must be given"):
+        processes._job_process(Hosts())
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    assert processes._job_process(Hosts()) == given
+
+
 def test_join_of_a_process_alone_starts_nothing_and_says_nothing(monkeypatch, capfd):
     for name, value in (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}).items():
         monkeypatch.setenv(name, value)

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from launch.runtime import process_identity
 from launch.sweep import claim_owner, ledger
 from launch.sweep.ledger import Cell, Ledger, Sweep
 from melllm_jax.errors import Fault, Mistake
@@ -206,6 +207,16 @@ def test_damaged_or_missing_cell_is_named(tmp_path):
         one.read("zz")
 
 
+def test_ledger_or_cell_without_its_fields_is_a_fault_that_names_the_file(tmp_path):
+    one = made(tmp_path)
+    (tmp_path / "cells/aa.json").write_text('{"id": "aa", "overrides": {}}')
+    with pytest.raises(Fault, match=r"cells/aa.json: is damaged: TypeError"):
+        one.read("aa")
+    (tmp_path / "sweep.json").write_text('{"version": 1}')
+    with pytest.raises(Fault, match=r"sweep.json: is damaged: KeyError\('common'\)"):
+        Ledger(str(tmp_path))
+
+
 def test_cancel_is_seen_by_all_until_resume(tmp_path):
     one, other = made(tmp_path), made(tmp_path)
     assert not other.cancelled
@@ -219,7 +230,7 @@ def test_owner_is_alive_while_its_process_is_and_not_as_a_later_one_of_its_numbe
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     owner = claim_owner.current_owner() | {
         "pid": process.pid,
-        "born": claim_owner._process_start(process.pid),
+        "born": process_identity.process_start(process.pid),
     }
     assert claim_owner.is_alive(owner)
     assert not claim_owner.is_alive(owner | {"born": "another boot"})

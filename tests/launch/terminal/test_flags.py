@@ -120,6 +120,25 @@ def test_weight_that_is_no_positive_number_is_refused(text):
     assert text in refusal(trained, "tiny", *OWN, "--data", text)
 
 
+def test_folder_whose_name_holds_an_equals_sign_is_that_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lang=en").mkdir()
+    (tmp_path / "x=2").mkdir()
+    there = str(tmp_path / "lang=en")
+    for text, source in {
+        "lang=en": Source("lang=en"),
+        "lang=en=3": Source("lang=en", 3.0),
+        "lang=en=3:10h": Source("lang=en", 3.0, hours=10.0),
+        "x=2": Source("x=2"),
+        "y=2": Source("y", 2.0),
+        there: Source(there),
+        f"file://{there}": Source(f"file://{there}"),
+    }.items():
+        assert parse_source(text) == source
+    line = refusal(parse_source, "lang=fr")
+    assert line.endswith("a folder with = in its name is given as DIR=1: lang=fr=1")
+
+
 def test_hours_of_a_corpus_follow_its_weight():
     found = trained("tiny", *OWN, "--data", "a=2:0.5h", "--data", "b=c=1:100h").run.data.sources
     assert found == (Source("a", 2.0, hours=0.5), Source("b=c", 1.0, hours=100.0))
