@@ -20,6 +20,7 @@ from launch.runs.fit import fit
 from launch.runs.transcribe_files import transcribe_files
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import count_progress
+from melllm_jax import files
 from melllm_jax.config.features import Mel
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
@@ -44,7 +45,7 @@ class QuickstartArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm quickstart [--workdir DIR]`."""
     arguments = parse(QuickstartArguments, argv, prog="melllm quickstart")
-    folder = pathlib.Path(arguments.workdir)
+    folder = files.local_path("workdir", arguments.workdir)
     if arguments.fresh and folder.exists():
         _throw_away(folder)
     began = time.perf_counter()

@@ -5,11 +5,10 @@ import dataclasses
 import json
 from typing import Any
 
-from etils import epath
-
 from launch.scaling.law import Law
 from launch.scaling.law_fit import CONSTANTS, LawFit
 from launch.scaling.prediction import ResampledLaw
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 VERSION = 1
@@ -56,7 +55,7 @@ def to_json(fit: LawFit, source: str) -> str:
 def read(path: str) -> ResampledLaw:
     """The resampled law of a `law.json`. Raises Mistake where the file is none."""
     try:
-        tree = json.loads(epath.Path(path).read_text(), parse_constant=_refuse_constant)
+        tree = json.loads(files.place(path).read_bytes(), parse_constant=_refuse_constant)
         if tree["version"] != VERSION:
             raise Mistake(f"{path}: version={tree['version']}: must be {VERSION}")
         return _law_from_json(tree["known"])
