@@ -10,7 +10,7 @@ import traceback
 
 from launch.runtime import libtpu_env
 from launch.terminal.subcommands import COMMANDS, main_help, run_command
-from melllm_jax import __version__
+from melllm_jax import __version__, files
 from melllm_jax.errors import Fault, Mistake
 
 
@@ -59,7 +59,7 @@ def _run(args: list[str]) -> int:
     if args[0] == "--version":
         print(f"melllm {__version__}")
         return 0
-    return run_command(args)
+    return run_command([files.resolve_word(word) for word in args])
 
 
 def _platform_trouble(error: Exception) -> Mistake | None:

@@ -1,4 +1,6 @@
-"""Writes files and folders whole or not at all, on a disk or in a bucket.
+"""Finds the places that paths name, and writes files and folders whole or not at all.
+
+A path is one of this machine, plain or as file://, or of a bucket: resolve_uri, place, list_folder.
 
 On a disk a file or folder is written beside its place and renamed to its name. In a bucket, a path
 with "://", an object is one request, which is all or nothing, and making it anew is one that the
@@ -13,10 +15,13 @@ folder of files.
 from collections.abc import Iterator
 import contextlib
 import errno
+import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import tempfile
+import urllib.parse
 import uuid
 
 from etils import epath
@@ -26,6 +31,62 @@ from melllm_jax import interrupts
 from melllm_jax.errors import Fault, Mistake
 
 AnyPath = os.PathLike[str]
+_BUCKET = re.compile(r"(gs|s3|az|hf):/")  # pathlib makes one / of two
+_FLAG_OF_URI = re.compile(r"(--[\w.-]+=)?(?=[A-Za-z][\w+.-]*://)")
+
+
+def resolve_uri(path: str) -> str:
+    """The path that file:// names, any other as it is. Raises Mistake for an unknown scheme."""
+    scheme, mark, rest = path.partition("://")
+    if not mark:
+        return path
+    if scheme.lower() == "file":
+        host, slash, below = rest.partition("/")
+        return urllib.parse.unquote(slash + below if host == "localhost" else rest)
+    try:
+        epath.Path(f"{scheme}://")
+    except KeyError as error:
+        rule = "must be a path of this machine, or of a bucket: gs://, s3://, az:// or hf://"
+        raise Mistake(f"{path}: nothing reads {scheme}://: {rule}") from error
+    return path
+
+
+def resolve_word(word: str) -> str:
+    """A word of a command line, a path or --flag=PATH, with the path as `resolve_uri` has it."""
+    found = _FLAG_OF_URI.match(word)
+    return word if found is None else found[0] + resolve_uri(word[found.end() :])
+
+
+def local_path(field: str, path: AnyPath | str) -> pathlib.Path:
+    """The path, which must be on this machine. Raises Mistake, naming `field`, for a bucket's."""
+    found = resolve_uri(os.fspath(path))
+    if _BUCKET.match(found):
+        raise Mistake(f"{field}={path}: must be on a disk: mount the bucket, and name that")
+    return pathlib.Path(found)
+
+
+def place(path: epath.PathLike) -> epath.Path:
+    """The place that a path names.
+
+    Raises Mistake for an unknown scheme, and where what reads a bucket is not installed.
+    """
+    found = resolve_uri(os.fspath(path))
+    if _is_remote(found) and importlib.util.find_spec("tensorflow") is None:  # it reads them too
+        try:
+            fsspec.get_filesystem_class(found.partition("://")[0])
+        except ImportError as error:
+            raise Mistake(f"{path}: cannot be read here: {error}") from error
+    return epath.Path(found)
+
+
+def list_folder(folder: epath.Path) -> list[epath.Path]:
+    """What lies in a folder, in order of names, without what macOS adds to it."""
+    return sorted(path for path in folder.iterdir() if not is_litter(path.name))
+
+
+def is_litter(name: str) -> bool:
+    """Whether macOS puts files of this name beside others: they hold nothing of the user's."""
+    return name.startswith("._") or name in (".DS_Store", "__MACOSX")
 
 
 def write_text(path: AnyPath, text: str) -> None:
@@ -147,7 +208,7 @@ def _errors_as_faults(path: AnyPath) -> Iterator[None]:
         raise Fault(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _is_remote(path: AnyPath) -> bool:
+def _is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 

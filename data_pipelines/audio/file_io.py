@@ -44,13 +44,15 @@ def decode_audio(
     source: bytes | str | os.PathLike[str],
     name: str | None = None,
     part: tuple[float, float] | None = None,
+    channel: int | None = None,
 ) -> Float32[np.ndarray, "w"]:
     """Samples in [-1, 1] at 16 kHz of a wav, flac, mp3 or ogg (Vorbis, Opus) file or its bytes.
 
-    part: start and length in seconds of the range to decode, cut at the end of the sound. Channels
-    are averaged; rates from 8 to 48 kHz are resampled. Errors name the file, or bytes by `name`.
-    Raises Unusable: "missing"; "undecodable", also where a file was cut off (which an MP3 without a
-    length header does not show); "rate"; "empty"; "not finite".
+    part: start and length in seconds of the range to decode, cut at the end of the sound. channel:
+    the only one to read, from 0; else all are averaged. Rates from 8 to 48 kHz are resampled.
+    Errors name the file, or bytes by `name`. Raises Unusable: "missing", also where the channel is;
+    "undecodable", also where a file was cut off (which an MP3 without a length header does not
+    show); "rate"; "empty"; "not finite".
     """
     name = name or _source_name(source)
     try:
@@ -66,7 +68,7 @@ def decode_audio(
             rate = file.samplerate
     except soundfile.LibsndfileError as error:
         raise Unusable("undecodable", f"{name}: is no sound: {error.error_string}") from error
-    wave = sound[:, 0] if sound.shape[1] == 1 else sound.mean(axis=1)
+    wave = to_mono(sound, channel, name)
     peak = max(wave.max(initial=0.0), -wave.min(initial=0.0))
     if not peak <= MAX_AMPLITUDE:  # also where it is NaN
         raise Unusable("not finite", f"{name}: holds samples up to {peak:g}: full scale is 1")
@@ -74,6 +76,18 @@ def decode_audio(
     if not wave.size:
         raise Unusable("empty", f"{name}: holds no sample at {SAMPLE_RATE} Hz")
     return wave
+
+
+def to_mono(
+    sound: Float32[np.ndarray, "w c"], channel: int | None, name: str
+) -> Float32[np.ndarray, "w"]:
+    """One channel of the sound, the mean of all where `channel` is None. Raises Unusable."""
+    count = sound.shape[1]
+    if channel is None:
+        return sound[:, 0] if count == 1 else sound.mean(axis=1)
+    if channel >= count:
+        raise Unusable("missing", f"{name}: channel={channel}: has {count} channels, from 0")
+    return np.ascontiguousarray(sound[:, channel])
 
 
 def resample(wave: Float32[np.ndarray, "w"], rate: int) -> Float32[np.ndarray, "resampled"]:

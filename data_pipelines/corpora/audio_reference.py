@@ -3,6 +3,7 @@
 The readers of tables are extras (`parquet`, `tfds`) that preparing needs, training never.
 """
 
+import dataclasses
 import os
 
 from etils import epath
@@ -10,51 +11,55 @@ from jaxtyping import Float32
 import numpy as np
 
 from data_pipelines.audio.file_io import decode_audio
-from data_pipelines.corpora import parquet_audio, tfds_audio
+from data_pipelines.corpora import parquet_audio, table_samples, tfds_audio
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable
-from melllm_jax.errors import Fault
+from melllm_jax import files
+from melllm_jax.errors import Fault, Mistake
 
 
 def load_wave(
-    location: epath.Path | AudioReference, part: tuple[float, float] | None = None
+    location: epath.Path | AudioReference,
+    part: tuple[float, float] | None = None,
+    channel: int | None = None,
 ) -> Float32[np.ndarray, "w"]:
     """Samples at 16 kHz of the sound at `location`, or of `part` of it: (start, length) in seconds.
 
-    Raises Unusable as `decode_audio`, also where it is missing; Fault where the disk, not the file,
-    is at fault; Mistake where an extra is not installed.
+    channel: the only one to read, from 0; else all are averaged. Raises Unusable as `decode_audio`,
+    also where it is missing; Fault where the disk, not the file, is at fault; Mistake where an
+    extra is not installed.
     """
-    if isinstance(location, AudioReference) and location.path.startswith(TFDS_PREFIX):
-        held = tfds_audio.read_feature(location)
+    if isinstance(location, AudioReference) and _is_row(location):
+        held, found = _read_row(location)
         if not isinstance(held, bytes):
-            return tfds_audio.samples_to_wave(held, location, part)
-        return decode_audio(held, describe_location(location), part)
+            return table_samples.samples_to_wave(held, found, part, channel)
+        return decode_audio(held, describe_location(location), part, channel)
     if (
         part is not None
         and not isinstance(location, AudioReference)
         and "://" not in os.fspath(location)
     ):
-        return decode_audio(location, part=part)  # of a long recording only the stretch is read
-    return decode_audio(read_audio_bytes(location), describe_location(location), part)
+        return decode_audio(
+            location, None, part, channel
+        )  # of a long recording only the stretch is read
+    return decode_audio(read_audio_bytes(location), describe_location(location), part, channel)
 
 
 def read_audio_bytes(location: epath.Path | AudioReference) -> bytes:
     """The encoded sound at `location`, as it lies there. Raises as `load_wave`."""
     if not isinstance(location, AudioReference):
         return _read_range(location, 0, -1)
-    if location.path.startswith(TFDS_PREFIX):
-        held = tfds_audio.read_feature(location)
+    if _is_row(location):
+        held, _ = _read_row(location)
         if not isinstance(held, bytes):
             raise Unusable(
                 "undecodable", f"{describe_location(location)}: holds samples, not a sound file"
             )
         return held
-    if location.row is not None:
-        return parquet_audio.read_row_audio(location)
     if location.start is None or location.size is None:
-        return _read_range(epath.Path(location.path), 0, -1)
-    found = _read_range(epath.Path(location.path), location.start, location.size)
+        return _read_range(_place(location), 0, -1)
+    found = _read_range(_place(location), location.start, location.size)
     if len(found) < location.size:
         rule = f"has {len(found)} of {location.size} bytes: the file was cut off"
         raise Unusable("undecodable", f"{describe_location(location)}: {rule}")
@@ -70,6 +75,25 @@ def describe_location(location: epath.Path | AudioReference) -> str:
     return location.path if location.start is None else f"{location.path}, byte {location.start}"
 
 
+def _is_row(location: AudioReference) -> bool:
+    return location.row is not None or location.path.startswith(TFDS_PREFIX)
+
+
+def _read_row(location: AudioReference) -> tuple[bytes | np.ndarray, AudioReference]:
+    """A sound file or samples, and the location with their rate where the row says it."""
+    if location.path.startswith(TFDS_PREFIX):
+        return tfds_audio.read_feature(location), location
+    held, rate = parquet_audio.read_row_audio(location)
+    return held, location if rate is None else dataclasses.replace(location, rate=rate)
+
+
+def _place(location: AudioReference) -> epath.Path:
+    try:
+        return epath.Path(files.resolve_uri(location.path))
+    except Mistake as error:  # one row's trouble
+        raise Unusable("missing", str(error)) from error
+
+
 def _read_range(path: epath.Path, start: int, size: int) -> bytes:
     """`size` bytes from `start` on, to the end where size is -1."""
     try:
@@ -78,5 +102,7 @@ def _read_range(path: epath.Path, start: int, size: int) -> bytes:
             return bytes(file.read(size))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise Unusable("missing", f"{path}: no such file") from error
+    except ImportError as error:  # of what reads its bucket
+        raise Unusable("missing", f"{path}: cannot be read here: {error}") from error
     except OSError as error:
         raise Fault(f"{path}: cannot be read: {error}") from error

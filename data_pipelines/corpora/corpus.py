@@ -15,6 +15,7 @@ from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, Manifest, map_file
 from data_pipelines.corpora.shard_reader import ShardReader
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.reject import Unusable
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 Corpus = Manifest | ShardReader
@@ -47,12 +48,12 @@ def split_digest(path: epath.PathLike, split: str) -> str:
 
 def list_splits(path: epath.PathLike) -> list[str]:
     """The splits of a folder. Raises Mistake where it holds neither shards nor manifests."""
-    folder = epath.Path(path)
+    folder = files.place(path)
     if not folder.is_dir():
         raise Mistake(f"data={folder}: is no folder")
     if _is_prepared(folder):
         return sorted(shard_index.read_index(folder).splits)
-    names = sorted(file.name for file in folder.iterdir() if file.name != shard_index.REJECTS)
+    names = [file.name for file in files.list_folder(folder) if file.name != shard_index.REJECTS]
     if any(shard_index.SHARD_SUFFIX in name for name in names):
         raise Mistake(
             f"data={folder}: has shards but no {shard_index.INDEX}: preparing did not finish"
@@ -75,9 +76,9 @@ def load_utterance_wave(utterance: Utterance) -> Float32[np.ndarray, "w"]:
         raise Unusable("missing", f"{name}: has no audio")
     part = None if utterance.offset is None else (utterance.offset, utterance.duration)
     return (
-        decode_audio(audio, name, part)
+        decode_audio(audio, name, part, utterance.channel)
         if isinstance(audio, bytes)
-        else audio_reference.load_wave(audio, part)
+        else audio_reference.load_wave(audio, part, utterance.channel)
     )
 
 
@@ -94,4 +95,4 @@ def _folder_with_split(path: epath.PathLike, split: str) -> epath.Path:
     known = list_splits(path)
     if split not in known:
         raise Mistake(f"split={split}: {path} has {', '.join(known)}")
-    return epath.Path(path)
+    return files.place(path)

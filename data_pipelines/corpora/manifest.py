@@ -2,9 +2,10 @@
 
 A line is an object with `id`, `text`, `audio_filepath` (relative to the manifest, absolute, or
 tfds:NAME:SPLIT) and `duration` in seconds, 0 where it is unknown. It may have `speaker`, `language`
-and `source`; `offset`, the second at which it starts in its sound; `start` and `size`, the bytes of
-the file that are the sound; `row` of a parquet file or TFDS split, with the `column` of the sound
-and, where that does not say it, the `rate` in Hz. Other fields are left alone.
+and `source`; `offset`, the second at which it starts in its sound; `channel`, from 0, which alone
+is read then; `start` and `size`, the bytes of the file that are the sound; `row` of a parquet file
+or TFDS split, with the `column` of the sound and, where that does not say it, the `rate` in Hz.
+Other fields are left alone, and lines of blanks passed over.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +17,12 @@ import os
 from typing import Any
 
 from etils import epath
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 import numpy as np
 
 from data_pipelines.corpora.utterance import AudioReference, Utterance
+from melllm_jax import files
 from melllm_jax.errors import Mistake
-from melllm_jax.files import new_file
 
 MANIFEST_SUFFIX = ".jsonl"
 TFDS_PREFIX = "tfds:"  # in place of a path: a split of a TFDS dataset
@@ -36,7 +37,8 @@ _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
     "id": str,
 }
 _WORDS = ("speaker", "language", "source", "column")
-_COUNTS = ("start", "size", "row", "rate")
+_COUNTS = ("start", "size", "row", "rate", "channel")
+_BLANKS = np.frombuffer(b" \t\r", np.uint8)
 
 
 class Manifest:
@@ -90,12 +92,42 @@ def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, A
     first = next(rows, None)
     if first is None:
         return 0
-    with new_file(final) as scratch, open(scratch, "w", encoding="utf-8") as file:
+    with files.new_file(final) as scratch, open(scratch, "wb") as file:
         for row in itertools.chain([first], rows):
             filled = {name: value for name, value in row.items() if value is not None}
-            file.write(encode(filled) + "\n")
+            try:
+                line = encode(filled).encode()
+            except UnicodeEncodeError:  # half a pair, or a file's name that is no UTF-8
+                line = json.dumps(filled).encode()
+            file.write(line + b"\n")
             count += 1
     return count
+
+
+def locate_audio(path: str, folder: epath.Path) -> epath.Path | AudioReference:
+    """The sound that a manifest in `folder` calls `path`.
+
+    Where nothing reads it, as https://, it stays as written, and is missing once it is read.
+    """
+    if "://" not in path:
+        return folder / path
+    try:
+        return epath.Path(files.resolve_uri(path))
+    except Mistake:
+        return AudioReference(path)
+
+
+def is_filled(
+    content: mmap.mmap | bytes,
+    starts: Int64[np.ndarray, " lines"],
+    stops: Int64[np.ndarray, " lines"],
+) -> Bool[np.ndarray, " lines"]:
+    """Whether the lines of `content` from `starts` up to `stops` hold more than blanks."""
+    filled = starts < stops
+    firsts = np.frombuffer(content, np.uint8)[starts[filled]]
+    for line in np.flatnonzero(filled)[np.isin(firsts, _BLANKS)].tolist():
+        filled[line] = bool(content[starts[line] : stops[line]].strip())
+    return filled
 
 
 def map_file(path: epath.Path) -> mmap.mmap | bytes:
@@ -141,11 +173,10 @@ def _parse_row(line: bytes) -> dict[str, Any]:
 def _utterance(row: Mapping[str, Any], folder: epath.Path) -> Utterance:
     path = row["audio_filepath"]
     audio: epath.Path | AudioReference
-    if row.get("row") is None and row.get("size") is None:
-        audio = _audio_path(path, folder)
-    else:
+    audio = AudioReference(path) if path.startswith(TFDS_PREFIX) else locate_audio(path, folder)
+    if not (row.get("row") is None and row.get("size") is None):
         audio = AudioReference(
-            path if path.startswith(TFDS_PREFIX) else os.fspath(_audio_path(path, folder)),
+            audio.path if isinstance(audio, AudioReference) else os.fspath(audio),
             row.get("start"),
             row.get("size"),
             row.get("row"),
@@ -161,17 +192,14 @@ def _utterance(row: Mapping[str, Any], folder: epath.Path) -> Utterance:
         offset=row.get("offset"),
         language=row.get("language") or "",
         source=row.get("source") or "",
+        channel=row.get("channel"),
     )
-
-
-def _audio_path(path: str, folder: epath.Path) -> epath.Path:
-    return epath.Path(path) if "://" in path else folder / path
 
 
 def _line_bounds(
     content: mmap.mmap | bytes,
 ) -> tuple[Int64[np.ndarray, " lines"], Int64[np.ndarray, " lines"]]:
-    """Start and stop of every line that is not empty."""
+    """Start and stop of every line that holds more than blanks."""
     ends = [
         np.flatnonzero(np.frombuffer(content[start : start + _CHUNK], np.uint8) == ord("\n"))
         + start
@@ -179,5 +207,5 @@ def _line_bounds(
     ]
     stops = np.concatenate([*ends, np.array([len(content)])]).astype(np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), stops[:-1] + 1])
-    filled = starts < stops
+    filled = is_filled(content, starts, stops)
     return starts[filled], stops[filled]

@@ -1,15 +1,17 @@
 """Reads sound from rows of parquet files, as datasets on the Hugging Face hub hold it.
 
-The sound is a column of structs with `bytes`, or of binary values: whole sound files.
+The sound is a column of structs with `bytes`, or of binary values: whole sound files. Or it is
+decoded: structs of `array` and `sampling_rate`, or lists of samples alone, in one channel.
 """
 
 import bisect
 from collections.abc import Iterator
 import itertools
 import threading
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
+import numpy as np
 
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable, first_line
@@ -22,8 +24,10 @@ class BadParquetFile(Mistake):
     """A parquet file that is missing or cannot be read."""
 
 
-def read_row_audio(location: AudioReference) -> bytes:
-    """The sound file in a row. Raises Unusable, and Mistake where the extra is not installed.
+def read_row_audio(location: AudioReference) -> tuple[bytes | np.ndarray, int | None]:
+    """The sound file in a row, or its samples, and their rate in Hz if the row says it.
+
+    Raises Unusable, and Mistake where the extra is not installed.
 
     Each thread keeps the row group that it read last: in the file's order each group is read once,
     in another order once for each row.
@@ -37,10 +41,10 @@ def read_row_audio(location: AudioReference) -> bytes:
         raise Unusable("missing", f"{where}: {error}") from error
     except BadParquetFile as error:
         raise Unusable("undecodable", f"{where}: {error}") from error
-    found = value["bytes"] if isinstance(value, dict) else value
-    if not isinstance(found, bytes):
-        raise Unusable("missing", f"{where}: holds no bytes")
-    return found
+    found, rate = value if isinstance(value, tuple) else (value, None)
+    if not isinstance(found, bytes | np.ndarray):
+        raise Unusable("missing", f"{where}: holds no sound")
+    return found, rate
 
 
 def open_parquet(path: str) -> Any:
@@ -51,7 +55,7 @@ def open_parquet(path: str) -> Any:
     try:
         source = epath.Path(path).open("rb") if "://" in path else path
         return pyarrow.parquet.ParquetFile(source)
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, ImportError, arrow.ArrowException) as error:
         raise BadParquetFile(f"{path}: is no parquet file: {first_line(error)}") from error
 
 
@@ -64,25 +68,51 @@ def read_row_group(file: Any, index: int, columns: list[str]) -> Any:
         raise BadParquetFile(f"row group {index} cannot be read: {first_line(error)}") from error
 
 
-def read_rows(file: Any, columns: list[str], path: str) -> Iterator[dict[str, Any]]:
-    """The rows of a file in order, each a dict. Raises BadParquetFile, naming `path`."""
+def read_rows(file: Any, columns: list[str], sound: str, path: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file in order, each a dict. Raises BadParquetFile, naming `path`.
+
+    Of samples in the column `sound` a row has their number alone.
+    """
     arrow = _import_pyarrow()
     try:
         for batch in file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
-            yield from batch.to_pylist()
+            yield from _count_samples(batch, sound).to_pylist()
     except (OSError, arrow.ArrowException) as error:
         raise BadParquetFile(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def find_sound_column(schema: Any, path: str) -> str:
-    """The one column that can hold sound files. Raises Mistake where there is not just one."""
-    structs = [f.name for f in schema if f.type.num_fields and _has_bytes(f.type)]
-    found = structs or [f.name for f in schema if str(f.type) in ("binary", "large_binary")]
+    """The one column that can hold sound. Raises Mistake where there is not just one.
+
+    Sound files come before samples; samples that do not say their rate have to be named.
+    """
+    kinds = {field.name: sound_kind(field.type) for field in schema}
+    found: list[str] = []
+    for kind in ("file in a struct", "file", "samples with a rate"):
+        found = found or [name for name, held in kinds.items() if held == kind]
     if len(found) != 1:
-        names = ", ".join(f.name for f in schema)
-        which = f"may be in {' or '.join(found)}" if found else "is in no column of bytes"
-        raise Mistake(f"{path}: the sound {which}: name it by --audio; there are {names}")
-    return str(found[0])
+        which = f"may be in {' or '.join(found)}" if found else "is in no column of files"
+        raise Mistake(
+            f"{path}: the sound {which}: name it by --audio; there are {', '.join(kinds)}"
+        )
+    return found[0]
+
+
+SoundKind = Literal["file in a struct", "file", "samples with a rate", "samples", "none"]
+
+
+def sound_kind(kind: Any) -> SoundKind:
+    """The form of sound that a column of this pyarrow type can hold."""
+    types = _import_pyarrow().types
+    if types.is_struct(kind):
+        inner = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+        if "bytes" in inner:
+            return "file in a struct"
+        samples = {"array", "sampling_rate"} <= inner.keys() and _is_samples(inner["array"])
+        return "samples with a rate" if samples else "none"
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return "file"
+    return "samples" if _is_samples(kind) else "none"
 
 
 class _RowGroupCache(threading.local):
@@ -109,7 +139,7 @@ class _RowGroupCache(threading.local):
             self._group, self._values = -1, None  # stays so where reading fails
             self._values = read_row_group(self._file, group, [name]).column(0)
             self._group, self._column = group, column
-        return self._values[row - (self._stops[group - 1] if group else 0)].as_py()
+        return _sound(self._values[row - (self._stops[group - 1] if group else 0)])
 
 
 _row_group_cache = _RowGroupCache()
@@ -123,5 +153,44 @@ def _import_pyarrow() -> Any:
     return pyarrow
 
 
-def _has_bytes(kind: Any) -> bool:
-    return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+def _is_samples(kind: Any) -> bool:
+    types = _import_pyarrow().types
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    if not any(is_list(kind) for is_list in lists):
+        return False
+    number = kind.value_type  # of 8 bits it is a byte, not a sample
+    return types.is_floating(number) or types.is_integer(number) and number.bit_width > 8
+
+
+def _sound(value: Any) -> Any:
+    """What a pyarrow scalar holds: a sound file, samples, or samples and their rate."""
+    kind = sound_kind(value.type)
+    if kind == "file in a struct":
+        return value["bytes"].as_py() if value.is_valid else None
+    if kind == "samples with a rate" and value.is_valid:
+        return _samples(value["array"]), value["sampling_rate"].as_py()
+    return _samples(value) if kind == "samples" else value.as_py()
+
+
+def _samples(value: Any) -> np.ndarray | None:
+    return None if value.values is None else value.values.to_numpy(zero_copy_only=False)
+
+
+def _count_samples(batch: Any, sound: str) -> Any:
+    """The batch with the number of samples in place of each list of them."""
+    arrow = _import_pyarrow()
+    import pyarrow.compute  # noqa: PLC0415  the extra `parquet`
+
+    index = batch.schema.get_field_index(sound)
+    if index < 0:
+        return batch
+    column = batch.column(index)
+    kind = sound_kind(column.type)
+    if kind == "samples":
+        return batch.set_column(index, sound, pyarrow.compute.list_value_length(column))
+    if kind != "samples with a rate":
+        return batch
+    parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+    parts["array"] = pyarrow.compute.list_value_length(parts["array"])
+    counted = arrow.StructArray.from_arrays(list(parts.values()), list(parts))
+    return batch.set_column(index, sound, counted)

@@ -7,17 +7,13 @@ import functools
 import os
 from typing import Any
 
-from etils import epath
-from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, resample
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable, first_line
+from melllm_jax import files
 from melllm_jax.errors import Mistake
-
-INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default in int64
 
 
 def read_feature(location: AudioReference) -> bytes | np.ndarray:
@@ -39,31 +35,6 @@ def read_feature(location: AudioReference) -> bytes | np.ndarray:
     return bytes(array.item()) if array.dtype.kind in "SO" else array
 
 
-def samples_to_wave(
-    samples: np.ndarray, location: AudioReference, part: tuple[float, float] | None = None
-) -> Float32[np.ndarray, "w"]:
-    """Resamples [w] or [w, channels] at location.rate Hz, 16-bit integers or floats, to 16 kHz."""
-    where = f"{location.path}, row {location.row}"
-    if location.rate is None or not MIN_RATE <= location.rate <= MAX_RATE:
-        rule = f"must be from {MIN_RATE} to {MAX_RATE} Hz"
-        raise Unusable("rate", f"{where}: rate={location.rate}: {rule}")
-    if part is not None:
-        start, stop = round(part[0] * location.rate), round(sum(part) * location.rate)
-        samples = samples[start:stop]
-    if not samples.size:
-        raise Unusable("empty", f"{where}: holds no sample")
-    if (
-        samples.dtype.kind in "iu"
-        and not -INT16_SCALE <= samples.min() <= samples.max() < INT16_SCALE
-    ):
-        raise Unusable("undecodable", f"{where}: holds whole numbers of more than 16 bits")
-    scale = INT16_SCALE if samples.dtype.kind in "iu" else 1
-    sound = samples.astype(np.float32) / np.float32(scale)
-    if not np.isfinite(sound).all():
-        raise Unusable("not finite", f"{where}: holds samples that are NaN or infinite")
-    return resample(sound.mean(axis=1) if sound.ndim == 2 else sound, location.rate)
-
-
 def import_tfds() -> Any:
     """The module tensorflow_datasets. Raises Mistake where the extra is not installed."""
     try:
@@ -82,7 +53,7 @@ def open_builder(name: str) -> Any:
     """
     tfds = import_tfds()
     try:
-        if (epath.Path(name) / "dataset_info.json").exists():
+        if (files.place(name) / "dataset_info.json").exists():
             return tfds.builder_from_directory(name)
         return tfds.builder(name, try_gcs=False)
     except ImportError as error:

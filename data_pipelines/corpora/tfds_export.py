@@ -16,6 +16,7 @@ import numpy as np
 from data_pipelines.audio.file_io import to_int16
 from data_pipelines.corpora import shard_index, tfds_audio
 from data_pipelines.corpora.corpus import Corpus, list_splits, load_utterance_wave, open_corpus
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -35,7 +36,7 @@ def export_dataset(
         raise Mistake(f"name={name}: must be of a-z, 0-9 and _, and start with a letter")
     if not _VERSION.fullmatch(version):
         raise Mistake(f"version={version}: must be three numbers: 1.0.0")
-    folder, home = epath.Path(source), epath.Path(out) / name / version
+    folder, home = files.place(source), files.place(out) / name / version
     if not (folder / shard_index.INDEX).exists():
         raise Mistake(f"source={source}: has no {shard_index.INDEX}: run `melllm prepare` first")
     if home.exists():

@@ -15,7 +15,7 @@ import numpy as np
 
 _HEADER = struct.Struct("<I")  # bytes of JSON that follow
 _REQUIRED_FIELDS = ("id", "text", "duration", "speaker")
-_OPTIONAL_FIELDS = ("language", "source", "tokens")  # left out of a header where empty
+_OPTIONAL_FIELDS = ("language", "source", "tokens", "channel")  # left out of a header where empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class AudioReference:
     size: int | None = None  # bytes that are the sound
     row: int | None = None  # of a parquet file or TFDS split, counted from 0
     column: str = ""  # of the sound in a table; found by its type where empty
-    rate: int | None = None  # Hz of samples that do not say it themselves (TFDS)
+    rate: int | None = None  # Hz of samples that do not say it themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Utterance:
     language: str = ""  # as the corpus writes it, "en" or "de-CH"; empty: unknown
     source: str = ""  # corpus that it came from
     tokens: tuple[int, ...] | None = None  # ids of the text, where it was prepared with a tokenizer
+    channel: int | None = None  # of the sound, counted from 0; None is the mean of all
 
 
 def encode_record(utterance: Utterance) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from data_pipelines.corpora.manifest import locate_audio
 from data_pipelines.importers.manifest_row import (
     ImportOptions,
     ManifestRow,
@@ -17,6 +18,7 @@ from data_pipelines.importers.manifest_row import (
     read_lines,
     select_splits,
 )
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 OFFICIAL = ("train", "dev", "test")
@@ -26,10 +28,11 @@ _DURATIONS = "clip_durations.tsv"
 def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of the chosen splits."""
     if not (source / "clips").is_dir():
-        within = [path.name for path in source.iterdir() if (path / "clips").is_dir()]
+        within = [path.name for path in files.list_folder(source) if (path / "clips").is_dir()]
         hint = f": give one of its folders: {join_names(within)}" if within else ""
         raise Mistake(f"source={source}: has no clips/{hint}")
-    tables = {path.stem: path for path in sorted(source.glob("*.tsv")) if _is_table(path)}
+    held = (path for path in files.list_folder(source) if path.suffix == ".tsv")
+    tables = {path.stem: path for path in held if _is_table(path)}
     if not tables:
         raise Mistake(f"source={source}: has no .tsv with the columns path and sentence")
     official = {name: path for name, path in tables.items() if name in OFFICIAL}
@@ -49,7 +52,8 @@ def _rows(
         yield make_row(
             clip.rpartition(".")[0],
             fields[text],
-            table.parent / "clips" / clip,
+            locate_audio(clip, table.parent / "clips"),
+            where=where,
             seconds=seconds.get(clip),
             speaker=fields.get("client_id", ""),
             language=fields.get("locale", ""),

@@ -1,18 +1,21 @@
-"""Kaldi's data folders: wav.scp and text; segments, utt2spk, utt2dur and utt2lang where they are.
+"""Kaldi's data folders: wav.scp and text; segments, utt2spk, utt2dur and others where they are.
 
 A folder is a split of its name; SOURCE is one, or holds several. The files are read side by side,
 in the order of ids that Kaldi itself demands, so that none is held in memory but wav.scp beside
 segments. Of pipes in wav.scp those are taken that only unpack one file, whole:
-`flac -c -d -s FILE |`, `sph2pipe -f wav FILE |`, `sox FILE -t wav - |`, `cat FILE |`.
+`flac -c -d -s FILE |`, `sph2pipe -f wav FILE |`, `sox FILE -t wav - |`, `cat FILE |`. The others
+are utt2lang and reco2file_and_channel, whose channel alone is read: A, B… or 1, 2….
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import os
 import re
 import shlex
 
 from etils import epath
 
+from data_pipelines.corpora.manifest import locate_audio
+from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.importers.manifest_row import (
     ImportOptions,
     ManifestRow,
@@ -22,10 +25,12 @@ from data_pipelines.importers.manifest_row import (
     read_lines,
     select_splits,
 )
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 _BLANK = re.compile(r"[ \t]+")
 _ARCHIVE = re.compile(r"\.ark(:\d+)?$")
+_CHANNEL = re.compile(r"[A-Z]|[1-9][0-9]?")
 # Options that leave the sound as it is, with a value and without: what picks a channel or a stretch
 # is not among them, nor an effect. A new rate, width or number of channels makes no difference.
 _VALUED = {"flac": (), "sph2pipe": ("-f",), "sox": ("-t", "-r", "-b", "-e", "-c"), "cat": ()}
@@ -42,7 +47,7 @@ def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterato
     if (source / "wav.scp").exists():
         folders = {source.name: source}
     else:
-        held = (path for path in source.iterdir() if (path / "wav.scp").exists())
+        held = (path for path in files.list_folder(source) if (path / "wav.scp").exists())
         folders = {path.name: path for path in held}
     if not folders:
         raise Mistake(f"source={source}: has no wav.scp, neither has a folder in it")
@@ -54,7 +59,7 @@ def _rows(folder: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
     timed = (folder / "segments").exists() or (folder / "utt2dur").exists()
     seconds = _Column(folder / ("utt2dur" if timed else "reco2dur"), optional=True)
     languages = _Column(folder / "utt2lang", optional=True)
-    for name, location, offset, length, where in _utterances(folder, options):
+    for name, location, channel, offset, length, where in _utterances(folder, options):
         duration = seconds.value(name)
         if length is None and duration is not None:
             length = parse_seconds(duration, "duration", where)
@@ -62,8 +67,10 @@ def _rows(folder: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
             name,
             texts.value(name) or "",
             location,
+            where=where,
             seconds=length,
             offset=offset,
+            channel=channel,
             speaker=speakers.value(name) or "",
             language=languages.value(name) or "",
         )
@@ -71,15 +78,17 @@ def _rows(folder: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
         column.check_empty()
 
 
-KaldiUtterance = tuple[str, epath.Path, float | None, float | None, str]
+Location = epath.Path | AudioReference
+KaldiUtterance = tuple[str, Location, int | None, float | None, float | None, str]
 
 
 def _utterances(folder: epath.Path, options: ImportOptions) -> Iterator[KaldiUtterance]:
-    """Id, file, offset, seconds and line of every utterance."""
+    """Id, file, channel, offset, seconds and line of every utterance."""
     scp, segments = _Paths(folder, options), folder / "segments"
+    channels = _read_channels(folder / "reco2file_and_channel")
     if not segments.exists():
         for name, rest, where in _sorted_lines(folder / "wav.scp"):
-            yield name, scp.path(rest, where), None, None, where
+            yield name, scp.path(rest, where), channels(name, where), None, None, where
         return
     recordings = {
         name: (rest, f"{folder / 'wav.scp'}:{count}")
@@ -93,14 +102,36 @@ def _utterances(folder: epath.Path, options: ImportOptions) -> Iterator[KaldiUtt
         if parts[0] not in recordings:
             raise Mistake(f"{where}: wav.scp has no recording {parts[0]}")
         location = scp.path(*recordings[parts[0]])
+        channel = channels(parts[0], where)
         start = parse_seconds(parts[1], "start", where) or 0.0
         if parts[2] in ("-1", "-1.0"):  # up to where the recording ends
-            yield name, location, start, None, where
+            yield name, location, channel, start, None, where
             continue
         end = parse_seconds(parts[2], "end", where) or 0.0
         if end <= start:
             raise Mistake(f"{where}: end={end}: must lie after start={start}")
-        yield name, location, start, end - start, where
+        yield name, location, channel, start, end - start, where
+
+
+def _read_channels(path: epath.Path) -> Callable[[str, str], int | None]:
+    """A function from recording and line to the channel, from 0; None without such a file."""
+    if not path.exists():
+        return lambda recording, where: None
+    found: dict[str, int] = {}
+    for count, line in read_lines(path):
+        name, rest = _split_pair(line)
+        label = rest.rpartition(" ")[2].rpartition("\t")[2]
+        if not _CHANNEL.fullmatch(label):
+            rule = "must be A, B… or 1, 2…; without this file all channels are averaged"
+            raise Mistake(f"{path}:{count}: channel {label!r}: {rule}")
+        found[name] = int(label) - 1 if label.isdigit() else ord(label) - ord("A")
+
+    def channel(recording: str, where: str) -> int:
+        if recording not in found:
+            raise Mistake(f"{where}: {path.name} has no recording {recording}")
+        return found[recording]
+
+    return channel
 
 
 class _Paths:
@@ -112,12 +143,12 @@ class _Paths:
         self._options = options
         self._base: epath.Path | None = None
 
-    def path(self, rest: str, where: str) -> epath.Path:
+    def path(self, rest: str, where: str) -> Location:
         name = _parse_pipe(rest, where) if rest.endswith("|") else rest
         if _ARCHIVE.search(name):
             raise Mistake(f"{where}: {name}: is an archive: write its sounds as files first")
         if "://" in name or name.startswith("/"):
-            return epath.Path(name)
+            return locate_audio(name, self._tried[0])
         if self._base is None:
             self._base = find_audio_folder(self._tried, name, self._options, where)
         return self._base / name
@@ -180,7 +211,7 @@ def _parse_pipe(command: str, where: str) -> str:
     tool = tool.rpartition("/")[2]
     if tool not in _VALUED or "|" in words:
         raise refused
-    files, words = [], words[::-1]
+    named, words = [], words[::-1]
     while words:
         word = words.pop()
         if word == "-" and tool == "sox" and not words:
@@ -190,7 +221,7 @@ def _parse_pipe(command: str, where: str) -> str:
         elif word in _BARE[tool]:
             continue
         else:
-            files.append(word)
-    if len(files) != 1 or files[0].startswith("-"):
+            named.append(word)
+    if len(named) != 1 or named[0].startswith("-"):
         raise refused
-    return files[0]
+    return named[0]

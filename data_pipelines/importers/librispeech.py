@@ -5,6 +5,7 @@ the text, which is taken as it stands (LibriSpeech's own is in capitals).
 """
 
 from collections.abc import Iterator
+import os
 
 from etils import epath
 
@@ -16,6 +17,7 @@ from data_pipelines.importers.manifest_row import (
     read_lines,
     select_splits,
 )
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 TRANSCRIPT = ".trans.txt"
@@ -40,10 +42,15 @@ def _rows(subset: epath.Path) -> Iterator[ManifestRow]:
 
 
 def _chapter(chapter: epath.Path, speaker: str) -> Iterator[ManifestRow]:
-    files = sorted(chapter.iterdir())
-    sounds = {path.stem: path for path in files if path.suffix.lower() in SOUND_SUFFIXES}
+    held = files.list_folder(chapter)
+    sounds: dict[str, epath.Path] = {}
+    for path in held:
+        if path.suffix.lower() in SOUND_SUFFIXES:
+            first = sounds.setdefault(path.stem, path)
+            if first != path:
+                raise Mistake(f"{path}: {first.name} has its name too: keep one of the two")
     seen: dict[str, str] = {}
-    for path in files:
+    for path in held:
         if not path.name.endswith(TRANSCRIPT):
             continue
         for count, line in read_lines(path):
@@ -53,15 +60,16 @@ def _chapter(chapter: epath.Path, speaker: str) -> Iterator[ManifestRow]:
                 raise Mistake(f"{where}: id {name} stands already at {seen[name]}")
             seen[name] = where
             location = sounds.pop(name, chapter / f"{name}.flac")  # missing: preparing says so
-            yield make_row(name, text.strip(), location, speaker=speaker)
+            yield make_row(name, text.strip(), location, where=where, speaker=speaker)
     for name, location in sounds.items():  # without a transcript
-        yield make_row(name, "", location, speaker=speaker)
+        yield make_row(name, "", location, where=os.fspath(location), speaker=speaker)
 
 
 def _is_subset(path: epath.Path) -> bool:
     chapters = (chapter for speaker in _folders(path) for chapter in _folders(speaker))
-    return any(file.name.endswith(TRANSCRIPT) for chapter in chapters for file in chapter.iterdir())
+    names = (path.name for chapter in chapters for path in files.list_folder(chapter))
+    return any(name.endswith(TRANSCRIPT) for name in names)
 
 
 def _folders(path: epath.Path) -> list[epath.Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir())
+    return [child for child in files.list_folder(path) if child.is_dir()]

@@ -1,7 +1,8 @@
-"""Datasets of the Hugging Face hub: parquet files with sound files inside, beside their text.
+"""Datasets of the Hugging Face hub: parquet files with sound inside, beside its text.
 
 SOURCE is a folder of SPLIT-00000-of-N.parquet, at any depth, or one file. Sound, text, id and the
-rest are found by the names and types of columns; flags name them where that fails.
+rest are found by the names and types of columns; flags name them where that fails. Sound is a file
+or samples: {array, sampling_rate}, or a list of numbers whose Hz `rate` says.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from data_pipelines.importers.manifest_row import (
     find_files,
     make_row,
     parse_seconds,
+    parse_words,
     select_splits,
 )
 from data_pipelines.reject import Unusable
@@ -40,6 +42,7 @@ class _Columns:
     speaker: str
     language: str
     duration: str
+    rate: int | None  # Hz of samples that do not say it
 
 
 def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
@@ -66,12 +69,13 @@ def _rows(paths: Sequence[epath.Path], options: ImportOptions) -> Iterator[Manif
 def _file_rows(path: epath.Path, options: ImportOptions) -> Iterator[ManifestRow]:
     file = parquet_audio.open_parquet(os.fspath(path))
     columns = _columns(file.schema_arrow, path, options)
-    light = [name for name in dataclasses.astuple(columns)[1:] if name]
+    light = [name for name in dataclasses.astuple(columns)[1:-1] if name]
     if not columns.duration:  # the header of the sound tells it: all bytes are read
         light.append(columns.audio)
-    elif file.schema_arrow.field(columns.audio).type.num_fields:
-        light.append(f"{columns.audio}.path")
-    for count, values in enumerate(parquet_audio.read_rows(file, light, os.fspath(path))):
+    else:
+        light.append(f"{columns.audio}.path")  # of a struct; of others nothing
+    rows = parquet_audio.read_rows(file, light, columns.audio, os.fspath(path))
+    for count, values in enumerate(rows):
         yield _row(values, count, path, columns, options)
 
 
@@ -84,26 +88,25 @@ def _row(
 ) -> ManifestRow:
     where = f"{path}, row {count}"
     text = values[columns.text]
-    if not isinstance(text, str | None):
-        raise Mistake(f"{where}: {columns.text}={repr(text)[:40]}: must be a string")
+    if type(text) is int:  # a class, more likely than what was said
+        raise Mistake(f"{where}: {columns.text}={text}: must be a string")
     held = values.get(columns.audio)
-    inner, content = (held.get("path"), held.get("bytes")) if isinstance(held, dict) else ("", held)
-    named = (inner or "").rpartition(".")[0] or inner
-    own = values[columns.id] if columns.id else None
+    inner = (held.get("path") or "") if isinstance(held, dict) else ""
+    named = inner.rpartition(".")[0] or inner
+    own = parse_words(values.get(columns.id), columns.id, where)
     made = f"{path.stem}-{count}"
-    language = values[columns.language] if columns.language else ""
-    speaker = values[columns.speaker] if columns.speaker else None
-    duration = (
-        parse_seconds(values[columns.duration], "duration", where) if columns.duration else None
-    )
+    language = values.get(columns.language)
+    duration = parse_seconds(values.get(columns.duration), "duration", where)
     return make_row(
         # A file's name before an id: FLEURS counts sentences by its id, not recordings.
-        str(own) if options.id else str(named or (made if own is None else own)),
-        text or "",
-        AudioReference(os.fspath(path), row=count, column=columns.audio),
-        seconds=_seconds(content, where) if duration is None else duration,
-        speaker="" if speaker is None else str(speaker),
-        language=language if isinstance(language, str) else "",
+        (own if options.id else named or own) or made,
+        parse_words(text, columns.text, where),
+        AudioReference(os.fspath(path), row=count, column=columns.audio, rate=columns.rate),
+        where=where,
+        spare="" if options.id else made,
+        seconds=_seconds(held, columns.rate, where) if duration is None else duration,
+        speaker=parse_words(values.get(columns.speaker), columns.speaker, where),
+        language=language if isinstance(language, str) else "",  # FLEURS numbers some
     )
 
 
@@ -111,17 +114,19 @@ def _columns(schema: Any, path: epath.Path, options: ImportOptions) -> _Columns:
     """Raises Mistake where the sound or the text is not found."""
     names = schema.names
     text = (options.text,) if options.text else _TEXTS
+    audio = options.audio or parquet_audio.find_sound_column(schema, os.fspath(path))
+    there = f"there are {', '.join(names)}"
+    if audio not in names:
+        raise Mistake(f"{path}: has no column {audio} of sound: {there}")
     found = _Columns(
-        options.audio or parquet_audio.find_sound_column(schema, os.fspath(path)),
+        audio,
         _first(names, text),
         _first(names, (options.id or "id",)),
         _first(names, ("speaker_id", "speaker", "client_id")),
         _first(names, ("language", "locale", "lang")),
         _first(names, ("duration",)),
+        _rate(schema.field(audio), path, options),
     )
-    there = f"there are {', '.join(names)}"
-    if found.audio not in names:
-        raise Mistake(f"{path}: has no column {found.audio} of sound: {there}")
     if not found.text:
         raise Mistake(f"{path}: has no text in {' or '.join(text)}: name it by --text; {there}")
     if options.id and not found.id:
@@ -129,11 +134,30 @@ def _columns(schema: Any, path: epath.Path, options: ImportOptions) -> _Columns:
     return found
 
 
+def _rate(field: Any, path: epath.Path, options: ImportOptions) -> int | None:
+    """Hz of samples that do not say it. Raises Mistake for a column that can hold no sound."""
+    kind, where = parquet_audio.sound_kind(field.type), f"{path}: column {field.name}"
+    if kind == "none":
+        rule = "needs sound files, {array, sampling_rate}, or lists of samples of one channel"
+        raise Mistake(f"{where} is {field.type}: {rule}")
+    if kind != "samples":
+        return None
+    if options.rate is None:
+        raise Mistake(f"{where} is {field.type}, which does not say its Hz: give --rate")
+    return options.rate
+
+
 def _first(names: Sequence[str], wanted: Sequence[str]) -> str:
     return next((name for name in wanted if name in names), "")
 
 
-def _seconds(content: bytes | None, where: str) -> float:
+def _seconds(held: Any, rate: int | None, where: str) -> float:
+    """Seconds of what `parquet_audio.read_rows` holds of a sound; 0 where that is not known."""
+    content = held
+    if isinstance(held, dict):
+        content, rate = held.get("bytes", held.get("array")), held.get("sampling_rate")
+    if isinstance(content, int):
+        return content / rate if rate else 0.0
     if content is None:
         return 0.0
     try:

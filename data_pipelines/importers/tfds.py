@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, read_duration
+from data_pipelines.audio.file_io import read_duration
 from data_pipelines.corpora import tfds_audio
+from data_pipelines.corpora.audio_reference import describe_location
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.importers.manifest_row import (
     ImportOptions,
     ManifestRow,
+    check_rate,
     join_names,
     make_row,
+    parse_words,
     select_splits,
 )
 from data_pipelines.reject import Unusable
@@ -38,8 +41,7 @@ def read_splits(source: str, options: ImportOptions) -> dict[str, Iterator[Manif
             f"id={options.id!r}: must name one of the features {join_names(list(features))}"
         )
     rate = options.rate or getattr(features[options.audio], "sample_rate", None)
-    if rate is not None and not MIN_RATE <= rate <= MAX_RATE:
-        raise Mistake(f"rate={rate}: must be from {MIN_RATE} to {MAX_RATE} Hz")
+    check_rate(rate)
     found = builder.info.splits
     return {
         split: _rows(home, split, rate, options) for split in select_splits(found, options, source)
@@ -61,14 +63,17 @@ def _rows(home: str, split: str, rate: int | None, options: ImportOptions) -> It
             f"{TFDS_PREFIX}{home}:{split}", row=count, column=options.audio, rate=rate
         )
         own = next((f for f in (options.id, "id", "utterance_id") if f and f in held), None)
-        speaker = next((f for f in ("speaker", "speaker_id") if f in held), None)
+        speaker = next((f for f in ("speaker", "speaker_id") if f in held), "speaker")
+        where, made = describe_location(location), f"{split}-{count}"
         yield make_row(
-            f"{split}-{count}" if own is None else _word(held[own]),
-            _word(held[options.text]),
+            made if own is None else _words(held[own], own, where) or made,
+            _words(held[options.text], options.text, where),
             location,
+            where=where,
+            spare="" if options.id else made,
             seconds=_seconds(location),
-            speaker="" if speaker is None else _word(held[speaker]),
-            language=_word(held["language"]) if "language" in held else "",
+            speaker=_words(held.get(speaker), speaker, where),
+            language=_words(held.get("language"), "language", where),
         )
 
 
@@ -85,6 +90,8 @@ def _seconds(location: AudioReference) -> float:
     return len(held) / location.rate
 
 
-def _word(value: Any) -> str:
-    plain = np.asarray(value).item()
-    return plain.decode() if isinstance(plain, bytes) else str(plain)
+def _words(value: Any, name: str, where: str) -> str:
+    plain = np.asarray(value).tolist()
+    return parse_words(
+        plain.decode(errors="surrogateescape") if isinstance(plain, bytes) else plain, name, where
+    )

@@ -19,7 +19,13 @@ from data_pipelines.importers import (
     tfds,
     webdataset,
 )
-from data_pipelines.importers.manifest_row import ImportOptions, ManifestRow, absolute_path
+from data_pipelines.importers.manifest_row import (
+    ImportOptions,
+    ManifestRow,
+    absolute_path,
+    spell_out,
+)
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 # Given the path of the corpus, or the name of a TFDS dataset.
@@ -36,7 +42,8 @@ IMPORTERS: Mapping[str, Importer] = types.MappingProxyType(  # by kind of corpus
         "tfds": tfds.read_splits,
     }
 )
-# Ids of a split that are compared with one another, in 70 MB; preparing compares the rest.
+WITH_ID = ("nemo", "parquet", "tfds")  # kinds that take the option `id`
+# Ids of a split that are compared with one another, in 150 MB; preparing compares the rest.
 COMPARED_IDS = 500_000
 
 
@@ -58,25 +65,27 @@ def import_corpus(
     """
     if kind not in IMPORTERS:
         raise Mistake(f"kind={kind}: must be one of {', '.join(IMPORTERS)}")
-    folder = absolute_path(folder)
+    folder = absolute_path(files.place(folder))
     _check_free(folder)
     chosen = ImportOptions(**options)
     if kind == "tfds":
         splits = IMPORTERS[kind](source, chosen)
         name = tfds.dataset_name(source)
     else:
-        path = absolute_path(source)
+        path = absolute_path(files.place(source))
         if not path.exists():
             raise Mistake(f"source={source}: is missing")
         splits = IMPORTERS[kind](path, chosen)
         name = path.parent.name if path.is_file() else path.name
-    chosen = dataclasses.replace(chosen, name=chosen.name or name)
+    chosen = dataclasses.replace(chosen, name=spell_out(chosen.name or name))
+    way_out = "; --id names the field of other ids" if kind in WITH_ID else ""
     written = {}
     for split, rows in splits.items():
-        if "/" in split or f"{split}{manifest.MANIFEST_SUFFIX}" == shard_index.REJECTS:
-            raise Mistake(f"splits={split}: cannot be the name of a manifest")
+        unnamed = "/" in split or split != spell_out(split)
+        if unnamed or f"{split}{manifest.MANIFEST_SUFFIX}" == shard_index.REJECTS:
+            raise Mistake(f"splits={spell_out(split)}: cannot be the name of a manifest")
         written[split] = manifest.write_manifest(
-            folder, split, _complete_rows(rows, folder, chosen, on_row)
+            folder, split, _complete_rows(rows, folder, chosen, way_out, on_row)
         )
     return written
 
@@ -85,17 +94,26 @@ def _complete_rows(
     rows: Iterator[ManifestRow],
     folder: epath.Path,
     options: ImportOptions,
+    way_out: str,
     on_row: Callable[[ManifestRow], None],
 ) -> Iterator[ManifestRow]:
-    """Rows with the fields that all share filled in. Raises Mistake for a repeated id."""
-    lines: dict[int, int] = {}
+    """Rows with the fields that all share filled in, and ids of their own.
+
+    Raises Mistake for an id that two rows have and neither may change.
+    """
+    places: dict[int, str] = {}  # where an id stands, by its hash
     inside = f"{os.fspath(folder)}/"
-    for line, row in enumerate(rows, 1):
-        if line <= COMPARED_IDS:
-            before = lines.setdefault(hash(row["id"]), line)
-            if before != line:
+    for count, row in enumerate(rows, 1):
+        where, spare = row.pop("where"), row.pop("spare")
+        if spare and (count > COMPARED_IDS or hash(row["id"]) in places):
+            row["id"] = spare
+        if count <= COMPARED_IDS:
+            if (before := places.get(hash(row["id"]))) is not None:
                 rule = "must be of its own in its split"
-                raise Mistake(f"id={row['id']}: utterances {before} and {line} have it: {rule}")
+                raise Mistake(
+                    f"{where}: id={row['id']} stands already at {before}: {rule}{way_out}"
+                )
+            places[hash(row["id"])] = where
         row["audio_filepath"] = row["audio_filepath"].removeprefix(inside)
         row["source"] = options.name
         row["language"] = row.get("language") or options.language or None
@@ -106,6 +124,6 @@ def _complete_rows(
 def _check_free(folder: epath.Path) -> None:
     if not folder.exists():
         return
-    for name in [path.name for path in folder.iterdir()]:
+    for name in [path.name for path in files.list_folder(folder)]:
         if name == shard_index.INDEX or name.endswith(manifest.MANIFEST_SUFFIX):
             raise Mistake(f"out={folder}: holds {name} already: choose another folder")

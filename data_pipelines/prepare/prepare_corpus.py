@@ -63,7 +63,7 @@ def prepare(
     is left out is listed in rejects.jsonl, also where the work stops. Raises Mistake for that, for
     manifest errors, and for an `out` that is already complete.
     """
-    folder = epath.Path(out)
+    folder = files.place(out)
     _check_arguments(folder, per_shard, bad)
     if runner != INLINE:
         import_beam()  # raises now if it is not installed
@@ -72,7 +72,7 @@ def prepare(
     given = dict(options or {})
     asked = [os.fspath(source), kind, given, dataclasses.asdict(record_config), digest, per_shard]
     if kind == "jsonl":
-        lines = epath.Path(source)
+        lines = files.place(source)
         plan_tasks(lines, per_shard)  # raises for a bad manifest before anything is written
     work = _work_folder(folder, json.dumps(asked, sort_keys=True))
     if kind != "jsonl":

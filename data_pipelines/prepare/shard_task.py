@@ -190,7 +190,7 @@ def _utterances(task: Task, content: bytes) -> Iterator[tuple[int, Utterance]]:
         yield from ((index, corpus[task.start + index]) for index in range(task.lines))
         return
     for index, line in enumerate(content.split(b"\n")):
-        if line:
+        if line.strip():
             where = f"{task.source}:{task.line + index + 1}"
             yield index, parse_line(line, path.parent, where)
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from data_pipelines.corpora import shard_index
 from data_pipelines.corpora.corpus import list_splits, open_corpus
-from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, map_file
+from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, is_filled, map_file
 from data_pipelines.prepare.deduplicate import sort_splits
 from data_pipelines.prepare.validate import Limits, RecordConfig
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 
@@ -79,7 +80,7 @@ def plan_tasks(source: epath.PathLike, per_shard: int) -> list[Task]:
     A folder of manifests is searched for line ends only. Raises Mistake where there is nothing to
     prepare, or only mel, which has lost its sound.
     """
-    folder, tasks = epath.Path(source), []
+    folder, tasks = files.place(source), []
     for split in sort_splits(list_splits(folder)):
         path = folder / f"{split}{MANIFEST_SUFFIX}"
         if path.exists():
@@ -109,7 +110,7 @@ def _cuts(content: mmap.mmap | bytes, per_shard: int) -> Iterator[tuple[int, int
             stops = np.append(stops, len(content))
         if not stops.size:
             continue
-        has = stops > np.concatenate([[begins], stops[:-1] + 1])
+        has = is_filled(content, np.concatenate([[begins], stops[:-1] + 1]), stops)
         counts = filled + np.cumsum(has)
         for last in np.flatnonzero(has & (counts % per_shard == 0)).tolist():
             stop = int(stops[last]) + 1

@@ -127,7 +127,7 @@ def _make_record(
         raise Unusable("too short", f"{name}: {error}") from error
     raw = extract_log_mel(wave, record_config.mel)
     moments = Moments.from_frames(raw)
-    stored = dataclasses.replace(utterance, offset=None, audio=None)
+    stored = dataclasses.replace(utterance, offset=None, channel=None, audio=None)
     samples = to_int16(wave).astype("<i2", copy=False)
     text = hashlib.sha256(utterance.text.encode()).digest()
     digest = hashlib.sha256(text + samples.tobytes()).digest()[:16]
@@ -136,20 +136,19 @@ def _make_record(
         record = encode_record(
             dataclasses.replace(stored, mel=normalize_mel(raw, record_config.mel))
         )
-    elif record_config.store != "nothing":
-        audio = _encode_audio(utterance, wave, record_config.store, whole)
+    elif record_config.store == "original" and whole and utterance.offset is None:
+        audio, channel = _original_audio(utterance), utterance.channel
+        record = encode_record(dataclasses.replace(stored, audio=audio, channel=channel))
+    elif record_config.store != "nothing":  # a part of an original file becomes FLAC
+        audio = to_opus(wave) if record_config.store == "opus" else to_flac(wave)
         record = encode_record(dataclasses.replace(stored, audio=audio))
     return PreparedRecord(stored, record, level, moments, digest)
 
 
-def _encode_audio(utterance: Utterance, wave: np.ndarray, store: Store, whole: bool) -> bytes:
-    """The sound encoded as `store` says; a part of an original file becomes FLAC."""
-    if store == "opus":
-        return to_opus(wave)
-    if store == "original" and whole and utterance.offset is None and utterance.audio is not None:
-        audio = utterance.audio
-        return audio if isinstance(audio, bytes) else audio_reference.read_audio_bytes(audio)
-    return to_flac(wave)
+def _original_audio(utterance: Utterance) -> bytes:
+    audio = utterance.audio
+    assert audio is not None, "its sound was decoded"
+    return audio if isinstance(audio, bytes) else audio_reference.read_audio_bytes(audio)
 
 
 def _tokens(

@@ -28,6 +28,7 @@ from data_pipelines.prepare.validate import (
 from data_pipelines.reject import Reject
 from data_pipelines.synthetic import espeak
 from data_pipelines.synthetic.grammar import Split
+from melllm_jax import files
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Fault
 from melllm_jax.features.mel_filters import SAMPLE_RATE
@@ -55,7 +56,7 @@ def write_shards(
     number of processes. `progress` is called after every utterance. The index is written last.
     Raises Mistake where the extra `demo` is not installed.
     """
-    out = epath.Path(folder)
+    out = files.place(folder)
     out.mkdir(parents=True, exist_ok=True)
     written: dict[str, tuple[shard_index.Shard, ...]] = {}
     facts: dict[str, shard_index.SplitSummary] = {}

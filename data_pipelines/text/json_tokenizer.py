@@ -73,7 +73,7 @@ class JsonTokenizer(Tokenizer):
 
 def read_json_tokenizer(path: epath.Path) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`. Raises Mistake where it would drop characters."""
-    tokenizer = JsonTokenizer(path.read_bytes().decode())
+    tokenizer = JsonTokenizer(path.read_bytes().decode("utf-8-sig"))
     model = tokenizer.table.model
     lacks_bytes = isinstance(model, tokenizers.models.BPE) and not model.byte_fallback
     byte_level = tokenizer.table.get_vocab().keys() >= _BYTE_LETTERS

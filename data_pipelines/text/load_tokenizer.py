@@ -8,6 +8,7 @@ from data_pipelines.text.byte_tokenizer import ByteTokenizer, read_byte_tokenize
 from data_pipelines.text.json_tokenizer import read_json_tokenizer
 from data_pipelines.text.sentencepiece_tokenizer import read_sentencepiece
 from data_pipelines.text.tokenizer import Tokenizer
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 
@@ -20,10 +21,10 @@ def load_tokenizer(spec: epath.PathLike) -> Tokenizer:
     """
     if spec == "bytes":
         return ByteTokenizer()
-    path = epath.Path(spec)
+    path = files.place(spec)
     if path.is_dir():
-        files = [path / f"tokenizer{kind}" for kind in _READERS]
-        path = next((file for file in files if file.exists()), files[0])
+        kinds = [path / f"tokenizer{kind}" for kind in _READERS]
+        path = next((file for file in kinds if file.exists()), kinds[0])
     if not path.exists():
         raise Mistake(f"text.tokenizer={spec}: is neither bytes nor a tokenizer's file or folder")
     if path.suffix not in _READERS:

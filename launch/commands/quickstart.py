@@ -22,6 +22,7 @@ from launch.runtime import folder_claim
 from launch.runtime.folder_claim import FolderClaim
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import count_progress
+from melllm_jax import files
 from melllm_jax.config.features import Mel
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
@@ -47,7 +48,7 @@ class QuickstartArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm quickstart [--workdir DIR]`."""
     arguments = parse(QuickstartArguments, argv, prog="melllm quickstart")
-    folder = pathlib.Path(arguments.workdir)
+    folder = files.local_path("workdir", arguments.workdir)
     if arguments.fresh and folder.exists():
         _check_known(folder)
     folder_claim.refuse_if_held(str(folder / "run"))

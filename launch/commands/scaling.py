@@ -5,12 +5,12 @@ import dataclasses
 import json
 from typing import Annotated
 
-from etils import epath
 from tyro.conf import Positional, arg
 
 from launch.scaling import law_charts, law_fit, law_json, points, prediction
 from launch.scaling.intervals import Quantity
 from launch.terminal.flags import parse
+from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
 
 LAW_FILE = "law.json"
@@ -67,7 +67,7 @@ def fit(argv: Sequence[str]) -> int:
     except Mistake as mistake:
         raise Mistake(f"{arguments.runs}: {mistake}") from mistake
     written = law_json.to_json(found, arguments.runs)
-    folder = epath.Path(arguments.out)
+    folder = files.place(arguments.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LAW_FILE).write_text(written)

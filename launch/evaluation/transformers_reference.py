@@ -48,7 +48,7 @@ def load_reference(folder: pathlib.Path, spec: ModelSpec, lora: bool) -> Any:
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tree = json.loads((folder / "config.json").read_text())
+    tree = json.loads((folder / "config.json").read_bytes())
     if tree["model_type"] == "phi4mm":
         theirs = Phi4MultimodalConfig(**hf_config_writer.phi4_multimodal_config(spec, "float32"))
         tensors = {_rename(name): x for name, x in _tensors(folder) if not _is_left_out(name)}
@@ -63,7 +63,7 @@ def load_reference(folder: pathlib.Path, spec: ModelSpec, lora: bool) -> Any:
         model = AutoModelForCausalLM.from_pretrained(folder, config=theirs, **LOAD_OPTIONS)
         folder, named = folder / "speech-lora", "base_model.model.{}.lora_{}.weight"
         described_by = folder / "adapter_config.json"
-        adapter = json.loads(described_by.read_text()) if described_by.exists() else None
+        adapter = json.loads(described_by.read_bytes()) if described_by.exists() else None
     if lora and adapter:
         _merge(model, dict(_tensors(folder, ".lora_")), named, adapter["lora_alpha"] / adapter["r"])
     return model.eval()
@@ -110,7 +110,7 @@ def _embed_speech(inner: Any, wave: np.ndarray) -> torch.Tensor:
 
 
 def _tensors(folder: pathlib.Path, part: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("[!.]*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 no mapping: it has no iterator
                 if part in name:

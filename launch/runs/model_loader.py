@@ -69,7 +69,7 @@ class CheckpointModel:
         """Id at the positions of speech: the imported config's, or else the tokenizer's."""
         path = self.folder / run_folder.TOKENIZER / "config.json"
         if path.exists():
-            named = (json.loads(path.read_text()).get("audio_config") or {}).get("audio_token_id")
+            named = (json.loads(path.read_bytes()).get("audio_config") or {}).get("audio_token_id")
             if named is not None:
                 return int(named)
         return placeholder_id(load_tokenizer(self.spec.text.tokenizer))

@@ -5,13 +5,13 @@ import dataclasses
 import json
 from typing import Any
 
-from etils import epath
 import numpy as np
 
 from launch.scaling.identifiability import design_line
 from launch.scaling.law import Law
 from launch.scaling.law_fit import CONSTANTS, LawFit
 from launch.scaling.prediction import ResampledLaw
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 VERSION = 1
@@ -62,7 +62,7 @@ def read(path: str) -> ResampledLaw:
     once wrote those too.
     """
     try:
-        tree = json.loads(epath.Path(path).read_text(), parse_constant=_refuse_constant)
+        tree = json.loads(files.place(path).read_bytes(), parse_constant=_refuse_constant)
         if tree["version"] != VERSION:
             raise Mistake(f"{path}: version={tree['version']}: must be {VERSION}")
         known = _law_from_json(tree["known"], tree["warnings"])

@@ -7,9 +7,8 @@ import dataclasses
 import io
 from typing import Any
 
-from etils import epath
-
 from launch.sweep.ledger import SWEEP, Cell, Ledger
+from melllm_jax import files
 from melllm_jax.errors import Mistake
 
 PER = 6.0  # FLOPs of training a parameter and token: Kaplan et al. 2020, arXiv 2001.08361, §2.1
@@ -38,14 +37,14 @@ def load_points(path: str) -> list[Point]:
     the runs of the commonest count, for losses at other rates follow another law. Raises Mistake,
     which names file, line and column, for what is no such file.
     """
-    if (epath.Path(path) / SWEEP).exists():
+    if (files.place(path) / SWEEP).exists():
         return _read_sweep(path)
     return list(_read_csv(path))
 
 
 def _read_csv(path: str) -> Iterator[Point]:
     try:
-        text = epath.Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
+        text = files.place(path).read_text(encoding="utf-8").removeprefix("\ufeff")
     except FileNotFoundError as error:
         raise Mistake(f"{path}: is no file") from error
     except IsADirectoryError as error:

@@ -86,7 +86,7 @@ class Ledger:
 
     def __init__(self, folder: str) -> None:
         """Raises Mistake where `folder` holds no sweep."""
-        self.folder = epath.Path(folder)
+        self.folder = files.place(folder)
         tree = _read(self.folder / SWEEP)
         if tree is None:
             raise Mistake(f"workdir={folder}: holds no {SWEEP}: `melllm sweep run` makes one")
@@ -190,7 +190,7 @@ def create(folder: str, sweep: Sweep, cells: Iterable[Cell]) -> Ledger:
 
     Raises Mistake, and changes nothing, where the folder is that of another sweep.
     """
-    path = epath.Path(folder) / SWEEP
+    path = files.place(folder) / SWEEP
     found = _read(path)
     if found is not None:
         ledger = Ledger(folder)

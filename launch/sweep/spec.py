@@ -170,7 +170,7 @@ def _find_file(path: str) -> pathlib.Path:
 def _call_cells(file: pathlib.Path) -> Any:
     """The return value of the file's `cells()`."""
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise Mistake(f"{file}: cannot be read: {error}") from error
     space: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}

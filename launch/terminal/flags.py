@@ -14,6 +14,7 @@ import functools
 import io
 import itertools
 import os
+import pathlib
 import re
 from typing import Annotated, Any, TypeVar
 
@@ -26,6 +27,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from melllm_jax import files
 from melllm_jax.config.data import Data, Sounds, Source
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.overrides import RENAMED
@@ -151,7 +153,7 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return read(args=list(argv))
+            return _check_paths(read(args=list(argv)))
     except SystemExit as end:
         if not end.code:
             raise
@@ -166,6 +168,14 @@ def parse(
     with contextlib.redirect_stdout(usage), contextlib.suppress(SystemExit):
         read(args=["--help"])
     raise Mistake(f"unknown flag {word}: did you mean {_nearest(word, usage.getvalue())}?")
+
+
+def _check_paths(arguments: Kind) -> Kind:
+    """The arguments. Raises Mistake where one that must be on a disk is in a bucket."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, pathlib.Path):
+            files.local_path(name, value)
+    return arguments
 
 
 Runs = TypeVar("Runs", bound=RunArguments)

@@ -44,7 +44,7 @@ def verify_claim(workdir: str, run: Run) -> None:
 
     Raises Mistake where that host trains another run, or in a folder that is not seen from here.
     """
-    if not (epath.Path(workdir) / RUN).exists():
+    if not (files.place(workdir) / RUN).exists():
         raise Mistake(f"workdir={workdir}: not what process 0 writes to: all hosts must share it")
     _check_same_run(workdir, run)
 
@@ -64,7 +64,7 @@ def _check_same_run(workdir: str, run: Run) -> None:
 
 def read_run(workdir: str) -> Run:
     """The run whose folder this is. Raises Mistake where it is none."""
-    path = epath.Path(workdir) / RUN
+    path = files.place(workdir) / RUN
     if not path.exists():
         raise Mistake(f"run={workdir}: holds no run.json")
     return from_json(path.read_text(), Run)
@@ -75,7 +75,7 @@ def read_spec(folder: str) -> ModelSpec:
 
     Raises Mistake where it is neither.
     """
-    path = epath.Path(folder) / SPEC
+    path = files.place(folder) / SPEC
     if path.exists():
         found = from_json(path.read_text(), ModelSpec)
     elif (path.parent / RUN).exists():

@@ -97,7 +97,7 @@ def from_json(text: str, kind: type[Kind]) -> Kind:
     """
     name = {Run: "run", ModelSpec: "model"}[kind]
     try:
-        tree = json.loads(text)
+        tree = json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
         raise Mistake(f"{name}.json is no JSON: {error}") from error
     if kind is Run and isinstance(tree, dict):

@@ -27,7 +27,7 @@ from melllm_jax.convert.weight_map import (
     expand_rules,
 )
 from melllm_jax.errors import Mistake
-from melllm_jax.files import new_folder
+from melllm_jax.files import is_litter, new_folder
 from melllm_jax.models.parameters import abstract_from_spec
 
 AdapterChoice = Literal["keep", "merge", "drop"]
@@ -139,7 +139,7 @@ def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[in
     companions.mkdir()
     for pattern in COMPANION_FILES:
         for path in plan.source.glob(pattern):
-            if not path.name.endswith(".index.json"):
+            if not (path.name.endswith(".index.json") or is_litter(path.name)):
                 shutil.copyfile(path, companions / path.name)
 
 
@@ -193,7 +193,7 @@ def _read_json(path: pathlib.Path) -> Any:
     """The object of a JSON file. Raises Mistake where there is none."""
     with contextlib.suppress(FileNotFoundError):
         try:
-            tree = json.loads(path.read_text())
+            tree = json.loads(path.read_bytes())
         except ValueError as error:
             raise Mistake(f"{path}: is no JSON: {error}") from error
         if not isinstance(tree, dict):

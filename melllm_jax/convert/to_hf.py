@@ -114,7 +114,7 @@ def _fill_folder(plan: ExportPlan, scratch: pathlib.Path, progress: Callable[[in
         for path in sorted(companions.iterdir()):
             shutil.copyfile(path, scratch / path.name)
         if (companions / "config.json").exists():
-            original = json.loads((companions / "config.json").read_text())
+            original = json.loads((companions / "config.json").read_bytes())
     tokens = {name: original[name] for name in hf_config_writer.TOKEN_ID_FIELDS if name in original}
     number = plan.dtypes["model.embed_tokens.weight"].name
     describe = hf_config_writer.phi3_config

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 
+from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
 from melllm_jax.config.run import Init, Run
@@ -66,7 +67,9 @@ class WarmStart:
 
 def resolve(folder: str) -> WarmStart:
     """The newest whole checkpoint in `folder`. Raises Mistake where there is none."""
-    checkpoint = integrity.newest_checkpoint(pathlib.Path(folder) / run_folder.CHECKPOINTS)
+    checkpoint = integrity.newest_checkpoint(
+        pathlib.Path(files.resolve_uri(folder)) / run_folder.CHECKPOINTS
+    )
     stored = weight_store.WeightReader(checkpoint).shapes
     return WarmStart(
         folder,

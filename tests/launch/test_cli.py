@@ -41,6 +41,15 @@ def test_command_gets_its_own_arguments_and_its_status_is_melllms(command):
     assert seen == [["a", "--b"]]
 
 
+def test_uri_of_an_argument_becomes_a_path_or_is_refused(command, capsys):
+    seen = []
+    assert command(lambda argv: seen.append(argv) or 0, "file:///a", "--b=file:///c") == 0
+    assert seen == [["/a", "--b=/c"]]
+    assert command(lambda argv: seen.append(argv) or 0, "--b", "https://a/b") == 2
+    assert capsys.readouterr().err.startswith("melllm probe: error: https://a/b: nothing reads")
+    assert len(seen) == 1
+
+
 def test_mistake_ends_in_one_line_and_status_2(command, capsys):
     assert command(raising(Mistake("model.d=0:\n  must be positive"))) == 2
     assert capsys.readouterr() == ("", "melllm probe: error: model.d=0: must be positive\n")

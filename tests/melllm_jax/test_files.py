@@ -3,12 +3,14 @@
 import concurrent.futures
 import errno
 import os
+import pathlib
+import sys
 
 from etils import epath
 import pytest
 
 from melllm_jax import files
-from melllm_jax.errors import Fault
+from melllm_jax.errors import Fault, Mistake
 from tests.support.buckets import bucket
 
 
@@ -18,6 +20,46 @@ def folder(request, tmp_path, monkeypatch):
     if request.param == "disk":
         return epath.Path(tmp_path)
     return bucket(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("file:///a%20b/c=2", "/a b/c=2"),
+        ("FILE://localhost/a", "/a"),
+        ("--data=file:///a", "--data=/a"),
+        ("--data=s3://b/x", "--data=s3://b/x"),
+        ("temp=x://y", "temp=x://y"),
+        ("a/b", "a/b"),
+    ],
+)
+def test_word_with_a_file_uri_is_that_path(word, found):
+    assert files.resolve_word(word) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [("hdfs://a/b", "hdfs://a/b: nothing reads hdfs://: must be"), ("az://b", "cannot be read")],
+)
+def test_place_that_nothing_reads_is_refused(monkeypatch, path, rule):
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(Mistake, match=rule):
+        files.place(path)
+    assert files.place("file:///a") == epath.Path("/a")
+    assert files.place("a") == epath.Path("a")
+
+
+def test_path_that_must_be_on_a_disk_is_no_buckets():
+    assert files.local_path("out", "file:///a") == pathlib.Path("/a")
+    for path in ("s3://b/a", pathlib.Path("s3://b/a")):
+        with pytest.raises(Mistake, match="out=s3:/+b/a: must be on a disk"):
+            files.local_path("out", path)
+
+
+def test_list_of_a_folder_leaves_out_what_macos_put_there(folder):
+    for name in ("b", "a", "._a", ".DS_Store", "__MACOSX/c", ".work"):
+        files.write_text(folder / name, "x")
+    assert [path.name for path in files.list_folder(folder)] == [".work", "a", "b"]
 
 
 def test_write_puts_in_place_and_leaves_nothing_beside(folder):

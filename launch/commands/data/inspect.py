@@ -5,7 +5,6 @@ import dataclasses
 import json
 from typing import Annotated, Any
 
-from etils import epath
 import numpy as np
 from tyro.conf import Positional, arg
 
@@ -19,6 +18,7 @@ from launch.corpus_report.split_statistics import SplitInspection, inspect_split
 from launch.terminal.flags import parse
 from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import count_progress
+from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out:
         written = page(found, round(arguments.megabytes * 1e6))
         try:
-            epath.Path(arguments.out).write_bytes(written)
+            files.place(arguments.out).write_bytes(written)
         except OSError as error:
             raise Fault(f"out={arguments.out}: cannot be written: {error.strerror}") from error
     if arguments.json:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 def inspect(arguments: InspectArguments) -> Inspection:
     """Inspect a corpus. Raises Mistake for a folder that is none, Fault for damaged files."""
-    folder = epath.Path(arguments.data)
+    folder = files.place(arguments.data)
     corpora = {split: open_corpus(folder, split) for split in list_splits(folder)}
     prepared = (folder / shard_index.INDEX).exists()
     index = shard_index.read_index(folder) if prepared else None

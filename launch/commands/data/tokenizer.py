@@ -7,7 +7,6 @@ import json
 import sys
 from typing import Annotated, Any
 
-from etils import epath
 from tyro.conf import Positional, arg
 
 from data_pipelines.corpora.corpus import Corpus, list_splits, open_corpus
@@ -18,6 +17,7 @@ from data_pipelines.text.tokenizer_training import SentencePieceKind, train_sent
 from launch.terminal.flags import parse
 from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import Advance, count_progress
+from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
 
 MAX_UNKNOWN_PIECES = 8  # most unknown pieces in the figures
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 def train_tokenizer(arguments: TokenizerArguments) -> dict[str, Any]:
     """Trains, saves and tries the table: its figures. Raises Mistake, and Fault for a full disk."""
-    out = epath.Path(arguments.out)
+    out = files.place(arguments.out)
     if (out / FILE).exists():
         raise Mistake(f"out={out}: already holds {FILE}: choose another folder")
     corpora = {arguments.split: open_corpus(arguments.data, arguments.split)}

@@ -92,6 +92,18 @@ def test_decode_of_two_channels_averages_them(kind):
     assert np.abs(error).max() < LOSS[kind]
 
 
+@pytest.mark.parametrize("part", [None, (0.5, 0.25)])
+def test_decode_of_one_channel_leaves_the_other_out(part):
+    left, right = noise(), tone(16_000, 3.0)
+    both = encoded(np.stack([left, right], axis=1))
+    for channel, sound in enumerate((left, right)):
+        alone = decode_audio(encoded(sound), part=part)
+        assert np.array_equal(decode_audio(both, part=part, channel=channel), alone)
+    with pytest.raises(Unusable, match=r"x: channel=2: has 2 channels") as caught:
+        decode_audio(both, "x", channel=2)
+    assert caught.value.reason == "missing"
+
+
 def test_resample_removes_what_16_khz_cannot_hold():
     assert np.abs(resample(tone(48_000, hertz=10_000), 48_000)[500:-500]).max() < 1e-4
 

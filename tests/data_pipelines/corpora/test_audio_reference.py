@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import threading
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.audio.file_io import to_flac
-from data_pipelines.corpora import audio_reference, parquet_audio, tfds_audio
+from data_pipelines.corpora import audio_reference, parquet_audio, table_samples
 from data_pipelines.corpora.corpus import load_utterance_wave, open_corpus
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable
@@ -67,6 +68,23 @@ def test_row_of_a_parquet_file_is_its_sound_in_any_order(tmp_path):
             audio_reference.load_wave(AudioReference(other, row=row % 3, column="audio")),
             noise(row % 3),
         )
+
+
+def test_row_of_samples_is_their_sound(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    held = {"array": noise(1), "sampling_rate": 16_000}
+    columns = {"audio": [held, None, held | {"sampling_rate": 4000}], "bare": [noise(2), None, []]}
+    parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
+    rows = [AudioReference(str(tmp_path / "a.parquet"), row=row) for row in range(3)]
+    assert np.array_equal(audio_reference.load_wave(rows[0]), noise(1))
+    assert np.array_equal(audio_reference.load_wave(rows[0], (0.1, 0.05)), noise(1)[1600:2400])
+    with pytest.raises(Unusable, match="row 0: holds samples, not a sound file"):
+        audio_reference.read_audio_bytes(rows[0])
+    assert [reason(row)[0] for row in rows[1:]] == ["missing", "rate"]
+    bare = [dataclasses.replace(row, column="bare", rate=16_000) for row in rows]
+    assert np.array_equal(audio_reference.load_wave(bare[0]), noise(2))
+    assert [reason(row)[0] for row in bare[1:]] == ["missing", "empty"]
 
 
 def test_rows_read_in_order_read_each_group_once(tmp_path, monkeypatch):
@@ -137,9 +155,11 @@ SAMPLES = AudioReference("tfds:digits:dev", row=4, column="audio", rate=16_000)
 def test_samples_of_any_type_become_the_same_sound(kind):
     whole = np.rint(noise(1) * 32768)
     held = (whole if kind is not np.float32 else whole / 32768).astype(kind)
-    assert np.array_equal(tfds_audio.samples_to_wave(held, SAMPLES), noise(1))
+    assert np.array_equal(table_samples.samples_to_wave(held, SAMPLES), noise(1))
     stereo = np.stack([held, held], axis=1)
-    assert np.array_equal(tfds_audio.samples_to_wave(stereo, SAMPLES), noise(1))
+    assert np.array_equal(table_samples.samples_to_wave(stereo, SAMPLES), noise(1))
+    stereo[:, 0] = 0
+    assert np.array_equal(table_samples.samples_to_wave(stereo, SAMPLES, None, 1), noise(1))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +173,7 @@ def test_samples_of_any_type_become_the_same_sound(kind):
 )
 def test_samples_that_cannot_be_used_say_why(held, rate, why):
     with pytest.raises(Unusable) as caught:
-        tfds_audio.samples_to_wave(
+        table_samples.samples_to_wave(
             held, AudioReference("tfds:digits:dev", row=4, column="audio", rate=rate)
         )
     assert caught.value.reason == why

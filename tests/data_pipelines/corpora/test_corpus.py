@@ -30,6 +30,12 @@ def test_source_of_an_empty_folder_is_refused(tmp_path):
         list_splits(tmp_path)
 
 
+def test_source_of_manifests_from_macos_has_the_splits_alone(tmp_path):
+    write_corpus(tmp_path / "raw", 1)
+    (tmp_path / "raw/._train.jsonl").write_bytes(b"\0\5\26\7")
+    assert list_splits(f"file://{tmp_path}/raw") == ["train"]
+
+
 def test_source_of_an_unfinished_folder_of_shards_is_refused(tmp_path):
     prepare(write_corpus(tmp_path / "raw", 2), tmp_path / "out")
     (tmp_path / "out/index.json").unlink()

@@ -6,6 +6,7 @@ import pytest
 from data_pipelines.corpora import manifest
 from data_pipelines.corpora.corpus import load_utterance_wave, open_corpus
 from data_pipelines.corpora.utterance import AudioReference
+from data_pipelines.reject import Unusable
 from melllm_jax.errors import Mistake
 from tests.support.paths import FSDD
 
@@ -31,8 +32,9 @@ def test_manifest_line_becomes_an_utterance(tmp_path):
     assert (first.offset, second.offset) == (None, 2.5)
 
 
-def test_manifest_without_a_last_line_break_keeps_its_last_line(tmp_path):
-    (tmp_path / "train.jsonl").write_text(json.dumps(LINE) + "\n\n" + json.dumps(LINE))
+def test_manifest_has_its_last_line_without_a_break_and_no_lines_of_blanks(tmp_path):
+    lines = ["", json.dumps(LINE), "  \r", "\t", "  " + json.dumps(LINE)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
     assert len(open_corpus(tmp_path, "train")) == 2
 
 
@@ -47,10 +49,11 @@ def test_manifest_without_a_last_line_break_keeps_its_last_line(tmp_path):
         (json.dumps(LINE | {"duration": float("inf")}), "duration=inf: must be seconds from 0"),
         (json.dumps(LINE | {"offset": "x"}), "offset='x': must be seconds from 0"),
         (json.dumps(LINE | {"text": None}), "text=None: must be a string"),
+        (json.dumps(LINE | {"channel": True}), "channel=True: must be a whole number from 0"),
     ],
 )
 def test_manifest_line_that_is_wrong_is_named(tmp_path, line, rule):
-    write_lines(tmp_path, json.dumps(LINE), "", line)
+    write_lines(tmp_path, json.dumps(LINE), " \t\r", line)
     with pytest.raises(Mistake) as caught:
         open_corpus(tmp_path, "train")
     assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}:3: ")
@@ -94,8 +97,25 @@ def test_line_with_a_place_inside_a_file_becomes_a_reference():
     assert parsed(row).audio == AudioReference("/data/p.parquet", row=3, column="audio")
     tfds = LINE | {"audio_filepath": "tfds:digits:test", "row": 0, "column": "wav", "rate": 8000}
     assert parsed(tfds).audio == AudioReference("tfds:digits:test", row=0, column="wav", rate=8000)
-    assert parsed(LINE | {"audio_filepath": "gs://bucket/a.flac"}).audio == epath.Path(
-        "gs://bucket/a.flac"
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("gs://bucket/a.flac", epath.Path("gs://bucket/a.flac")),
+        ("file:///b/a%20c.flac", epath.Path("/b/a c.flac")),
+        ("https://host/a.flac", AudioReference("https://host/a.flac")),
+    ],
+)
+def test_line_with_a_uri_names_its_place_or_sound_that_is_missing(path, place):
+    heard = parsed(LINE | {"audio_filepath": path})
+    assert heard.audio == place
+    if not path.startswith("gs"):
+        with pytest.raises(Unusable) as caught:
+            load_utterance_wave(heard)
+        assert caught.value.reason == "missing"
+    assert parsed(LINE | {"audio_filepath": path, "start": 0, "size": 9}).audio.path == str(
+        place.path if isinstance(place, AudioReference) else place
     )
 
 

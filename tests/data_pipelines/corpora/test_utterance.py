@@ -12,11 +12,11 @@ def test_record_of_encoded_audio_comes_back_equal():
     assert decode_record(encode_record(SPOKEN)) == SPOKEN
 
 
-def test_record_keeps_language_source_and_tokens_only_where_there_are_some():
-    told = dataclasses.replace(SPOKEN, language="de", source="talks", tokens=(5, 0, 7))
+def test_record_keeps_optional_fields_only_where_there_are_some():
+    told = dataclasses.replace(SPOKEN, language="de", source="talks", tokens=(5, 0, 7), channel=0)
     assert decode_record(encode_record(told)) == told
     assert decode_record(encode_record(dataclasses.replace(SPOKEN, tokens=()))).tokens == ()
-    for name in (b"language", b"source", b"tokens"):
+    for name in (b"language", b"source", b"tokens", b"channel"):
         assert name in encode_record(told)
         assert name not in encode_record(SPOKEN)
 

@@ -3,12 +3,14 @@
 import gzip
 import io
 import json
+import os
 import pathlib
 import tarfile
 
 from etils import epath
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from data_pipelines.audio.file_io import decode_audio, to_flac
 from data_pipelines.corpora.corpus import list_splits, load_utterance_wave, open_corpus
@@ -110,6 +112,23 @@ def test_librispeech_mistakes_are_named(tmp_path):
     transcript.write_bytes(b"a \xff\xfe\n")
     refused(tmp_path / "root", "librispeech", tmp_path / "out", "trans.txt:1: is no UTF-8")
     refused(tmp_path / "root", "librispeech", tmp_path / "out", "splits=x:", splits=("x",))
+    (transcript.parent / "s0-c-0000.wav").write_bytes(b"")
+    transcript.write_text("a one\n")
+    rule = "s0-c-0000.wav: s0-c-0000.flac has its name too"
+    refused(tmp_path / "root", "librispeech", tmp_path / "out", rule)
+
+
+def test_librispeech_tree_from_macos_is_the_tree_alone_and_odd_names_are_kept(tmp_path):
+    librispeech_tree(tmp_path / "root", "dev", 1)
+    chapter = tmp_path / "root/dev/s0/c"
+    for path in list(chapter.iterdir()):
+        (chapter / f"._{path.name}").write_bytes(b"\0\5\26\7")
+    (tmp_path / "root/__MACOSX").mkdir()
+    odd = os.fsencode(chapter) + b"/caf\xe9.flac"  # Latin-1
+    pathlib.Path(os.fsdecode(odd)).write_bytes(to_flac(noise(1)))
+    found = imports(f"file://{tmp_path}/root", "librispeech", tmp_path / "out")["dev"]
+    assert list(found) == ["s0-c-0000", "caf\\udce9"]
+    same(found["caf\\udce9"], noise(1), "", "s0")
 
 
 @pytest.mark.skipif(not LIBRISPEECH.exists(), reason="needs LibriSpeech beside the project")
@@ -183,6 +202,25 @@ def test_kaldi_segments_are_stretches_of_their_recording(tmp_path):
     same(found["c"], wave[17600:], "three", "y", seconds=end - 1.1)
 
 
+@pytest.mark.parametrize("segments", [None, {"cA": "rA 0 -1", "cB": "rB 0 -1"}])
+@pytest.mark.parametrize("labels", ["AB", "12"])
+def test_kaldi_channels_of_a_file_are_its_recordings(tmp_path, segments, labels):
+    sound = np.stack([noise(1)[:1600], noise(2)[:1600]], axis=1)
+    wavfile.write(tmp_path / "s.wav", 16_000, np.rint(sound * 32768).astype(np.int16))
+    names = ("rA", "rB") if segments else ("cA", "cB")
+    files = {"segments": segments} if segments else {}
+    kaldi_folder(
+        tmp_path / "dev",
+        wav_scp={name: "../s.wav" for name in names},
+        reco2file_and_channel={n: f"s {label}" for n, label in zip(names, labels, strict=True)},
+        text={"cA": "one", "cB": "two"},
+        **files,
+    )
+    found = imports(tmp_path / "dev", "kaldi", tmp_path / "out")["dev"]
+    same(found["cA"], sound[:, 0], "one")
+    same(found["cB"], sound[:, 1], "two")
+
+
 def test_kaldi_paths_start_where_root_says(tmp_path):
     told = kaldi_corpus(tmp_path / "corpus", 2)
     (tmp_path / "disk").mkdir()
@@ -237,6 +275,8 @@ def test_kaldi_pipe_that_does_more_is_refused(tmp_path, command):
         ("segments", "a a 2 1\n", "segments:1: end=1.0: must lie after start=2.0"),
         ("segments", "a a x 1\n", "segments:1: start='x': must be seconds from 0"),
         ("segments", "a a 1\n", "segments:1: must be UTTERANCE RECORDING START END"),
+        ("reco2file_and_channel", "a f A\nb f H00\n", "channel:2: channel 'H00': must be A, B"),
+        ("reco2file_and_channel", "a f A\n", "wav.scp:2: reco2file_and_channel has no recording b"),
     ],
 )
 def test_kaldi_mistakes_are_named(tmp_path, file, lines, rule):
@@ -252,7 +292,7 @@ def test_nemo_manifests_come_back(tmp_path):
         (tmp_path / f"wav/{name}.flac").write_bytes(to_flac(wave))
         rows.append({"audio_filepath": f"wav/{name}.flac", "text": text, "speaker": speaker})
     wave = spoken(1)[0][1]
-    (tmp_path / "said.txt").write_text("from a file\n")
+    (tmp_path / "said.txt").write_bytes(b"\xef\xbb\xbffrom a file\r\n")
     rows[1] = {"audio_filepath": rows[1]["audio_filepath"], "text_filepath": "said.txt"}
     stretch = {"audio_filepath": "wav/s0-c-0000.flac", "offset": 0.02, "duration": 0.05}
     rows.append(stretch | {"text": "part", "lang": "de", "id": "mine"})
@@ -272,6 +312,59 @@ def test_nemo_manifests_come_back(tmp_path):
     same(found["wav/s0-c-0000@0.02"], wave[320:1120], "2", seconds=0.05)
 
 
+def nemo_rows(folder, *rows, **options):
+    """What becomes of lines over one sound, in the order of the manifest that is written."""
+    lines = "".join(
+        json.dumps({"audio_filepath": "a.wav", "text": ""} | row) + "\n" for row in rows
+    )
+    (folder / "m.json").write_text(lines)
+    write_manifests.import_corpus(
+        str(folder / "m.json"), "nemo", epath.Path(folder / "out"), **options
+    )
+    return [json.loads(line) for line in (folder / "out/m.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"text": float("nan"), "speaker": float("nan"), "id": float("nan")}, ("", None, "a")),
+        ({"text": None, "speaker": None, "duration": float("nan")}, ("", None, "a")),
+        ({"text": 7, "speaker": 84.0, "id": 3}, ("7", "84", "3")),
+        ({"text": "x \ud83d", "speaker": "s"}, ("x \ud83d", "s", "a")),  # preparing counts it
+    ],
+)
+def test_nemo_words_that_are_no_string_are_missing_or_numbers(tmp_path, fields, wanted):
+    (row,) = nemo_rows(tmp_path, fields)
+    assert (row["text"], row.get("speaker"), row["id"]) == wanted
+
+
+def test_nemo_ids_made_of_paths_and_offsets_differ(tmp_path):
+    ahead = {"offset": 36000.12}
+    near = {"offset": 36000.14}
+    rows = nemo_rows(tmp_path, ahead, near, near, {}, {"audio_filepath": "a.flac"}, {"offset": 2})
+    ids = ["a@36000.12", "a@36000.14", "a:3", "a", "a:5", "a@2"]
+    assert [row["id"] for row in rows] == ids
+
+
+def test_made_ids_of_a_large_split_differ_without_comparing_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(write_manifests, "COMPARED_IDS", 2)
+    rows = nemo_rows(tmp_path, {}, {}, {}, {"id": "own"}, {"audio_filepath": "b.wav"})
+    assert [row["id"] for row in rows] == ["a", "a:2", "a:3", "own", "b:5"]
+
+
+def test_nemo_rows_with_uris_and_channels_say_so(tmp_path):
+    rows = nemo_rows(
+        tmp_path,
+        {"audio_filepath": "https://host/b.wav"},
+        {"audio_filepath": f"file://{tmp_path}/out/c.wav", "channel": 1.0},
+        {"channel_selector": [2], "channel": None},
+        {"channel_selector": "average"},
+    )
+    paths = ["https://host/b.wav", "c.wav", f"{tmp_path}/a.wav", f"{tmp_path}/a.wav"]
+    assert [row["audio_filepath"] for row in rows] == paths
+    assert [row.get("channel") for row in rows] == [None, 1, 2, None]
+
+
 @pytest.mark.parametrize(
     ("line", "rule"),
     [
@@ -281,6 +374,12 @@ def test_nemo_manifests_come_back(tmp_path):
         ('{"audio_filepath": "a.wav", "text_filepath": "b.txt"}', "text_filepath="),
         ('{"audio_filepath": "a.wav", "text": "", "shard_id": 3}', "shard_id=3: is tarred"),
         ("[]", "m.json:1: '[]' is no object of fields"),
+        ('{"audio_filepath": "a", "text": ["a"]}', "m.json:1: text=['a']: must be a string"),
+        ('{"audio_filepath": "a", "text": "", "speaker": {}}', "speaker={}: must be a string"),
+        ('{"audio_filepath": "a", "text": "", "lang": true}', "lang=True: must be a string"),
+        ('{"audio_filepath": "a", "text": "", "id": Infinity}', "id=inf: must be a string"),
+        ('{"audio_filepath": "a", "text": "", "offset": 1%s}' % ("0" * 400), "must be seconds"),
+        ('{"audio_filepath": "a", "text": "", "channel": [0, 1]}', "channel=[0, 1]: must be one"),
     ],
 )
 def test_nemo_mistakes_are_named(tmp_path, line, rule):
@@ -378,6 +477,49 @@ def test_webdataset_mistakes_are_named(tmp_path):
         refused(tmp_path / "e", "webdataset", tmp_path / "out", "t-0.tar: is no whole tar")
 
 
+TEXTS = [("u.speaker.txt", b"spk7"), ("u.txt", b"\xef\xbb\xbfone")]
+METADATA = [("u.json", b'\xef\xbb\xbf{"text": "two"}'), ("u.more.json", b'{"text": NaN}')]
+
+
+@pytest.mark.parametrize(
+    ("members", "option", "text"),
+    [
+        (TEXTS, "", "one"),
+        (TEXTS[::-1] + METADATA, "", "one"),
+        (TEXTS[:1] + METADATA, "", "two"),
+        (TEXTS + METADATA[::-1], "text", "two"),
+        (TEXTS, "speaker.txt", "spk7"),
+        (METADATA[1:], "", ""),
+        ([("._u.txt", b"\0\5\26\7"), ("__MACOSX/u.wav", b""), *TEXTS], "", "one"),
+    ],
+)
+def test_webdataset_text_is_that_named_as_the_sound(tmp_path, members, option, text):
+    tar_of(tmp_path / "t-0.tar", [("u.flac", to_flac(noise(1))), *members])
+    found = imports(tmp_path / "t-0.tar", "webdataset", tmp_path / "out", text=option)
+    same(found["t"]["t-0/u"], noise(1), text)
+
+
+def test_webdataset_words_of_a_sound_with_dots_in_its_name_are_its_own(tmp_path):
+    members = [("u.left.wav", to_flac(noise(1))), ("u.txt", b"both"), ("u.left.txt", b"left")]
+    tar_of(tmp_path / "t-0.tar", members)
+    same(imports(tmp_path, "webdataset", tmp_path / "out")["t"]["t-0/u"], noise(1), "left")
+
+
+@pytest.mark.parametrize(
+    ("members", "rule"),
+    [
+        ([("k.a.txt", b""), ("k.b.txt", b"")], "k: has no .txt but .a.txt and .b.txt: name that"),
+        ([("k.a.json", b"{}"), ("k.b.json", b"{}")], "k: has .a.json and .b.json: needs one"),
+        ([("k.txt", b""), ("k.txt", b"")], "k.txt: k has two .txt"),
+        ([("k.json", b'{"text": ["a"]}')], "k: text=['a']: must be a string"),
+        ([("l.wav", b""), ("k.wav", b"")], "t-0.tar, byte 1536: id=t-0/k stands already at"),
+    ],
+)
+def test_webdataset_samples_that_are_not_clear_are_refused(tmp_path, members, rule):
+    tar_of(tmp_path / "t-0.tar", [("k.flac", b""), *members])
+    refused(tmp_path / "t-0.tar", "webdataset", tmp_path / "out", rule)
+
+
 def test_lhotse_cuts_come_back(tmp_path):
     lhotse = pytest.importorskip("lhotse")
     told = spoken(4)
@@ -438,8 +580,18 @@ CUT = {
         (
             CUT
             | {"recording": {"sources": [{"type": "file", "source": "/a", "channels": [0, 1]}]}},
-            "cut c is one of channels=[0, 1]",
+            "channel=None: must be one of the file's channels=[0, 1]",
         ),
+        (
+            CUT | {"supervisions": {"id": "s"}},
+            "supervisions={'id': 's'}: must be a list of objects",
+        ),
+        (CUT | {"supervisions": [{"text": ["a"]}]}, "supervision.text=['a']: must be a string"),
+        (
+            CUT | {"recording": CUT["recording"] | {"transforms": ["Speed"]}},
+            "cut c is changed by Speed",
+        ),
+        (CUT | {"recording": {"sources": ["/a.wav"]}}, "sources=['/a.wav']: must be a list of"),
         (
             CUT | {"recording": {"sources": [{"type": "file", "source": "none.wav"}]}},
             "none.wav is in none of",
@@ -452,6 +604,17 @@ def test_lhotse_cuts_that_cannot_be_read_are_named(tmp_path, cut, rule):
     with gzip.open(tmp_path / "cuts_a.jsonl.gz", "wt") as file:
         file.write(json.dumps(cut) + "\n")
     refused(tmp_path / "cuts_a.jsonl.gz", "lhotse", tmp_path / "out", "cuts_a.jsonl.gz:1: ")
+
+
+def test_lhotse_windows_of_a_supervision_get_ids_of_their_own(tmp_path):
+    both = {"type": "file", "source": "https://a/b.wav", "channels": [3, 4]}
+    spoken_in = {"supervisions": [{"id": "s", "text": "one", "duration": 1.0}], "channel": 4}
+    cut = CUT | spoken_in | {"recording": {"duration": 1.0, "sources": [both]}}
+    with gzip.open(tmp_path / "cuts.jsonl.gz", "wt", encoding="utf-8-sig") as file:
+        file.writelines(json.dumps(cut | {"id": name}) + "\n" for name in "ab")
+    found = imports(tmp_path / "cuts.jsonl.gz", "lhotse", tmp_path / "out")["cuts"]
+    assert list(found) == ["s", "cuts-2-0"]
+    assert [heard.channel for heard in found.values()] == [1, 1]
 
 
 def test_lhotse_gzip_cut_off_is_named(tmp_path):
@@ -503,6 +666,29 @@ def test_parquet_columns_are_named_by_flags(tmp_path):
     assert (found["9"].text, found["9"].duration) == ("", 0.0)
 
 
+def test_parquet_columns_of_samples_are_their_sound(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path, out = tmp_path / "dev.parquet", tmp_path / "out"
+    bare = [noise(3), noise(4), None]
+    held = [{"array": noise(n), "sampling_rate": 16_000, "path": "x.wav"} for n in range(2)]
+    words = {"text": ["a", "b", "c"], "speaker": [7.0, float("nan"), 8.0]}
+    parquet.write_table(arrow.table({"bare": bare, "nested": [bare] * 3} | words), path)
+    refused(path, "parquet", out, "column bare is list", audio="bare")
+    refused(path, "parquet", out, "does not say its Hz: give --rate", audio="bare")
+    refused(path, "parquet", out, "rate=4000: must be from 8000", audio="bare", rate=4000)
+    refused(path, "parquet", out, "needs sound files, {array, sampling_rate}", audio="nested")
+    found = imports(path, "parquet", out, audio="bare", rate=16_000)["dev"]
+    same(found["dev-0"], noise(3), "a", "7")
+    same(found["dev-1"], noise(4), "b")
+    assert found["dev-2"].duration == 0.0
+    path = tmp_path / "test.parquet"
+    parquet.write_table(arrow.table({"bare": bare, "audio": [*held, None]} | words), path)
+    found = imports(path, "parquet", tmp_path / "structs")["test"]
+    same(found["x"], noise(0), "a", "7")
+    same(found["test-1"], noise(1), "b")  # its path is another's
+
+
 def test_parquet_file_that_is_none_is_named(tmp_path):
     table_of(tmp_path / "train.parquet", spoken(4))
     content = (tmp_path / "train.parquet").read_bytes()
@@ -517,7 +703,8 @@ def test_import_refuses_what_makes_no_manifest(tmp_path):
     refused(tmp_path, "jsonl", tmp_path / "out", "kind=jsonl: must be one of librispeech, kaldi")
     twice = [{"audio_filepath": "/a.wav", "text": "", "id": name} for name in "aba"]
     (tmp_path / "m.json").write_text("".join(json.dumps(row) + "\n" for row in twice))
-    refused(tmp_path / "m.json", "nemo", tmp_path / "out", "id=a: utterances 1 and 3 have it")
+    refused(tmp_path / "m.json", "nemo", tmp_path / "out", "m.json:3: id=a stands already at")
+    refused(tmp_path / "m.json", "nemo", tmp_path / "out", "m.json:1: must be of its own")
     (tmp_path / "out/train.jsonl").write_text("{}\n")
     with pytest.raises(Mistake, match="holds train.jsonl already"):
         write_manifests.import_corpus(

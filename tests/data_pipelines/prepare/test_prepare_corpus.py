@@ -5,12 +5,13 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from data_pipelines.audio.file_io import decode_audio, to_flac
 from data_pipelines.audio.log_mel import band_statistics as mel_statistics
 from data_pipelines.audio.log_mel import extract_log_mel, normalized_log_mel
 from data_pipelines.corpora import shard_index
-from data_pipelines.corpora.corpus import list_splits, open_corpus
+from data_pipelines.corpora.corpus import list_splits, load_utterance_wave, open_corpus
 from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.prepare.validate import Limits
 from data_pipelines.text.byte_tokenizer import ByteTokenizer
@@ -282,6 +283,24 @@ def test_prepare_to_original_keeps_the_bytes_of_each_file(tmp_path):
     assert whole.audio == (raw / "audio/0.flac").read_bytes()
     assert decode_audio(part.audio).size == 1600
     assert index.sound == "original"
+
+
+@pytest.mark.parametrize("store", ["flac", "original"])
+def test_prepare_of_one_channel_stores_what_is_read_as_it(tmp_path, store):
+    raw = write_corpus(tmp_path / "raw", 3, changes={n: {"channel": n} for n in range(3)})
+    waves = np.stack([decode_audio(raw / f"audio/{n}.flac")[:1600] for n in range(2)], axis=1)
+    lines = [json.loads(line) for line in (raw / "train.jsonl").read_text().splitlines()]
+    rows = [line | {"audio_filepath": "both.wav", "duration": 0.1} for line in lines]
+    (raw / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wavfile.write(raw / "both.wav", 16_000, np.rint(waves * 32768).astype(np.int16))
+    prepare(raw, tmp_path / "out", store=store, bad=0.5)
+    assert [line["reason"] for line in rejects(tmp_path / "out")] == ["missing"]
+    prepare(tmp_path / "out", tmp_path / "again")  # from shards: their records know it
+    for folder in ("out", "again"):
+        found = list(open_corpus(tmp_path / folder, "train"))
+        assert len(found) == 2
+        for heard, wave in zip(found, waves.T, strict=True):
+            assert np.array_equal(load_utterance_wave(heard), wave)
 
 
 def test_prepare_to_opus_keeps_the_length_and_gives_the_same_bytes_again(tmp_path):

@@ -1,5 +1,6 @@
 """`melllm convert import`: every number in its place, and nothing left of what was refused."""
 
+import codecs
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model, ModelSpec, Rope
 from melllm_jax.config.overrides import from_json
 from melllm_jax.config.run import CheckpointIntervals, Mesh
-from melllm_jax.convert import block_copy, from_hf
+from melllm_jax.convert import block_copy, from_hf, safetensors_files
 from melllm_jax.errors import Mistake
 from melllm_jax.models import parameters
 from melllm_jax.models.speech_lm import SpeechLM
@@ -138,6 +139,9 @@ def test_tokenizer_and_the_original_config_travel_along(tmp_path):
     phi_files.make(source, "text in files")
     (source / "chat_template.jinja").write_text("{{ messages }}")
     (source / "README.md").write_text("much")
+    (source / "._config.json").write_bytes(b"\0\5\26\7")  # macOS's
+    for name in ("config.json", safetensors_files.INDEX_FILE, "tokenizer.json"):  # as on Windows
+        (source / name).write_bytes(codecs.BOM_UTF8 + (source / name).read_bytes())
     phi_files.told("import", source, tmp_path / "ours")
     files = [*phi_files.COMPANIONS, "config.json", "chat_template.jinja"]
     found = {path.name: path.read_bytes() for path in (tmp_path / "ours/tokenizer").iterdir()}
