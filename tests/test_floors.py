@@ -34,7 +34,7 @@ FLOORS = (
     {"launch.charts"},
     {"launch.corpus_report", "launch.runs"},
     {"launch.evaluation", "launch.bench"},
-    {"launch.sweep"},
+    {"launch.sweep", "launch.api"},
     {"launch.sweep.backends", "launch.sweep.specs", "launch.scaling"},
     {"launch.sweep_report"},
     {"launch.commands"},
