@@ -1,7 +1,9 @@
 """Load a run, transcribe a file, look at its scores, and make one training step by hand.
 
-melllm quickstart
-python examples/tour.py quickstart/run quickstart/samples/*.flac
+    melllm quickstart
+    python examples/tour.py quickstart/run quickstart/samples/*.flac
+
+The run and its corpus are those of the quickstart; any other run will do.
 """
 
 import sys
