@@ -14,6 +14,7 @@ EVAL = ["jiwer>=4.0,<5", "whisper-normalizer>=0.1.12,<0.2"]
 DEMO = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9"]
 PARQUET = ["pyarrow>=17"]
 TFDS = ["tensorflow-datasets>=4.9.9"]
+RUFF = "ruff==0.17.5"
 BEAM = ["apache-beam>=2.65"]
 DASK = ["apache-beam[dask]>=2.65"]
 TEST = [
@@ -26,7 +27,7 @@ TEST = [
     "mypy>=1.15",
     "pytest>=8.3",
     "pytest-xdist>=3.8",
-    "ruff==0.17.5",
+    RUFF,
 ]
 
 setup(
@@ -79,6 +80,7 @@ setup(
         "hub": ["huggingface_hub>=0.30"],  # names on the hub in place of a folder
         "plan": ["libtpu>=0.0.40"],  # compile for TPU pods on a machine without one
         "plan-gpu": ["jax[cuda12]>=0.10.2,<0.13"],  # the same for GPUs: 5.5 GB
+        "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", RUFF],  # mkdocs serve
         "eval": EVAL,
         "parquet": PARQUET,  # melllm data import --kind parquet
         "tfds": [*TFDS, "tensorflow>=2.18"],  # its stock Audio feature is read by nothing else

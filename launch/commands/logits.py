@@ -38,9 +38,8 @@ def main(argv: Sequence[str]) -> int:
     with jax.set_mesh(single_device_mesh()):
         model = load_model(arguments.checkpoint, arguments.dtype)
         rows = tokens[None] if tokens.ndim == 1 else tokens
-        batch = model.batch(rows, arguments.audio, arguments.audio_token)
-        scores = jax.jit(lambda m, b: m.logits(m(b)))(model.model, batch)
-        logits = np.asarray(scores, np.float32).reshape(*tokens.shape, -1)
+        scores = model.logits(rows, arguments.audio, arguments.audio_token)
+    logits = scores.reshape(*tokens.shape, -1)
     try:
         with arguments.out.open("wb") as file:  # np.save adds .npy to a name that lacks it
             np.save(file, logits)

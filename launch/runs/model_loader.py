@@ -7,14 +7,15 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from data_pipelines.audio import file_io
 from data_pipelines.audio.log_mel import normalized_log_mel
 from data_pipelines.examples.placeholder_batch import fill_placeholders
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.prompt import placeholder_id
 from data_pipelines.text.tokenizer import Tokenizer
+from launch.runs.sounds import Sound, load_sound, sound_name
 from launch.runs.transcriber import Transcriber
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoints import run_folder
@@ -23,7 +24,7 @@ from melllm_jax.config.model import ModelSpec
 from melllm_jax.config.run import CheckpointIntervals, Mesh, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.inference.sampling import DecodingOptions
-from melllm_jax.models.parameters import abstract_model
+from melllm_jax.models.parameters import abstract_model, split_model
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.layers import NonTrainable
 from melllm_jax.objectives.run_objective import objective_of
@@ -38,17 +39,39 @@ class CheckpointModel:
     folder: pathlib.Path
     spec: ModelSpec
     model: SpeechLM
+    step: int  # updates after which it was saved; 0 for an import
+    dtype: str  # of weights and products
+
+    def in_dtype(self, dtype: str) -> SpeechLM:
+        """The model with float32 weights rounded to `dtype`; weights rounded already stay."""
+        if self.dtype != "float32":
+            return self.model
+        skeleton, weights = split_model(self.model)
+        return skeleton.model(weights, jnp.dtype(dtype))
+
+    def logits(
+        self,
+        tokens: np.ndarray,
+        sounds: Sequence[Sound] = (),
+        audio_token: int | None = None,
+        rate: int | None = None,
+    ) -> Float[np.ndarray, "b t v"]:
+        """Scores of every next token, float32: see `batch`. The mesh in force is the model's."""
+        batch = self.batch(tokens, sounds, audio_token, rate)
+        return np.asarray(_scores(self.model, batch), np.float32)[: len(tokens)]
 
     def batch(
         self,
         tokens: np.ndarray,
-        files: Sequence[str] = (),
+        sounds: Sequence[Sound] = (),
         audio_token: int | None = None,
+        rate: int | None = None,
     ) -> Batch:
-        """Ids [b t] and the files' sound at the placeholders, on the device.
+        """Ids [b t] and the sound of files, or samples, at the placeholders, on the devices.
 
-        Raises Mistake for ids beyond the vocabulary, files that cannot be read, and clips that do
-        not fit their placeholders.
+        Empty rows follow where the devices could not share them evenly; `rate` is that of samples,
+        in Hz. Raises Mistake for ids beyond the vocabulary, sound that cannot be read, and clips
+        that do not fit their placeholders.
         """
         v, mel = self.spec.model.v, self.spec.mel
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
@@ -57,13 +80,22 @@ class CheckpointModel:
             raise Mistake(
                 f"tokens: run from {tokens.min()} to {tokens.max()}: must lie in 0…{v - 1}"
             )
-        if files and self.spec.model.front == "none":
-            raise Mistake(f"audio={files[0]}: the model reads text alone (model.front=none)")
-        mels = [normalized_log_mel(file_io.decode_audio(file), mel) for file in files]
-        if files and audio_token is None:
+        mels = self.mels(sounds, rate)
+        if sounds and audio_token is None:
             audio_token = self.placeholder()
         ids = tokens.astype(np.int32)
-        return shard_batch(fill_placeholders(ids, mels, r=mel.r, m=mel.m, audio=audio_token))
+        filled = fill_placeholders(ids, mels, r=mel.r, m=mel.m, audio=audio_token)
+        more = -len(ids) % jax.sharding.get_mesh().size
+        return shard_batch(Batch(*(_add_empty_rows(x, more) for x in filled)))
+
+    def mels(
+        self, sounds: Sequence[Sound], rate: int | None = None
+    ) -> list[Float32[np.ndarray, "frames m"]]:
+        """What the front end reads of each sound. Raises Mistake where it cannot be read."""
+        if sounds and self.spec.model.front == "none":
+            named = sound_name(sounds[0])
+            raise Mistake(f"audio={named}: the model reads text alone (model.front=none)")
+        return [normalized_log_mel(load_sound(sound, rate), self.spec.mel) for sound in sounds]
 
     def placeholder(self) -> int:
         """Id at the positions of speech: the imported config's, or else the tokenizer's."""
@@ -92,8 +124,17 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
         sharding = jax.NamedSharding(mesh, x.sharding.spec)
         wanted[name] = jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
     with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", CheckpointIntervals()) as checkpoints:
-        weights = checkpoints.restore_weights(wanted)[1]
-    return CheckpointModel(folder, spec, skeleton.model(weights))
+        step, weights = checkpoints.restore_weights(wanted)
+    return CheckpointModel(folder, spec, skeleton.model(weights), step, dtype)
+
+
+def _add_empty_rows(column: np.ndarray, count: int) -> np.ndarray:
+    return np.concatenate([column, np.zeros((count, *column.shape[1:]), column.dtype)])
+
+
+@jax.jit
+def _scores(model: SpeechLM, batch: Batch) -> Array:
+    return model.logits(model(batch))
 
 
 def single_device_mesh() -> jax.sharding.Mesh:
@@ -117,9 +158,7 @@ def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer
     Weights are laid out over the mesh in force, which must still be when it transcribes. Raises
     Mistake for a folder without a run or a checkpoint.
     """
-    run = run_folder.read_run(workdir)
-    if run.model.front == "none":
-        raise Mistake(f'run={workdir}: model.front="none": it reads text alone, and hears nothing')
+    run = read_speech_run(workdir)
     tokenizer = load_run_tokenizer(workdir, run)
     update = Update(objective_of(run))
     shapes = update.shapes(jax.sharding.get_mesh())
@@ -128,3 +167,11 @@ def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer
         step, weights = checkpoints.restore_weights(shapes.trained | shapes.frozen)
     model = update.skeleton.model(weights, update.dtype)
     return run, tokenizer, Transcriber(model, tokenizer, run, how), step
+
+
+def read_speech_run(workdir: str) -> Run:
+    """The run in a folder. Raises Mistake where there is none, or one without a front end."""
+    run = run_folder.read_run(workdir)
+    if run.model.front == "none":
+        raise Mistake(f'run={workdir}: model.front="none": it reads text alone, and hears nothing')
+    return run

@@ -103,8 +103,11 @@ def _parts(trials: Iterable[EvalExample], rows: int) -> Iterator[list[EvalExampl
         yield part
 
 
-def round_up_rows(rows: int) -> int:
-    """`rows`, or the next number that the devices here share evenly. Raises Mistake below 1."""
+def round_up_rows(rows: int, devices: int | None = None) -> int:
+    """`rows`, or the next number that `devices` share evenly, by default all that are here.
+
+    Raises Mistake below 1.
+    """
     if rows < 1:
         raise Mistake(f"batch={rows}: must be positive")
-    return rows + -rows % jax.device_count()
+    return rows + -rows % (devices or jax.device_count())

@@ -1,0 +1,177 @@
+"""A checkpoint in memory that is asked: for the text of sound, and for scores."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any, overload
+
+import jax
+from jaxtyping import Float, Int32
+import numpy as np
+
+from data_pipelines.examples.interleave import asr_prompt_columns
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from data_pipelines.text.prompt import asr_prompt
+from data_pipelines.text.tokenizer import Tokenizer
+from launch.runs import model_loader
+from launch.runs.model_loader import CheckpointModel
+from launch.runs.sounds import Sound, sound_utterance
+from launch.runs.transcribe_files import prompt_examples
+from launch.runs.transcriber import Transcriber, Transcript, round_up_rows
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.config.run import Run
+from melllm_jax.inference.sampling import GREEDY, DecodingOptions
+from melllm_jax.models.parameters import split_model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A checkpoint in memory, laid out over `mesh`. `launch.api.load` makes it.
+
+    Each shape of a question compiles once; what was compiled is kept, and nothing else changes.
+    """
+
+    checkpoint: CheckpointModel  # the model itself, which computes under `mesh`
+    mesh: jax.sharding.Mesh  # of the devices that hold its weights
+    _transcribers: dict[DecodingOptions, Transcriber] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder that it was loaded from."""
+        return self.checkpoint.folder
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Sizes of the model, its mel, its text and its LoRA."""
+        return self.checkpoint.spec
+
+    @property
+    def step(self) -> int:
+        """Updates after which it was saved; 0 for an import."""
+        return self.checkpoint.step
+
+    @functools.cached_property
+    def run(self) -> Run:
+        """The run that trained it. Raises Mistake for an imported checkpoint, which has none."""
+        return run_folder.read_run(str(self.folder))
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its text to ids, and back. Raises Mistake where the folder has none."""
+        return load_tokenizer(self.spec.text.tokenizer)
+
+    @property
+    def params(self) -> dict[str, jax.Array]:
+        """The weights by name, such as "stack.blocks.attn.q", in the dtype of `load`."""
+        return split_model(self.checkpoint.model)[1]
+
+    @overload
+    def transcribe(
+        self,
+        sound: Sound,
+        *,
+        rate: int | None = None,
+        batch: int = 1,
+        decoding: DecodingOptions = GREEDY,
+    ) -> str: ...
+
+    @overload
+    def transcribe(
+        self,
+        sound: list[Any] | tuple[Any, ...],
+        *,
+        rate: int | None = None,
+        batch: int = 1,
+        decoding: DecodingOptions = GREEDY,
+    ) -> list[str]: ...
+
+    def transcribe(
+        self,
+        sound: Sound | list[Any] | tuple[Any, ...],
+        *,
+        rate: int | None = None,
+        batch: int = 1,
+        decoding: DecodingOptions = GREEDY,
+    ) -> str | list[str]:
+        """The text of a sound as a str, or of a list of them as a list of str, in their order.
+
+        A sound is the path of a wav, flac, mp3 or ogg file, or samples: floats [w] in [-1, 1],
+        taken `rate` times a second (8,000 to 48,000 Hz). `batch` of them are read at once. The text
+        is that of `melllm transcribe`; `transcripts` also says where a text was cut off. Raises
+        Mistake for sound that cannot be used, and for a model that reads text alone.
+        """
+        sounds = _sounds(sound)
+        texts = [
+            t.text for t in self.transcripts(sounds, rate=rate, batch=batch, decoding=decoding)
+        ]
+        return texts if isinstance(sound, list | tuple) else texts[0]
+
+    def transcripts(
+        self,
+        sounds: Sequence[Sound],
+        *,
+        rate: int | None = None,
+        batch: int = 1,
+        decoding: DecodingOptions = GREEDY,
+    ) -> list[Transcript]:
+        """What is heard in each sound: its text, its seconds, and whether the text was cut off.
+
+        Arguments and errors are those of `transcribe`.
+        """
+        run = model_loader.read_speech_run(str(self.folder))
+        rows = round_up_rows(batch, self.mesh.size)
+        utterances = [sound_utterance(sound, rate, run.mel) for sound in _sounds(sounds)]
+        examples = prompt_examples(utterances, run, self.tokenizer)
+        with jax.set_mesh(self.mesh):
+            if decoding not in self._transcribers:
+                self._transcribers.clear()  # each holds the layers once more
+                model = self.checkpoint.in_dtype(run.optim.compute)
+                self._transcribers[decoding] = Transcriber(model, self.tokenizer, run, decoding)
+            return list(self._transcribers[decoding](examples, rows))
+
+    def prompt(
+        self, sound: Sound, text: str = "", *, rate: int | None = None
+    ) -> Int32[np.ndarray, "t"]:
+        """Ids [t] of the question what a sound says, and of the beginning of the answer, `text`.
+
+        The placeholder stands at each position of the sound, which `logits(ids, sound)` fills.
+        Raises Mistake as `transcribe` does.
+        """
+        frames = self.checkpoint.mels(_sounds(sound), rate)[0]
+        asked = asr_prompt(self.tokenizer, self.spec.text)
+        ids = asr_prompt_columns(frames, asked, r=self.spec.mel.r)["tokens"]
+        words = self.tokenizer.encode(text) if text else []
+        return np.concatenate([ids, np.array(words, np.int32)])
+
+    def logits(
+        self,
+        tokens: Any,
+        sounds: Sound | Sequence[Sound] = (),
+        *,
+        rate: int | None = None,
+        audio_token: int | None = None,
+    ) -> Float[np.ndarray, "*b t v"]:
+        """Scores of the token after each position, float32: ids [t] to [t v], [b t] to [b t v].
+
+        Each row of ids is a prompt of its own. Sound stands where the ids have the placeholder
+        (`audio_token`; by default the checkpoint's own), ceil(frames / r) times a clip, and the
+        clips come in the order of their placeholders. The scores are those of `melllm logits`.
+        Raises Mistake for ids beyond the vocabulary, and for clips that do not fit.
+        """
+        ids = np.asarray(tokens)
+        rows = ids[None] if ids.ndim == 1 else ids
+        with jax.set_mesh(self.mesh):
+            scores = self.checkpoint.logits(rows, _sounds(sounds), audio_token, rate)
+        return scores.reshape(*ids.shape, -1)
+
+
+def _sounds(given: Any) -> list[Sound]:
+    """One sound, or several, as a list; other arrays than NumPy's become NumPy's."""
+    single = isinstance(given, str | os.PathLike) or hasattr(given, "__array__")
+    every = [given] if single else list(given)
+    return [x if isinstance(x, str | os.PathLike) else np.asarray(x) for x in every]
