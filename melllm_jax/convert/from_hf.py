@@ -5,19 +5,19 @@ blocks at a time. All is written to a scratch folder, which is renamed once it i
 """
 
 from collections.abc import Callable, Iterator, Mapping
-import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 import shutil
-from typing import Any, Literal
+from typing import Literal
 
 from melllm_jax import interrupts
 from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.config.model import Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
 from melllm_jax.convert import block_copy, hf_config, phi, safetensors_files
+from melllm_jax.convert.json_files import read_object
 from melllm_jax.convert.safetensors_files import TensorEntry
 from melllm_jax.convert.weight_map import (
     ForeignTensor,
@@ -62,11 +62,11 @@ class ImportPlan:
 def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> ImportPlan:
     """Plan the import of the folder `source`. Raises Mistake for whatever is wrong with it."""
     entries = safetensors_files.list_tensors(source)
-    tree = _read_json(source / "config.json")
+    tree = read_object(source / "config.json")
     # Microsoft's repository has this folder as well: a second copy of what its main files hold.
     folder = source / ADAPTER_FOLDER
     separate = folder.exists() and tree.get("model_type") != "phi4mm"
-    adapter_config = _read_json(folder / "adapter_config.json") if separate else None
+    adapter_config = read_object(folder / "adapter_config.json") if separate else None
     parsed = hf_config.parse_config(tree, adapter_config, f"{source}/config.json")
     spec, names = parsed.spec, phi.TENSOR_NAMES[parsed.layout]
     rank = spec.lora.r
@@ -96,6 +96,8 @@ def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> Import
         tensors = expand_rules(names.weights(spec.model), shapes)
     if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         text = dataclasses.replace(spec.text, tokenizer=run_folder.TOKENIZER)
+        if _has_chat_template(source):
+            text = dataclasses.replace(text, template="chat")
         spec = dataclasses.replace(spec, text=text)
     dims = {name: kind.dims for name, kind in skeleton.kinds.items()}
     blanks = _blanks(tensors, entries, dims, shapes)
@@ -176,6 +178,14 @@ def _blanks(
     return blanks
 
 
+def _has_chat_template(folder: pathlib.Path) -> bool:
+    """Whether the tokenizer's files say how a chat is written, as transformers looks for it."""
+    files = (folder / name for name in ("tokenizer_config.json", "chat_template.json"))
+    return (folder / "chat_template.jinja").exists() or any(
+        read_object(file).get("chat_template") is not None for file in files if file.exists()
+    )
+
+
 def _adapter_entries(
     folder: pathlib.Path, entries: Mapping[str, TensorEntry]
 ) -> dict[str, TensorEntry]:
@@ -187,16 +197,3 @@ def _adapter_entries(
     for name in found.keys() & entries.keys():
         raise Mistake(f"{file}: {name} is in {entries[name].file.name} too")
     return found
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    """The object of a JSON file. Raises Mistake where there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            tree = json.loads(path.read_text())
-        except ValueError as error:
-            raise Mistake(f"{path}: is no JSON: {error}") from error
-        if not isinstance(tree, dict):
-            raise Mistake(f"{path}: must be an object of fields")
-        return tree
-    raise Mistake(f"{path.parent}: holds no {path.name}")

@@ -41,6 +41,7 @@ LAYOUT_OF_MODEL_TYPE: dict[str, LayoutName] = {
     "phi4mm": "microsoft",
     "phi4_multimodal": "transformers",
 }
+AUDIO_TOKEN = 200_011  # <|endoftext11|>
 UNSUPPORTED_MODELS = {"phi3small": "has block-sparse attention and a GEGLU with muP: "}
 # Of each layer: the modules that LoRA stands beside, and others that it must leave alone.
 LORA_MODULES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
@@ -91,6 +92,20 @@ def parse_config(
     mel = Mel(kind="phi4", m=80, r=8, normalize="none")
     model = dataclasses.replace(_model(top, where), front="conv", c=c)
     return HfConfig(ModelSpec(model, mel, text, lora), layout)
+
+
+def audio_token_id(tree: Mapping[str, Any]) -> int | None:
+    """The placeholder of a speech position that a config.json names; None where it names none.
+
+    Microsoft's is in its code, not in its config, and transformers' the default of its class.
+    """
+    if tree.get("model_type") not in ("phi4mm", "phi4_multimodal"):
+        return None
+    audio = tree.get("audio_config")
+    named = audio.get("audio_token_id") if isinstance(audio, Mapping) else None
+    named = AUDIO_TOKEN if named is None else named
+    v = tree.get("vocab_size", 0)
+    return named if type(named) is int and type(v) is int and 0 <= named < v else None
 
 
 def _model(top: Mapping[str, Any], where: str) -> Model:

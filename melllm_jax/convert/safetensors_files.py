@@ -94,7 +94,7 @@ def list_tensors(folder: pathlib.Path) -> dict[str, TensorEntry]:
             raise Mistake(_no_tensors_message(folder))
         return read_header(folder / SINGLE_FILE)
     try:
-        file_names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        file_names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
         files = sorted({folder / name for name in file_names.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{index}: is no index of safetensors: {error!r}") from error
