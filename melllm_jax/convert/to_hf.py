@@ -18,7 +18,7 @@ import numpy as np
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.convert import block_copy, hf_config_writer, phi, safetensors_files
-from melllm_jax.convert.from_hf import ADAPTER_FOLDER, AdapterChoice
+from melllm_jax.convert.from_hf import ADAPTER_FILES, ADAPTER_FOLDER, AdapterChoice
 from melllm_jax.convert.json_files import read_object
 from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
 from melllm_jax.errors import Mistake
@@ -107,16 +107,22 @@ def export_checkpoint(
     `target` is whole or not there.
     """
     with new_folder("HF_DIR", target, plan.bytes) as scratch:
-        _fill_folder(plan, scratch, progress)
+        _fill_folder(plan, scratch, progress, target)
 
 
-def _fill_folder(plan: ExportPlan, scratch: pathlib.Path, progress: Callable[[int], None]) -> None:
-    """Writes the config, the model's tensors, the adapter if any, and the files beside them."""
+def _fill_folder(
+    plan: ExportPlan,
+    scratch: pathlib.Path,
+    progress: Callable[[int], None],
+    target: pathlib.Path,
+) -> None:
+    """Writes what will be the folder `target`: config, tensors, adapter, and the files beside."""
     companions = plan.folder / run_folder.TOKENIZER
     original: dict[str, Any] = {}
     if companions.exists():
         for path in sorted(companions.iterdir()):
-            shutil.copyfile(path, scratch / path.name)
+            if path.name not in ADAPTER_FILES:  # transformers would look for its tensors
+                shutil.copyfile(path, scratch / path.name)
         if (companions / "config.json").exists():
             original = read_object(companions / "config.json")
     tokens = {name: original[name] for name in hf_config_writer.TOKEN_ID_FIELDS if name in original}
@@ -131,7 +137,8 @@ def _fill_folder(plan: ExportPlan, scratch: pathlib.Path, progress: Callable[[in
     if plan.adapter:
         folder = scratch / ADAPTER_FOLDER
         folder.mkdir()
-        _write_json(folder / "adapter_config.json", hf_config_writer.adapter_config(plan.spec))
+        described = hf_config_writer.adapter_config(plan.spec, str(target.absolute()))
+        _write_json(folder / "adapter_config.json", described)
         _write_tensors(plan, folder, plan.adapter, "adapter_model.safetensors", progress)
 
 

@@ -39,7 +39,7 @@ from launch.sweep.ledger import Ledger
 from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.features import Mel
-from melllm_jax.config.overrides import from_json, override
+from melllm_jax.config.overrides import from_json, override, to_json
 from melllm_jax.config.run import CheckpointIntervals, MetricInterval, Run, ScoreInterval
 from melllm_jax.errors import Mistake
 from melllm_jax.objectives.run_objective import objective_of
@@ -359,8 +359,8 @@ def test_import_and_export_anew_are_the_same_bytes(tmp_path):
 
 
 def test_model_json_is_read():
-    found = dataclasses.asdict(run_folder.read_spec("imported/ckpt"))
-    assert json.loads(json.dumps(found)) == EXPECTED["spec"]
+    found = run_folder.read_spec("imported/ckpt")
+    assert json.loads(to_json(found)) == EXPECTED["spec"]
 
 
 # A sweep ------------------------------------------------------------------------------------------

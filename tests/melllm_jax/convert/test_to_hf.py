@@ -541,11 +541,12 @@ def test_transformers_loads_a_multimodal_export_without_vision(parity, brought, 
         np.testing.assert_array_equal(theirs[name], x.astype(np.float32), err_msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
 @pytest.mark.parametrize("front", ["keep", "drop"])
 @SPEECH
 def test_peft_loads_the_adapter_and_computes_what_is_merged(parity, brought, tmp_path, kind, front):
     """float32 sums of two layers in another order: 2e-6 of the largest logit."""
-    pytest.importorskip("peft", reason="needs the extra `parity`")
+    peft = pytest.importorskip("peft", reason="needs the extra `parity`")
     sent(brought, tmp_path / "back", kind, "float32", "--front", front)
     for lora in ("merge", "drop"):
         words = ("--lora", lora, "--front", front)
@@ -556,5 +557,7 @@ def test_peft_loads_the_adapter_and_computes_what_is_merged(parity, brought, tmp
     added = {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert len(added) == 8 * L
     adapted = logits(model)
+    found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "back/speech-lora")
+    np.testing.assert_allclose(logits(found), adapted, rtol=0, atol=1e-5 * np.abs(merged).max())
     np.testing.assert_allclose(adapted, merged, rtol=0, atol=1e-5 * np.abs(merged).max())
     assert np.abs(adapted - plain).max() > 0.1 * np.abs(plain).max()
