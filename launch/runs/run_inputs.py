@@ -58,7 +58,8 @@ def complete_run(run: Run) -> RunInputs:
         if sounds.path:
             found = split_digest(sounds.path, sounds.split)
             changes[f"data.augment.{name}.digest"] = found
-    warm = warm_start.resolve(run.init.path) if run.init.path else None
+    grown = sound_token.grown_vocabulary(run)
+    warm = warm_start.resolve(run.init.path, grown) if run.init.path else None
     if warm is not None:
         changes["init.digest"] = warm.digest
     reads_sound = run.model.front != "none"

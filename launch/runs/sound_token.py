@@ -40,8 +40,21 @@ def give_placeholder(run: Run, tokenizer: Tokenizer) -> Run:
     chosen = _config_id(run.init.path) if run.init.path else None
     if chosen is None or chosen >= v:
         chosen = tokenizer.size
-    model = dataclasses.replace(run.model, v=v if chosen < v else -(-(chosen + 1) // ROWS) * ROWS)
-    return dataclasses.replace(run, model=model, text=dataclasses.replace(text, placeholder=chosen))
+    run = dataclasses.replace(run, text=dataclasses.replace(text, placeholder=chosen))
+    if chosen < v:
+        return run
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, v=_rows_for(chosen)))
+
+
+def grown_vocabulary(run: Run) -> int:
+    """Tokens of a run whose vocabulary grew for `text.placeholder`; 0 where it did not."""
+    v, chosen = run.model.v, run.text.placeholder
+    return v if chosen >= 0 and v == _rows_for(chosen) else 0
+
+
+def _rows_for(placeholder: int) -> int:
+    """Tokens of a vocabulary that grows to hold an id."""
+    return -(-(placeholder + 1) // ROWS) * ROWS
 
 
 def stored_id(folder: str, spec: ModelSpec) -> int:

@@ -27,6 +27,7 @@ class WarmStart:
     checkpoint: pathlib.Path  # the newest whole one in it
     digest: str  # hash of its content
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
+    v: int = 0  # tokens that the run's vocabulary has grown to, if it has
 
     def fresh_names(self, kinds: Kinds, lora_rank: int) -> list[str]:
         """The weights among `kinds` that are not in the checkpoint: they start at random.
@@ -43,7 +44,7 @@ class WarmStart:
                     f"init={self.folder}: its {name} has no place in the run: lora.r={lora_rank} "
                     f"must be the checkpoint's, or import with --lora merge or drop"
                 )
-            if kinds[name].shape != shape and not _is_longer(name, kinds[name].shape, shape):
+            if kinds[name].shape != shape and not self._grows(name, kinds[name].shape):
                 theirs = kinds[name].shape
                 raise Mistake(f"init={self.folder}: {name} is {shape}, the run's is {theirs}")
         same_shape = lambda name: self.shapes.get(name) == kinds[name].shape
@@ -68,14 +69,24 @@ class WarmStart:
         Tokens that the run's vocabulary has more than the checkpoint's get the mean of all others:
         never likelier than the likeliest.
         """
-        longer = {k: x for k, x in shapes.items() if _is_longer(k, x.shape, self.shapes[k])}
+        longer = {k: x for k, x in shapes.items() if self._grows(k, x.shape)}
         stored = {k: _without_split(x, self.shapes[k], VOCABULARY[k]) for k, x in longer.items()}
         weights = load_weights(self.checkpoint, {**shapes, **stored})
         return weights | {k: _lengthen(weights[k], x, VOCABULARY[k]) for k, x in longer.items()}
 
+    def _grows(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of the run has the stored one's shape but for its new tokens."""
+        axis, stored = VOCABULARY.get(name), self.shapes[name]
+        if axis is None or len(shape) != len(stored) or not stored[axis] < shape[axis] == self.v:
+            return False
+        return all(x == y for i, (x, y) in enumerate(zip(shape, stored, strict=True)) if i != axis)
 
-def resolve(folder: str) -> WarmStart:
-    """The newest whole checkpoint in `folder`. Raises Mistake where there is none."""
+
+def resolve(folder: str, v: int = 0) -> WarmStart:
+    """The newest whole checkpoint in `folder`, whose vocabulary a run may grow to `v` tokens.
+
+    Raises Mistake where there is none.
+    """
     checkpoint = integrity.newest_checkpoint(pathlib.Path(folder) / run_folder.CHECKPOINTS)
     stored = weight_store.WeightReader(checkpoint).shapes
     return WarmStart(
@@ -83,6 +94,7 @@ def resolve(folder: str) -> WarmStart:
         checkpoint,
         integrity.checkpoint_digest(checkpoint),
         {name: shape for name, (_, shape) in stored.items()},
+        v,
     )
 
 
@@ -111,14 +123,6 @@ def adopt_model(run: Run, folder: str) -> Run:
 
 def _is_front(name: str) -> bool:
     return name.startswith("front.")
-
-
-def _is_longer(name: str, ours: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """Whether a weight has the stored one's shape but for more tokens."""
-    axis = VOCABULARY.get(name)
-    if axis is None or len(ours) != len(stored) or ours[axis] <= stored[axis]:
-        return False
-    return all(x == y for i, (x, y) in enumerate(zip(ours, stored, strict=True)) if i != axis)
 
 
 def _without_split(

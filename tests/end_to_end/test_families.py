@@ -32,7 +32,18 @@ def data(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("data"), count=8)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# The same tokens as another family's, in other words.
+SIBLINGS = {
+    "Phi-3-medium",
+    "Phi-3.5-mini",
+    "Phi-4-mini-reasoning",
+    "Phi-4-multimodal, transformers'",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow if x in SIBLINGS else ()) for x in FAMILIES]
+)
 def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, capsys):
     family, [theirs, ours, run, back] = FAMILIES[name], [tmp_path / x for x in "abcd"]
     write_checkpoint(theirs, family)
