@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import pathlib
 
 import pytest
 import tokenizers
@@ -159,3 +161,18 @@ def test_prompt_of_other_tokens_than_the_template_asks_for_names_the_chat_templa
 
 def test_prompt_may_say_which_id_stands_for_sound():
     assert asr_prompt(load_tokenizer("bytes"), Text(placeholder=7)).audio == 7
+
+
+def test_prompt_of_the_real_smollm2_is_what_transformers_writes():
+    """The instruction stands after the clip, so its words are parted from the line before it."""
+    folder = pathlib.Path(os.environ.get("MELLLM_MODELS", ""), "smollm2-135m-phi3")
+    if not (folder / "tokenizer.json").exists():
+        pytest.skip("MELLLM_MODELS names no folder with smollm2-135m-phi3")
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    prompt = asr_prompt(tokenizer, Text(template="chat", placeholder=tokenizer.size))
+    chat = [{"role": "user", "content": f"<file_sep>{INSTRUCTION}"}]
+    ids = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert [*prompt.before, tokenizer.special("<file_sep>"), *prompt.after] == ids
+    assert prompt.end == tokenizer.special("<|im_end|>")
