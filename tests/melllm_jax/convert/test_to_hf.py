@@ -99,6 +99,15 @@ def test_what_was_read_is_written_back_bit_by_bit(brought, tmp_path, kind, numbe
     assert written["torch_dtype"] == number
 
 
+def placeless(folder):
+    """Every file of an export by its path there, without the place that its adapter names."""
+    here = json.dumps(str(folder)).encode()
+    return {
+        path.relative_to(folder): content.replace(here, b"HERE")
+        for path, content in everything(folder).items()
+    }
+
+
 @KINDS
 def test_an_export_is_read_to_the_same_model_and_written_to_the_same_bytes(brought, tmp_path, kind):
     sent(brought, tmp_path / "back", kind, "bfloat16")
@@ -108,10 +117,7 @@ def test_an_export_is_read_to_the_same_model_and_written_to_the_same_bytes(broug
     model, mel, lora = ([getattr(x, name) for x in specs] for name in ("model", "mel", "lora"))
     assert (model[0], mel[0], lora[0]) == (model[1], mel[1], lora[1])
     phi_files.told("export", again / "ours", again / "back")
-    one, other = (
-        {path.relative_to(folder): content for path, content in everything(folder).items()}
-        for folder in (tmp_path / "back", again / "back")
-    )
+    one, other = (placeless(folder) for folder in (tmp_path / "back", again / "back"))
     assert one == other
 
 
@@ -154,9 +160,7 @@ def test_many_blocks_write_the_same_bytes(brought, tmp_path, monkeypatch, lora, 
     sent(brought, tmp_path / "back", "microsoft", "bfloat16", "--lora", lora)
     monkeypatch.setattr(block_copy, "MAX_ELEMENTS", most)
     sent(brought, tmp_path / "parted", "microsoft", "bfloat16", "--lora", lora)
-    for path, content in everything(tmp_path / "back").items():
-        other = tmp_path / "parted" / path.relative_to(tmp_path / "back")
-        assert other.read_bytes() == content
+    assert placeless(tmp_path / "parted") == placeless(tmp_path / "back")
 
 
 @NUMBER
