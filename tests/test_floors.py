@@ -65,7 +65,7 @@ FENCES = {
     "safetensors": {"launch.evaluation.transformers_reference"},
     "fsspec": {"melllm_jax.files"},
     "yaml": {"launch.sweep.backends.gke"},
-    "jinja2": {"launch.charts.html"},
+    "jinja2": {"launch.charts.html", "data_pipelines.text.chat_template"},
     # Nothing else loads modules behind this file's back.
     "importlib.import_module": {"launch.terminal.subcommands"},
 }

@@ -7,6 +7,7 @@ import numpy as np
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import TRANSFER_DTYPES, too_wide_reason
 from data_pipelines.reject import Reject, Unusable
+from data_pipelines.text.prompt import end_id
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.run import Run
 
@@ -19,7 +20,7 @@ class TextExampleMaker:
 
     def __init__(self, run: Run, tokenizer: Tokenizer, ready: Set[int] = frozenset()) -> None:
         self._run, self._tokenizer, self._ready = run, tokenizer, ready
-        self._end = tokenizer.special("<|end|>")
+        self._end = end_id(tokenizer, run.text)
 
     def train(
         self, drawn: tuple[int, Utterance], rng: np.random.Generator

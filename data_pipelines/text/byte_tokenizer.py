@@ -12,6 +12,7 @@ from data_pipelines.text.tokenizer import (
     check_text,
     content_hash,
     ids_to_json,
+    split_at_names,
     write_tokenizer_file,
 )
 
@@ -32,6 +33,11 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return list(check_text(text).encode())
+
+    def encode_marked(self, text: str) -> list[int]:
+        specials = self.specials
+        parts = split_at_names(text, specials)
+        return [i for x in parts for i in ([specials[x]] if x in specials else x.encode())]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if 0 <= i < 256).decode(errors="replace")

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 import tokenizers
 
+from data_pipelines.text.chat_template import ChatTemplate, read_chat_template
 from data_pipelines.text.tokenizer import (
     Tokenizer,
     check_text,
@@ -28,12 +29,22 @@ class JsonTokenizer(Tokenizer):
     """A `tokenizer.json` of the tokenizers library, as Phi-4 has it."""
 
     source: str = dataclasses.field(repr=False)  # content of tokenizer.json
+    chat: ChatTemplate | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def table(self) -> Any:
         """The library's tokenizer over `source`, special tokens in text taken as plain text."""
-        table = tokenizers.Tokenizer.from_str(self.source)
+        table = self._read_table()
         table.encode_special_tokens = True
+        return table
+
+    @functools.cached_property
+    def _marked_table(self) -> Any:
+        """The same, the names of special tokens standing for them."""
+        return self._read_table()
+
+    def _read_table(self) -> Any:
+        table = tokenizers.Tokenizer.from_str(self.source)
         table.no_truncation()
         table.no_padding()
         return table
@@ -55,10 +66,17 @@ class JsonTokenizer(Tokenizer):
         return max(self.table.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        coded = self.table.encode(check_text(text), add_special_tokens=False)
-        if self.unknown in coded.ids:
-            refuse_character(text[coded.offsets[coded.ids.index(self.unknown)][0]])
-        return require_ids(coded.ids)
+        return require_ids(self._ids(self.table, check_text(text)))
+
+    def encode_marked(self, text: str) -> list[int]:
+        return self._ids(self._marked_table, text)
+
+    def _ids(self, table: Any, text: str) -> list[int]:
+        coded = table.encode(text, add_special_tokens=False)
+        ids: list[int] = coded.ids
+        if self.unknown in ids:
+            refuse_character(text[coded.offsets[ids.index(self.unknown)][0]])
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         mute = set(self.specials.values())
@@ -73,7 +91,8 @@ class JsonTokenizer(Tokenizer):
 
 def read_json_tokenizer(path: epath.Path) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`. Raises Mistake where it would drop characters."""
-    tokenizer = JsonTokenizer(path.read_bytes().decode("utf-8-sig"))
+    content = path.read_bytes().decode("utf-8-sig")
+    tokenizer = JsonTokenizer(content, read_chat_template(path.parent))
     model = tokenizer.table.model
     lacks_bytes = isinstance(model, tokenizers.models.BPE) and not model.byte_fallback
     byte_level = tokenizer.table.get_vocab().keys() >= _BYTE_LETTERS

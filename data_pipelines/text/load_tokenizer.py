@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from etils import epath
 
+from data_pipelines.text import chat_template
 from data_pipelines.text.byte_tokenizer import ByteTokenizer, read_byte_tokenizer
 from data_pipelines.text.json_tokenizer import read_json_tokenizer
 from data_pipelines.text.sentencepiece_tokenizer import read_sentencepiece
@@ -35,6 +36,16 @@ def load_tokenizer(spec: epath.PathLike) -> Tokenizer:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise Mistake(f"text.tokenizer={spec}: {path.name} cannot be read: {error}") from error
+
+
+def copy_template_files(spec: epath.PathLike, folder: epath.PathLike) -> None:
+    """Copies what a chat template is read from, from beside the tokenizer `spec` to `folder`."""
+    source, target = epath.Path(spec), epath.Path(folder)
+    source = source if source.is_dir() else source.parent
+    for name in chat_template.FILES:
+        if (source / name).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes((source / name).read_bytes())
 
 
 _READERS: Mapping[str, Callable[[epath.Path], Tokenizer]] = {

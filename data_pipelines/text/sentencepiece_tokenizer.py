@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 import sentencepiece
 
+from data_pipelines.text.chat_template import ChatTemplate, read_chat_template
 from data_pipelines.text.tokenizer import (
     Tokenizer,
     check_text,
@@ -16,6 +17,7 @@ from data_pipelines.text.tokenizer import (
     ids_to_json,
     refuse_character,
     require_ids,
+    split_at_names,
     write_tokenizer_file,
 )
 from melllm_jax.errors import Mistake
@@ -27,6 +29,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     model: bytes = dataclasses.field(repr=False)  # content of tokenizer.model
     added: Mapping[str, int]  # name → id; ids from the number of pieces on
+    chat: ChatTemplate | None = dataclasses.field(default=None, repr=False, compare=False)
+    # Special tokens that, in a chat template's text, take the blanks after them.
+    stripping: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
 
     @functools.cached_property
     def pieces(self) -> Any:
@@ -44,12 +49,23 @@ class SentencePieceTokenizer(Tokenizer):
         return max(len(self.pieces) - 1, *self.added.values(), 0) + 1
 
     def encode(self, text: str) -> list[int]:
-        ids = self.pieces.encode(check_text(text))
+        return require_ids(self._ids(check_text(text)))
+
+    def encode_marked(self, text: str) -> list[int]:
+        specials, ids, before = self.specials, list[int](), ""
+        for part in split_at_names(text, specials):
+            stripped = part.lstrip() if before in self.stripping else part
+            ids += [specials[part]] if part in specials else self._ids(stripped)
+            before = part
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.pieces.encode(text)
         unknown = self.pieces.unk_id()
         if unknown in ids:
             lost = self.pieces.encode_as_pieces(text)[ids.index(unknown)]
             refuse_character(lost[0])
-        return require_ids(ids)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         mute = set(self.specials.values())
@@ -68,16 +84,22 @@ def read_sentencepiece(path: epath.Path) -> Tokenizer:
     model = path.read_bytes()
     pieces = SentencePieceTokenizer(model, {}).pieces
     added: dict[str, int] = {}
-    for name, i in _added_tokens(path.parent):
+    listed = _added_tokens(path.parent)
+    for name, i, _ in listed:
         if i < len(pieces) and pieces.id_to_piece(i) != name:
             raise Mistake(f"{path.parent}: {name} has id {i}, which is {pieces.id_to_piece(i)}")
         if added.setdefault(name, i) != i:
             raise Mistake(f"{path.parent}: {name} has two ids, {added[name]} and {i}")
-    return SentencePieceTokenizer(model, {name: i for name, i in added.items() if i >= len(pieces)})
+    return SentencePieceTokenizer(
+        model,
+        {name: i for name, i in added.items() if i >= len(pieces)},
+        read_chat_template(path.parent),
+        frozenset(name for name, _, strips in listed if strips),
+    )
 
 
-def _added_tokens(folder: epath.Path) -> list[tuple[str, int]]:
-    """(name, id) of every token in the three files of a folder that may list added tokens."""
+def _added_tokens(folder: epath.Path) -> list[tuple[str, int, bool]]:
+    """(name, id, whether it takes the blanks after it) of every token that a folder's files add."""
     trees = {}
     for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
         file = folder / name
@@ -85,7 +107,10 @@ def _added_tokens(folder: epath.Path) -> list[tuple[str, int]]:
     plain, config, full = trees.values()
     decoder = config.get("added_tokens_decoder", {})
     return [
-        *plain.items(),
-        *((token["content"], int(i)) for i, token in decoder.items()),
-        *((token["content"], token["id"]) for token in full.get("added_tokens", [])),
+        *((name, i, False) for name, i in plain.items()),
+        *((token["content"], int(i), bool(token.get("rstrip"))) for i, token in decoder.items()),
+        *(
+            (token["content"], token["id"], bool(token.get("rstrip")))
+            for token in full.get("added_tokens", [])
+        ),
     ]

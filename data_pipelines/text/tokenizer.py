@@ -1,17 +1,20 @@
 """The tokenizer protocol, text to ids and back, and what its three implementations share.
 
-Text never becomes a special token, whatever it spells: only `special` gives their ids. Text with
-characters that a vocabulary lacks is refused, not encoded without them.
+Text never becomes a special token, whatever it spells: only `special` gives their ids, and
+`encode_marked` for what a chat template wrote. Text with characters that a vocabulary lacks is
+refused, not encoded without them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import hashlib
 import json
+import re
 from typing import NoReturn, Protocol, runtime_checkable
 
 from etils import epath
 
 from data_pipelines.reject import Unusable
+from data_pipelines.text.chat_template import ChatTemplate
 from melllm_jax.errors import Mistake
 
 # Names as Phi-3 and Phi-4 have them; the last stands for a patch of sound.
@@ -37,6 +40,17 @@ class Tokenizer(Protocol):
         The reason is "empty transcript" where only blanks are left of it, or "unknown characters"
         where the vocabulary lacks one; the message names the first.
         """
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of `text`, in which a special token's name stands for it. Raises Unusable.
+
+        Blanks alone, and nothing at all, are text here.
+        """
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """The chat template in the files that it was read from; no part of its digest."""
+        return None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens and ids outside the vocabulary are skipped."""
@@ -80,6 +94,12 @@ def refuse_character(character: str) -> NoReturn:
 def unusable_text(reason: str, detail: str) -> Unusable:
     """The exception for a text that cannot be encoded: its message begins with the reason."""
     return Unusable(reason, f"{reason}: {detail}")
+
+
+def split_at_names(text: str, names: Iterable[str]) -> list[str]:
+    """`text` in parts, each one of `names` or free of them; the longest name counts."""
+    longest = sorted(names, key=len, reverse=True)
+    return [part for part in re.split(f"({'|'.join(map(re.escape, longest))})", text) if part]
 
 
 def ids_to_json(ids: Mapping[str, int]) -> bytes:

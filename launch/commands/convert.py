@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from launch.evaluation import checkpoint_parity
+from launch.runs import sound_token
 from launch.runtime import malloc
 from launch.terminal.flags import parse
 from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import byte_progress
+from melllm_jax.checkpoints import run_folder
 from melllm_jax.convert import from_hf, to_hf
 from melllm_jax.errors import Mistake
 
@@ -122,7 +124,13 @@ def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
     """Export a checkpoint: the figures of what was written."""
     malloc.keep_freed_memory()
     began = time.perf_counter()
-    plan = to_hf.plan_export(arguments.source, arguments.lora, arguments.front, arguments.dtype)
+    plan = to_hf.plan_export(
+        arguments.source,
+        arguments.lora,
+        arguments.front,
+        arguments.dtype,
+        _sound_token(arguments.source),
+    )
     with byte_progress(plan.bytes) as moved:
         to_hf.export_checkpoint(plan, arguments.target, moved)
     seconds = time.perf_counter() - began
@@ -137,6 +145,15 @@ def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
         "text": f"{count} tensors, {format_bytes(plan.bytes)}, in {seconds:.1f} s: "
         f"{arguments.target}",
     }
+
+
+def _sound_token(folder: pathlib.Path) -> int | None:
+    """Id at the positions of speech; None for a model whose vocabulary has none yet."""
+    spec = run_folder.read_spec(str(folder))
+    try:
+        return sound_token.stored_id(str(folder), spec)
+    except Mistake:
+        return None
 
 
 def check_checkpoint(arguments: CheckCheckpointArguments) -> dict[str, Any]:

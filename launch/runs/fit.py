@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.loader import pipeline
 from data_pipelines.loader.lanes import LanesIterator
+from data_pipelines.text.load_tokenizer import copy_template_files
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs.dev_score import dev_score
 from launch.runs.run_inputs import complete_run
@@ -121,7 +122,8 @@ def _set_up_run_folder(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
                 if run.init.path:  # templates and all travel on, to an export
                     beside = f"{run.init.path}/{run_folder.TOKENIZER}"
                     shutil.copytree(beside, f"{workdir}/{run_folder.TOKENIZER}", dirs_exist_ok=True)
-                tokenizer.save(f"{workdir}/tokenizer")
+                copy_template_files(run.text.tokenizer, f"{workdir}/{run_folder.TOKENIZER}")
+                tokenizer.save(f"{workdir}/{run_folder.TOKENIZER}")
             except OSError as error:
                 raise Fault(f"{workdir}/tokenizer: cannot be written: {error.strerror}") from error
     if jax.process_count() > 1:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import json
 import pathlib
 
 import jax
@@ -13,8 +12,8 @@ import numpy as np
 from data_pipelines.audio.log_mel import normalized_log_mel
 from data_pipelines.examples.placeholder_batch import fill_placeholders
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from data_pipelines.text.prompt import placeholder_id
 from data_pipelines.text.tokenizer import Tokenizer
+from launch.runs import sound_token
 from launch.runs.sounds import Sound, load_sound, sound_name
 from launch.runs.transcriber import Transcriber
 from melllm_jax.batch import Batch
@@ -98,13 +97,8 @@ class CheckpointModel:
         return [normalized_log_mel(load_sound(sound, rate), self.spec.mel) for sound in sounds]
 
     def placeholder(self) -> int:
-        """Id at the positions of speech: the imported config's, or else the tokenizer's."""
-        path = self.folder / run_folder.TOKENIZER / "config.json"
-        if path.exists():
-            named = (json.loads(path.read_bytes()).get("audio_config") or {}).get("audio_token_id")
-            if named is not None:
-                return int(named)
-        return placeholder_id(load_tokenizer(self.spec.text.tokenizer))
+        """Id at the positions of speech: the run's, the imported config's, or the tokenizer's."""
+        return sound_token.stored_id(str(self.folder), self.spec)
 
 
 def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:

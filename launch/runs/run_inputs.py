@@ -16,7 +16,9 @@ from data_pipelines.corpora.corpus import open_corpus, split_digest
 from data_pipelines.examples.asr_example import load_mel
 from data_pipelines.reject import Unusable
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from data_pipelines.text.tokenizer import Tokenizer
+from data_pipelines.text.prompt import chat_ids
+from data_pipelines.text.tokenizer import Tokenizer, content_hash
+from launch.runs import sound_token
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
@@ -43,16 +45,21 @@ def complete_run(run: Run) -> RunInputs:
     tokenizer = load_tokenizer(run.text.tokenizer)
     if tokenizer.size > run.model.v:
         raise Mistake(f"model.v={run.model.v}: the tokenizer has {tokenizer.size} ids")
+    run = sound_token.give_placeholder(run, tokenizer)
     known = [
         dataclasses.replace(source, digest=split_digest(source.path, "train"))
         for source in run.data.sources
     ]
-    changes: dict[str, Any] = {"data.sources": known, "text.digest": tokenizer.digest()}
+    digest = tokenizer.digest()
+    if run.text.template == "chat":  # its template decides the result as well
+        digest = content_hash(digest.encode(), repr(chat_ids(tokenizer, run.text)).encode())
+    changes: dict[str, Any] = {"data.sources": known, "text.digest": digest}
     for name, sounds in (("noises", run.data.augment.noises), ("rooms", run.data.augment.rooms)):
         if sounds.path:
             found = split_digest(sounds.path, sounds.split)
             changes[f"data.augment.{name}.digest"] = found
-    warm = warm_start.resolve(run.init.path) if run.init.path else None
+    grown = sound_token.grown_vocabulary(run)
+    warm = warm_start.resolve(run.init.path, grown) if run.init.path else None
     if warm is not None:
         changes["init.digest"] = warm.digest
     reads_sound = run.model.front != "none"

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from melllm_jax.config.validation import WHERE, require
+from melllm_jax.config.validation import LATER, WHERE, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,5 +44,13 @@ class Text:
 
     tokenizer: str = dataclasses.field(default="bytes", metadata=WHERE)  # "bytes", or a path
     digest: str = ""  # content hash of the tokenizer, filled in when a run starts
-    template: Literal["plain", "phi3", "phi4"] = "plain"  # chat template of the ASR prompt
+    template: Literal["plain", "phi3", "phi4", "chat"] = (
+        "plain"  # of the ASR prompt; chat: the chat template that the tokenizer's files hold
+    )
     instruction: str = "Transcribe the audio clip into text."  # unused by "plain"
+    placeholder: int = dataclasses.field(
+        default=-1, metadata=LATER
+    )  # id at the positions of a clip; -1: that of the tokenizer's token for it, or a free row
+
+    def __post_init__(self) -> None:
+        require("text.placeholder", self.placeholder, self.placeholder >= -1, "is no id")

@@ -84,7 +84,20 @@ def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def to_json(cfg: Run | ModelSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
-    return json.dumps(dataclasses.asdict(cfg), indent=1) + "\n"
+    return json.dumps(_written_tree(cfg), indent=1) + "\n"
+
+
+def _written_tree(value: Any) -> Any:
+    """All fields as JSON has them, but for those that came later and are as before."""
+    if dataclasses.is_dataclass(value):
+        written = (f for f in dataclasses.fields(value) if not _is_as_before(f, value))
+        return {f.name: _written_tree(getattr(value, f.name)) for f in written}
+    return [_written_tree(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field is marked `LATER` and has its default."""
+    return "later" in field.metadata and getattr(value, field.name) == field.default
 
 
 Kind = TypeVar("Kind", Run, ModelSpec)
@@ -127,7 +140,8 @@ def _identity_tree(value: Any) -> Any:
     """The fields that decide a run's result, as JSON has them."""
     if dataclasses.is_dataclass(value):
         decides = (f for f in dataclasses.fields(value) if f.metadata.get("identity", True))
-        return {f.name: _identity_tree(getattr(value, f.name)) for f in decides}
+        known = (f for f in decides if not _is_as_before(f, value))
+        return {f.name: _identity_tree(getattr(value, f.name)) for f in known}
     return [_identity_tree(item) for item in value] if isinstance(value, tuple) else value
 
 

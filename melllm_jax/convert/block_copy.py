@@ -34,14 +34,24 @@ def to_contiguous(values: np.ndarray) -> np.ndarray:
 
 
 def merge_lora(
-    rows: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float, dtype: np.dtype
+    rows: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    scale: float,
+    dtype: np.dtype,
+    lengths: np.ndarray | None = None,
 ) -> np.ndarray:
     """Rows [x, in] of a matrix with scale · B[x, r] · A[r, in] added, in float32.
 
-    The sum is rounded once, to `dtype`.
+    With `lengths` [x], DoRA's (arXiv 2402.09353), each row of the sum is given its own. The result
+    is rounded once, to `dtype`.
     """
     low, high = a.astype(np.float32), b.astype(np.float32)
-    return (rows.astype(np.float32) + np.float32(scale) * (high @ low)).astype(dtype)
+    total = rows.astype(np.float32) + np.float32(scale) * (high @ low)
+    if lengths is not None:
+        norm = np.linalg.norm(total, axis=1, keepdims=True)
+        total *= lengths.astype(np.float32)[:, None] / norm
+    return total.astype(dtype)
 
 
 def _join_axes(x: np.ndarray) -> np.ndarray:

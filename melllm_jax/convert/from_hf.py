@@ -5,19 +5,20 @@ blocks at a time. All is written to a scratch folder, which is renamed once it i
 """
 
 from collections.abc import Callable, Iterator, Mapping
-import contextlib
 import dataclasses
+import glob
 import json
 import math
 import pathlib
 import shutil
-from typing import Any, Literal
+from typing import Literal
 
 from melllm_jax import interrupts
 from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.config.model import Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
-from melllm_jax.convert import block_copy, hf_config, phi, safetensors_files
+from melllm_jax.convert import block_copy, hf_config, peft_adapter, phi, safetensors_files
+from melllm_jax.convert.json_files import read_object
 from melllm_jax.convert.safetensors_files import TensorEntry
 from melllm_jax.convert.weight_map import (
     ForeignTensor,
@@ -33,8 +34,20 @@ from melllm_jax.models.parameters import abstract_from_spec
 AdapterChoice = Literal["keep", "merge", "drop"]
 ORIGIN_FILE = "import.json"  # beside the checkpoint: where it came from, and what was not read
 ADAPTER_FOLDER = "speech-lora"  # folder of the adapter beside a checkpoint in transformers' layout
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+DROPPED = "speech LoRA, dropped as asked"
 # Small files that travel along: tokenizer, templates, generation, the original config.
 COMPANION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedTensors:
+    """LoRA's tensors that are merged into one matrix."""
+
+    a: TensorEntry
+    b: TensorEntry
+    scale: float
+    lengths: TensorEntry | None = None  # DoRA's, of each row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +60,7 @@ class ImportPlan:
     tensors: Mapping[str, ForeignTensor]  # to be read, by their names
     entries: Mapping[str, TensorEntry]  # where they are
     blanks: Mapping[str, weight_store.WeightLayout]  # to be written, by our names
-    merged: Mapping[
-        str, tuple[TensorEntry, TensorEntry]
-    ]  # matrix → LoRA's A and B that are merged into it
-    scale: float  # of what is merged
+    merged: Mapping[str, "MergedTensors"]  # matrix → what is merged into it
     left_out: Mapping[str, list[str]]  # tensors that are not read, by reason
 
     @property
@@ -62,44 +72,46 @@ class ImportPlan:
 def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> ImportPlan:
     """Plan the import of the folder `source`. Raises Mistake for whatever is wrong with it."""
     entries = safetensors_files.list_tensors(source)
-    tree = _read_json(source / "config.json")
-    # Microsoft's repository has this folder as well: a second copy of what its main files hold.
-    folder = source / ADAPTER_FOLDER
-    separate = folder.exists() and tree.get("model_type") != "phi4mm"
-    adapter_config = _read_json(folder / "adapter_config.json") if separate else None
-    parsed = hf_config.parse_config(tree, adapter_config, f"{source}/config.json")
+    tree = read_object(source / "config.json")
+    folder = _adapter_folder(source, tree.get("model_type"))
+    adapter_config = read_object(folder / "adapter_config.json") if folder else None
+    parsed = hf_config.parse_config(tree, adapter_config, f"{source}/config.json", adapter)
     spec, names = parsed.spec, phi.TENSOR_NAMES[parsed.layout]
-    rank = spec.lora.r
-    if adapter_config is not None:
-        entries |= _adapter_entries(folder, entries)
+    beside = _adapter_entries(folder, entries) if folder else {}
+    entries |= beside
     ignored = list(phi.IGNORED_TENSORS)
     if spec.model.tied:
         ignored.append(IgnoredTensors("lm_head.weight", "head, which is the embedding"))
-    if rank and adapter == "drop":
-        rows = (rule.foreign.replace("{i}", "*") for rule in names.lora())
-        ignored += [IgnoredTensors(row, "speech LoRA, dropped as asked") for row in rows]
-        spec, rank = dataclasses.replace(spec, lora=Lora()), 0
+    if adapter == "drop":
+        rows = [rule.foreign.replace("{i}", "*") for rule in names.lora()] if spec.lora.r else []
+        ignored += [IgnoredTensors(row, DROPPED) for row in [*rows, *map(glob.escape, beside)]]
+        spec = dataclasses.replace(spec, lora=Lora())
     skeleton, abstract = abstract_from_spec(spec)
     shapes = {name: tuple(x.shape) for name, x in abstract.items()}
-    rules = [*names.weights(spec.model), *(names.lora() if rank else [])]
-    tensors = expand_rules(rules, shapes)
-    omitted = check_tensors(
-        tensors, {name: x.shape for name, x in entries.items()}, ignored, str(source)
-    )
-    merged: dict[str, tuple[TensorEntry, TensorEntry]] = {}
-    scale = 0.0
-    if rank and adapter == "merge":
-        scale = spec.lora.alpha / rank
-        pairs = {name: names.lora_pair(name) for name in tensors}
-        merged = {name: (entries[p[0]], entries[p[1]]) for name, p in pairs.items() if p}
+    tensors = expand_rules(names.weights(spec.model), shapes)
+    low_rank = expand_rules(names.lora(), shapes) if spec.lora.r else {}
+    pairs = {name: pair for name in tensors if (pair := names.lora_pair(name))}
+    rank, alpha = spec.lora.r, spec.lora.alpha
+    scales = dict.fromkeys(pairs, alpha / rank) if rank else {}
+    if parsed.adapter is not None and adapter == "merge":
+        scales = {f"{name}.weight": x.scale for name, x in parsed.adapter.matrices.items()}
+        low_rank = _adapter_tensors(parsed.adapter, tensors, pairs)
+    found = {name: x.shape for name, x in entries.items()}
+    omitted = check_tensors({**tensors, **low_rank}, found, ignored, str(source))
+    merged: dict[str, MergedTensors] = {}
+    if adapter == "merge":
+        merged = {name: _merged_tensors(entries, pairs[name], x) for name, x in scales.items()}
         spec = dataclasses.replace(spec, lora=Lora())
-        tensors = expand_rules(names.weights(spec.model), shapes)
+    else:
+        tensors |= low_rank
     if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         text = dataclasses.replace(spec.text, tokenizer=run_folder.TOKENIZER)
+        if _has_chat_template(source):
+            text = dataclasses.replace(text, template="chat")
         spec = dataclasses.replace(spec, text=text)
     dims = {name: kind.dims for name, kind in skeleton.kinds.items()}
     blanks = _blanks(tensors, entries, dims, shapes)
-    return ImportPlan(source, adapter, spec, tensors, entries, blanks, merged, scale, omitted)
+    return ImportPlan(source, adapter, spec, tensors, entries, blanks, merged, omitted)
 
 
 def import_checkpoint(
@@ -127,9 +139,10 @@ def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[in
         name, block = piece
         rows = plan.entries[name].rows(block.start, block.stop)
         if name in plan.merged:
-            a, b = plan.merged[name]
-            high = b.rows(block.start, block.stop)
-            rows = block_copy.merge_lora(rows, a.rows(), high, plan.scale, rows.dtype)
+            x = plan.merged[name]
+            lengths = None if x.lengths is None else x.lengths.rows(block.start, block.stop)
+            high = x.b.rows(block.start, block.stop)
+            rows = block_copy.merge_lora(rows, x.a.rows(), high, x.scale, rows.dtype, lengths)
         writer.write(block.name, block.index, block_copy.to_contiguous(block.read(rows)))
         return rows.nbytes
 
@@ -139,7 +152,9 @@ def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[in
     companions.mkdir()
     for pattern in COMPANION_FILES:
         for path in plan.source.glob(pattern):
-            if not (path.name.endswith(".index.json") or is_litter(path.name)):
+            if path.name.endswith(".index.json") or path.name in ADAPTER_FILES:
+                continue
+            if not is_litter(path.name):
                 shutil.copyfile(path, companions / path.name)
 
 
@@ -176,27 +191,68 @@ def _blanks(
     return blanks
 
 
+def _has_chat_template(folder: pathlib.Path) -> bool:
+    """Whether the tokenizer's files say how a chat is written, as transformers looks for it."""
+    files = (folder / name for name in ("tokenizer_config.json", "chat_template.json"))
+    return (folder / "chat_template.jinja").exists() or any(
+        read_object(file).get("chat_template") is not None for file in files if file.exists()
+    )
+
+
+def _adapter_folder(source: pathlib.Path, kind: object) -> pathlib.Path | None:
+    """The folder of the adapter of the model in `source`: a folder in it, or itself.
+
+    Raises Mistake where there are two.
+    """
+    within = source / ADAPTER_FOLDER
+    # Microsoft's repository has this folder as well: a second copy of what its main files hold.
+    places = [within] if within.exists() and kind != "phi4mm" else []
+    if any((source / name).exists() for name in ADAPTER_FILES):
+        places.append(source)
+    if len(places) == 2:
+        raise Mistake(f"{source}: holds an adapter, and {within.name} another: take one away")
+    return places[0] if places else None
+
+
+def _adapter_tensors(
+    adapter: peft_adapter.PeftAdapter,
+    tensors: Mapping[str, ForeignTensor],
+    pairs: Mapping[str, tuple[str, str]],
+) -> dict[str, ForeignTensor]:
+    """The tensors that an adapter must have, of which only the shapes are of use."""
+    found: dict[str, tuple[int, ...]] = {}
+    for module, matrix in adapter.matrices.items():
+        (a, b), (rows, columns) = pairs[f"{module}.weight"], tensors[f"{module}.weight"].shape
+        found |= {a: (matrix.r, columns), b: (rows, matrix.r)}
+        if matrix.dora:
+            found[_lengths_name(a)] = (rows,)
+    return {name: ForeignTensor(shape, ()) for name, shape in found.items()}
+
+
+def _merged_tensors(
+    entries: Mapping[str, TensorEntry], pair: tuple[str, str], scale: float
+) -> MergedTensors:
+    a, b = pair
+    return MergedTensors(entries[a], entries[b], scale, entries.get(_lengths_name(a)))
+
+
+def _lengths_name(a: str) -> str:
+    """The name of DoRA's lengths beside LoRA's A."""
+    return a.removesuffix("lora_A.weight") + "lora_magnitude_vector"
+
+
 def _adapter_entries(
     folder: pathlib.Path, entries: Mapping[str, TensorEntry]
 ) -> dict[str, TensorEntry]:
     """The tensors of the adapter in `folder`. Raises Mistake where one is in `entries` too."""
     file = folder / "adapter_model.safetensors"
     if not file.exists():
-        raise Mistake(f"{folder}: holds no {file.name}")
+        torch = (folder / "adapter_model.bin").exists()
+        how = (
+            ": its adapter_model.bin is a program: save it with safe_serialization" if torch else ""
+        )
+        raise Mistake(f"{folder}: holds no {file.name}{how}")
     found = safetensors_files.read_header(file)
     for name in found.keys() & entries.keys():
         raise Mistake(f"{file}: {name} is in {entries[name].file.name} too")
     return found
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    """The object of a JSON file. Raises Mistake where there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            tree = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise Mistake(f"{path}: is no JSON: {error}") from error
-        if not isinstance(tree, dict):
-            raise Mistake(f"{path}: must be an object of fields")
-        return tree
-    raise Mistake(f"{path.parent}: holds no {path.name}")

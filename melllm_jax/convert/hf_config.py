@@ -12,7 +12,6 @@ code, not yet held against the file itself.
 from collections.abc import Mapping
 import dataclasses
 import math
-import re
 from typing import Any, Literal
 
 from melllm_jax.config.features import Mel, Text
@@ -23,7 +22,6 @@ from melllm_jax.convert.hf_config_fields import (
     CASCADES,
     EMBEDDING,
     LONGROPE,
-    PEFT,
     PROCESSOR,
     REQUIRED,
     ROPE,
@@ -34,6 +32,7 @@ from melllm_jax.convert.hf_config_fields import (
     refuse_field,
     size_field,
 )
+from melllm_jax.convert.peft_adapter import PeftAdapter, check_lora_pattern, parse_adapter
 
 LayoutName = Literal["phi3", "microsoft", "transformers"]
 LAYOUT_OF_MODEL_TYPE: dict[str, LayoutName] = {
@@ -41,17 +40,8 @@ LAYOUT_OF_MODEL_TYPE: dict[str, LayoutName] = {
     "phi4mm": "microsoft",
     "phi4_multimodal": "transformers",
 }
+AUDIO_TOKEN = 200_011  # <|endoftext11|>
 UNSUPPORTED_MODELS = {"phi3small": "has block-sparse attention and a GEGLU with muP: "}
-# Of each layer: the modules that LoRA stands beside, and others that it must leave alone.
-LORA_MODULES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-OTHER_MODULES = (
-    "self_attn",
-    "mlp",
-    "mlp.activation_fn",
-    "input_layernorm",
-    "post_attention_layernorm",
-)
-LORA_TARGETS = [module.split(".")[1] for module in LORA_MODULES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +50,19 @@ class HfConfig:
 
     spec: ModelSpec  # without the tokenizer's path, which no config.json knows
     layout: LayoutName
+    adapter: PeftAdapter | None = None  # beside the model, where it is not to be kept
 
 
 def parse_config(
-    tree: Mapping[str, Any], adapter: Mapping[str, Any] | None = None, where: str = "config.json"
+    tree: Mapping[str, Any],
+    adapter: Mapping[str, Any] | None = None,
+    where: str = "config.json",
+    lora: Literal["keep", "merge", "drop"] = "keep",
 ) -> HfConfig:
     """The spec that `tree`, a config.json, describes, with `adapter`, PEFT's adapter_config.json.
 
-    Raises Mistake that names the first field that we cannot follow, its value and the rule.
+    The spec has the adapter as its LoRA where it is to be kept. Raises Mistake that names the first
+    field that we cannot follow, its value and the rule.
     """
     kind = tree.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUT_OF_MODEL_TYPE:
@@ -80,17 +75,34 @@ def parse_config(
         refuse_field(where, "model_type", kind, "takes no adapter: its LoRA is in its main files")
     top = read_fields(tree, TOP_LEVEL[layout], where)
     text = Text(template="phi3" if top["vocab_size"] == 32064 else "phi4")
-    lora = _peft_lora(adapter, top["num_hidden_layers"])
+    beside = None if adapter is None else parse_adapter(adapter, top["num_hidden_layers"])
+    low_rank = beside.lora() if beside is not None and lora == "keep" else Lora()
+    beside = beside if lora != "keep" else None
     if layout == "phi3":
-        return HfConfig(ModelSpec(_model(top, where), text=text, lora=lora), layout)
+        spec = ModelSpec(_model(top, where), text=text, lora=low_rank)
+        return HfConfig(spec, layout, beside)
     if layout == "microsoft":
-        c, lora = _microsoft_channels(top, where), _speech_lora(top, where)
+        c, low_rank = _microsoft_channels(top, where), _speech_lora(top, where)
     else:
         c = _transformers_channels(top, where)
     # The front end subtracts the mean that the checkpoint itself holds.
     mel = Mel(kind="phi4", m=80, r=8, normalize="none")
     model = dataclasses.replace(_model(top, where), front="conv", c=c)
-    return HfConfig(ModelSpec(model, mel, text, lora), layout)
+    return HfConfig(ModelSpec(model, mel, text, low_rank), layout, beside)
+
+
+def audio_token_id(tree: Mapping[str, Any]) -> int | None:
+    """The placeholder of a speech position that a config.json names; None where it names none.
+
+    Microsoft's is in its code, not in its config, and transformers' the default of its class.
+    """
+    if tree.get("model_type") not in ("phi4mm", "phi4_multimodal"):
+        return None
+    audio = tree.get("audio_config")
+    named = audio.get("audio_token_id") if isinstance(audio, Mapping) else None
+    named = AUDIO_TOKEN if named is None else named
+    v = tree.get("vocab_size", 0)
+    return named if type(named) is int and type(v) is int and 0 <= named < v else None
 
 
 def _model(top: Mapping[str, Any], where: str) -> Model:
@@ -205,37 +217,7 @@ def _microsoft_channels(top: Mapping[str, Any], where: str) -> int:
 def _speech_lora(top: Mapping[str, Any], where: str) -> Lora:
     """LoRA as Microsoft's speech_lora says it."""
     lora = read_fields(top["speech_lora"], SPEECH_LORA, where, "speech_lora")
-    _check_lora_pattern(
+    check_lora_pattern(
         lora["layer"], "layers.", top["num_hidden_layers"], where, "speech_lora.layer"
     )
     return Lora(lora["r"], float(lora["lora_alpha"]), float(lora["dp"]))
-
-
-def _peft_lora(adapter: Mapping[str, Any] | None, layers: int) -> Lora:
-    """LoRA as PEFT's adapter_config.json says it; rank 0 without one."""
-    if adapter is None:
-        return Lora(r=0)
-    where = "adapter_config.json"
-    lora = read_fields(adapter, PEFT, where)
-    targets = lora["target_modules"]
-    if isinstance(targets, str):
-        _check_lora_pattern(targets, "model.layers.", layers, where, "target_modules")
-    elif sorted(map(str, targets)) != sorted(LORA_TARGETS):
-        refuse_field(where, "target_modules", targets, f"must be {', '.join(LORA_TARGETS)}")
-    return Lora(lora["r"], float(lora["lora_alpha"]), float(lora["lora_dropout"]))
-
-
-def _check_lora_pattern(pattern: str, prefix: str, layers: int, where: str, name: str) -> None:
-    """Check that a regular expression, matched as PEFT does, names just our four modules."""
-    try:
-        match = re.compile(pattern).fullmatch
-    except re.error as error:
-        refuse_field(where, name, pattern, f"is no regular expression: {error}")
-    for i in range(layers):
-        matched = [
-            module for module in LORA_MODULES + OTHER_MODULES if match(f"{prefix}{i}.{module}")
-        ]
-        if matched != list(LORA_MODULES):
-            refuse_field(
-                where, name, pattern, f"must match just {', '.join(LORA_TARGETS)} of layer {i}"
-            )

@@ -1,7 +1,7 @@
 """The fields that config.json and adapter_config.json may have in each dialect, and their check.
 
 Each table maps a field's name to the values that we follow, the rule in words and its default; any
-field that no table names is refused.
+field that no table names is refused, but for bookkeeping: what begins with _ or unsloth_.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from melllm_jax.errors import Mistake
 
+BOOKKEEPING_PREFIXES = ("_", "unsloth_")
+UNKNOWN_FIELD = "no rule knows this field: take it out of the file if it changes no result"
 REQUIRED = object()  # the default of a field that a file must say itself
 
 
@@ -87,6 +89,14 @@ FACTORS = Field(
     "must be a list of numbers above 0",
 )
 
+UNQUANTISED = Field(
+    lambda x: x is None, "must be absent: import the model as it was before it was quantised"
+)
+FULL_ATTENTION = Field(  # no Phi model reads it: its window, if any, is of every layer
+    lambda x: x is None or isinstance(x, list) and all(y == "full_attention" for y in x),
+    "must be full_attention in every layer",
+)
+
 # Training alone: nothing of it is carried over, so a run trained on says its own dropout.
 TRAINING = _ignored_fields(
     "attention_dropout embd_pdrop resid_pdrop initializer_range gradient_checkpointing"
@@ -141,8 +151,8 @@ PHI3 = {
     "lm_head_bias": _only_field(False),
     "full_attn_mod": _only_field(1),  # attention over all positions in each layer
     "interpolate_factor": _only_field(1),  # positions as they are
-    "quantization_config": _only_field(None),
-    "quantization": _only_field(None),
+    **dict.fromkeys(("quantization_config", "quantization"), UNQUANTISED),
+    "layer_types": FULL_ATTENTION,
 }
 TRANSFORMERS = {
     **PHI3,
@@ -235,6 +245,15 @@ SPEECH_LORA = {
 TARGET_MODULES = Field(
     lambda x: isinstance(x, str | list), "must be a list or a regular expression", REQUIRED
 )
+OPTIONAL_FLAG = dataclasses.replace(FLAG, accepts=lambda x: x is None or type(x) is bool)
+RANKS = Field(
+    lambda x: not x or isinstance(x, Mapping) and all(type(r) is int and r > 0 for r in x.values()),
+    "must map patterns of names to whole numbers of 1 or more",
+)
+ALPHAS = Field(
+    lambda x: not x or isinstance(x, Mapping) and all(_real(a) and a > 0 for a in x.values()),
+    "must map patterns of names to numbers above 0",
+)
 PEFT = {
     **_ignored_fields(
         """task_type base_model_name_or_path revision inference_mode auto_mapping peft_version
@@ -248,14 +267,15 @@ PEFT = {
     "bias": _only_field("none"),
     # The other ways to start change the matrices that the adapter stands beside.
     "init_lora_weights": _only_field(True, False, "gaussian"),
+    **dict.fromkeys(("use_rslora", "use_dora"), OPTIONAL_FLAG),
+    "rank_pattern": RANKS,
+    "alpha_pattern": ALPHAS,
+    **_neutral_fields("use_qalora lora_bias fan_in_fan_out ensure_weight_tying", False, None),
     **_neutral_fields(
-        "use_rslora use_dora use_qalora lora_bias fan_in_fan_out ensure_weight_tying", False, None
-    ),
-    **_neutral_fields(
-        """modules_to_save layers_to_transform layers_pattern rank_pattern alpha_pattern
-        exclude_modules layer_replication target_parameters trainable_token_indices loftq_config
-        eva_config corda_config lora_ga_config velora_config alora_invocation_tokens arrow_config
-        kasa_config monteclora_config megatron_config use_bdlora""",
+        """modules_to_save layers_to_transform layers_pattern exclude_modules layer_replication
+        target_parameters trainable_token_indices loftq_config eva_config corda_config
+        lora_ga_config velora_config alora_invocation_tokens arrow_config kasa_config
+        monteclora_config megatron_config use_bdlora""",
         *(None, {}, []),
     ),
 }
@@ -267,8 +287,8 @@ def read_fields(
     """The values of the fields `known`, defaults filled in. Raises Mistake for any other field."""
     path = f"{path}." if path else ""
     for name in tree:
-        if name not in known:
-            refuse_field(where, f"{path}{name}", tree[name], "no rule knows this field")
+        if name not in known and not name.startswith(BOOKKEEPING_PREFIXES):
+            refuse_field(where, f"{path}{name}", tree[name], UNKNOWN_FIELD)
     values = {name: tree.get(name, field.default) for name, field in known.items()}
     for name, value in values.items():
         if value is REQUIRED:

@@ -9,7 +9,7 @@ import types
 from typing import Any
 
 from melllm_jax.config.model import Model, ModelSpec
-from melllm_jax.convert.hf_config import LORA_TARGETS
+from melllm_jax.convert.peft_adapter import LORA_TARGETS
 from melllm_jax.errors import Mistake
 
 NO_TOKEN_IDS: Mapping[str, Any] = types.MappingProxyType({})
@@ -76,13 +76,17 @@ def phi4_multimodal_config(
     }
 
 
-def adapter_config(spec: ModelSpec) -> dict[str, Any]:
-    """PEFT's adapter_config.json for `spec.lora`. Raises Mistake where there is none."""
+def adapter_config(spec: ModelSpec, base: str | None = None) -> dict[str, Any]:
+    """PEFT's adapter_config.json for `spec.lora`; `base` is the folder of the model beside it.
+
+    Raises Mistake where there is no LoRA.
+    """
     r, alpha = spec.lora.r, spec.lora.alpha
     if not r:
         raise Mistake(f"lora.r={r}: must be above 0 for an adapter")
     return {
         "peft_type": "LORA",
+        "base_model_name_or_path": base,
         "task_type": "CAUSAL_LM",
         "r": r,
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,  # PEFT's own is an int

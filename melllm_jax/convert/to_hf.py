@@ -18,7 +18,8 @@ import numpy as np
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.convert import block_copy, hf_config_writer, phi, safetensors_files
-from melllm_jax.convert.from_hf import ADAPTER_FOLDER, AdapterChoice
+from melllm_jax.convert.from_hf import ADAPTER_FILES, ADAPTER_FOLDER, AdapterChoice
+from melllm_jax.convert.json_files import read_object
 from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
 from melllm_jax.errors import Mistake
 from melllm_jax.files import new_folder
@@ -40,6 +41,7 @@ class ExportPlan:
         str, tuple[ForeignTensor, ForeignTensor]
     ]  # matrix → LoRA's A and B that are merged into it
     dtypes: Mapping[str, np.dtype]  # of every tensor that is written
+    sound_token: int | None  # id at the positions of speech, for the config
 
     @property
     def bytes(self) -> int:
@@ -53,9 +55,11 @@ def plan_export(
     adapter: AdapterChoice = "keep",
     front: Literal["keep", "drop"] = "keep",
     dtype: DtypeChoice = "stored",
+    sound_token: int | None = None,
 ) -> ExportPlan:
     """Plan the export of the newest checkpoint in `folder`.
 
+    `sound_token` is the id at the positions of speech; transformers has one of its own without.
     Raises Mistake for a folder without a whole checkpoint, and for a front end that no class of
     transformers has.
     """
@@ -91,7 +95,7 @@ def plan_export(
         merged = {name: (lora[p[0]], lora[p[1]]) for name, p in pairs.items() if p}
         lora = {}
     dtypes = {name: _output_dtype(name, x, stored, dtype) for name, x in {**main, **lora}.items()}
-    return ExportPlan(folder, spec, stored, main, lora, merged, dtypes)
+    return ExportPlan(folder, spec, stored, main, lora, merged, dtypes, sound_token)
 
 
 def export_checkpoint(
@@ -103,31 +107,38 @@ def export_checkpoint(
     `target` is whole or not there.
     """
     with new_folder("HF_DIR", target, plan.bytes) as scratch:
-        _fill_folder(plan, scratch, progress)
+        _fill_folder(plan, scratch, progress, target)
 
 
-def _fill_folder(plan: ExportPlan, scratch: pathlib.Path, progress: Callable[[int], None]) -> None:
-    """Writes the config, the model's tensors, the adapter if any, and the files beside them."""
+def _fill_folder(
+    plan: ExportPlan,
+    scratch: pathlib.Path,
+    progress: Callable[[int], None],
+    target: pathlib.Path,
+) -> None:
+    """Writes what will be the folder `target`: config, tensors, adapter, and the files beside."""
     companions = plan.folder / run_folder.TOKENIZER
     original: dict[str, Any] = {}
     if companions.exists():
         for path in sorted(companions.iterdir()):
-            shutil.copyfile(path, scratch / path.name)
+            if path.name not in ADAPTER_FILES:  # transformers would look for its tensors
+                shutil.copyfile(path, scratch / path.name)
         if (companions / "config.json").exists():
-            original = json.loads((companions / "config.json").read_bytes())
+            original = read_object(companions / "config.json")
     tokens = {name: original[name] for name in hf_config_writer.TOKEN_ID_FIELDS if name in original}
     number = plan.dtypes["model.embed_tokens.weight"].name
     describe = hf_config_writer.phi3_config
     if plan.spec.model.front == "conv":
         describe = hf_config_writer.phi4_multimodal_config
-        if placeholder := (original.get("audio_config") or {}).get("audio_token_id"):
-            tokens["audio_token_id"] = placeholder
+        if plan.sound_token is not None:
+            tokens["audio_token_id"] = plan.sound_token
     _write_json(scratch / "config.json", describe(plan.spec, number, tokens))
     _write_tensors(plan, scratch, plan.main, safetensors_files.SINGLE_FILE, progress)
     if plan.adapter:
         folder = scratch / ADAPTER_FOLDER
         folder.mkdir()
-        _write_json(folder / "adapter_config.json", hf_config_writer.adapter_config(plan.spec))
+        described = hf_config_writer.adapter_config(plan.spec, str(target.absolute()))
+        _write_json(folder / "adapter_config.json", described)
         _write_tensors(plan, folder, plan.adapter, "adapter_model.safetensors", progress)
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
@@ -14,6 +16,7 @@ from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import Kinds, Weights
 from melllm_jax.nn.layers import NonTrainable
 
+VOCABULARY = {"embed": 0, "head": 1}  # weights with an axis of tokens, and which it is
 COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
 
 
@@ -25,6 +28,7 @@ class WarmStart:
     checkpoint: pathlib.Path  # the newest whole one in it
     digest: str  # hash of its content
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
+    v: int = 0  # tokens that the run's vocabulary has grown to, if it has
 
     def fresh_names(self, kinds: Kinds, lora_rank: int) -> list[str]:
         """The weights among `kinds` that are not in the checkpoint: they start at random.
@@ -41,7 +45,7 @@ class WarmStart:
                     f"init={self.folder}: its {name} has no place in the run: lora.r={lora_rank} "
                     f"must be the checkpoint's, or import with --lora merge or drop"
                 )
-            if kinds[name].shape != shape:
+            if kinds[name].shape != shape and not self._grows(name, kinds[name].shape):
                 theirs = kinds[name].shape
                 raise Mistake(f"init={self.folder}: {name} is {shape}, the run's is {theirs}")
         same_shape = lambda name: self.shapes.get(name) == kinds[name].shape
@@ -61,12 +65,29 @@ class WarmStart:
         return fresh
 
     def load(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Weights:
-        """The weights of these names, each device reading its own part in the dtype asked for."""
-        return load_weights(self.checkpoint, shapes)
+        """The weights of these names, each device reading its own part in the dtype asked for.
+
+        Tokens that the run's vocabulary has more than the checkpoint's get the mean of all others:
+        never likelier than the likeliest.
+        """
+        longer = {k: x for k, x in shapes.items() if self._grows(k, x.shape)}
+        stored = {k: _without_split(x, self.shapes[k], VOCABULARY[k]) for k, x in longer.items()}
+        weights = load_weights(self.checkpoint, {**shapes, **stored})
+        return weights | {k: _lengthen(weights[k], x, VOCABULARY[k]) for k, x in longer.items()}
+
+    def _grows(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of the run has the stored one's shape but for its new tokens."""
+        axis, stored = VOCABULARY.get(name), self.shapes[name]
+        if axis is None or len(shape) != len(stored) or not stored[axis] < shape[axis] == self.v:
+            return False
+        return all(x == y for i, (x, y) in enumerate(zip(shape, stored, strict=True)) if i != axis)
 
 
-def resolve(folder: str) -> WarmStart:
-    """The newest whole checkpoint in `folder`. Raises Mistake where there is none."""
+def resolve(folder: str, v: int = 0) -> WarmStart:
+    """The newest whole checkpoint in `folder`, whose vocabulary a run may grow to `v` tokens.
+
+    Raises Mistake where there is none.
+    """
     checkpoint = integrity.newest_checkpoint(
         pathlib.Path(files.resolve_uri(folder)) / run_folder.CHECKPOINTS
     )
@@ -76,6 +97,7 @@ def resolve(folder: str) -> WarmStart:
         checkpoint,
         integrity.checkpoint_digest(checkpoint),
         {name: shape for name, (_, shape) in stored.items()},
+        v,
     )
 
 
@@ -95,7 +117,8 @@ def adopt_model(run: Run, folder: str) -> Run:
     lora = run.lora
     if spec.lora.r:
         lora = dataclasses.replace(spec.lora, dropout=run.lora.dropout)
-    text = dataclasses.replace(run.text, tokenizer=spec.text.tokenizer, template=spec.text.template)
+    theirs = {x: getattr(spec.text, x) for x in ("tokenizer", "template", "placeholder")}
+    text = dataclasses.replace(run.text, **theirs)
     model = dataclasses.replace(spec.model, **own)
     init = Init(path=folder)
     return dataclasses.replace(run, model=model, mel=mel, lora=lora, text=text, init=init)
@@ -103,3 +126,28 @@ def adopt_model(run: Run, folder: str) -> Run:
 
 def _is_front(name: str) -> bool:
     return name.startswith("front.")
+
+
+def _without_split(
+    x: jax.ShapeDtypeStruct, shape: tuple[int, ...], axis: int
+) -> jax.ShapeDtypeStruct:
+    """The layout of a stored weight, whose tokens the mesh need not divide."""
+    parts = [None if i == axis else part for i, part in enumerate(_axes(x))]
+    sharding = jax.NamedSharding(x.sharding.mesh, jax.P(*parts))
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+
+def _axes(x: jax.ShapeDtypeStruct) -> list[Any]:
+    """What splits each axis of a weight."""
+    return [*x.sharding.spec, *[None] * len(x.shape)][: len(x.shape)]
+
+
+def _lengthen(stored: jax.Array, x: jax.ShapeDtypeStruct, axis: int) -> jax.Array:
+    """A stored weight with as many tokens more as `x` has, laid out as `x`."""
+
+    def with_means(w: jax.Array) -> jax.Array:
+        mean = jnp.mean(w.astype(jnp.float32), axis, keepdims=True).astype(w.dtype)
+        more = jnp.repeat(mean, x.shape[axis] - w.shape[axis], axis)
+        return jax.reshard(jnp.concatenate([w, more], axis), x.sharding.spec)
+
+    return jax.jit(with_means)(stored)

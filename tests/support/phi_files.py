@@ -223,7 +223,7 @@ def load(path):
     for name, entry in head.items():
         if name != "__metadata__":
             start, stop = entry["data_offsets"]
-            kind = NUMBERS[kinds[entry["dtype"]]]
+            kind = np.dtype(kinds[entry["dtype"]])
             named[name] = np.frombuffer(body[start:stop], kind).reshape(entry["shape"])
     return named
 

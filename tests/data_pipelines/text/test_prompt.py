@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import pathlib
 
 import pytest
 import tokenizers
@@ -7,9 +9,10 @@ from tokenizers import models, normalizers, pre_tokenizers
 from data_pipelines.text.byte_tokenizer import ByteTokenizer
 from data_pipelines.text.json_tokenizer import JsonTokenizer
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from data_pipelines.text.prompt import Prompt, asr_prompt
+from data_pipelines.text.prompt import Prompt, asr_prompt, end_id
 from melllm_jax.config.features import Text
 from melllm_jax.errors import Mistake
+from tests.support.families import FAMILIES, write_tokenizer
 
 INSTRUCTION = "Transcribe the audio clip into text."
 
@@ -91,3 +94,85 @@ def test_prompt_instruction_outside_the_table_is_a_mistake_naming_the_field():
     table.add_special_tokens(["<|user|>", "<|audio|>", "<|assistant|>", "<|end|>"])
     with pytest.raises(Mistake, match=r"text.instruction='ab': unknown characters: 'b'"):
         asr_prompt(JsonTokenizer(table.to_str()), Text(template="phi4", instruction="ab"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompt_of_a_family_is_what_its_own_template_writes(name, tmp_path):
+    family = FAMILIES[name]
+    table = write_tokenizer(tmp_path, family)
+    tokenizer = load_tokenizer(tmp_path)
+    cfg = Text(template="chat", placeholder=-1 if family.sound else tokenizer.size)
+    prompt = asr_prompt(tokenizer, cfg)
+    assert prompt.end == end_id(tokenizer, cfg) == table.token_to_id(family.end)
+    assert prompt.audio == (table.token_to_id(family.sound) if family.sound else tokenizer.size)
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    chat = [{"role": "user", "content": f"{family.sound or ''}{INSTRUCTION}"}]
+    ids = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert [*prompt.before, *[prompt.audio] * bool(family.sound), *prompt.after] == ids
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('no users here') }}", "cannot be followed: no users here$"),
+        ("{% if %}", "cannot be followed: "),
+        ("{{ messages[0].nothing.at_all }}", "cannot be followed: "),
+        ("{{ ''.__class__.__mro__ }}", "cannot be followed: "),
+        ("hello", "cannot be followed: writes the clip not just once$"),
+        ("{{ messages[0].content }}", "cannot be followed: writes the reply not just once$"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "no special token ends a reply"),
+    ],
+)
+def test_prompt_of_a_template_that_cannot_be_followed_is_a_mistake(template, says, tmp_path):
+    write_tokenizer(tmp_path, dataclasses.replace(FAMILIES["Phi-4"], template=template, eos="no"))
+    with pytest.raises(Mistake, match=says):
+        asr_prompt(load_tokenizer(tmp_path), Text(template="chat"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<|user|>{{ m.content[0].text }}<|end|>{% endfor %}",  # parts alone
+        "{% for m in messages %}<|user|>{% generation %}{{ m.content }}<|end|>"
+        "{% endgeneration %}{% endfor %}",
+    ],
+)
+def test_prompt_templates_of_parts_and_with_marked_replies_are_followed(template, tmp_path):
+    """A template of a file of its own counts before the tokenizer's config."""
+    table = write_tokenizer(tmp_path, FAMILIES["Phi-4-mini"])
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8-sig")
+    cfg = Text(template="chat", instruction="A", placeholder=300)
+    prompt = asr_prompt(load_tokenizer(tmp_path), cfg)
+    user, end, letter = map(table.token_to_id, ("<|user|>", "<|end|>", "A"))
+    assert prompt == Prompt((user,), (letter, end), end, 300)
+
+
+def test_prompt_without_a_chat_template_says_what_else_there_is():
+    with pytest.raises(Mistake, match=r"no chat template .*: choose plain, phi3 or phi4"):
+        asr_prompt(load_tokenizer("bytes"), Text(template="chat"))
+
+
+def test_prompt_of_other_tokens_than_the_template_asks_for_names_the_chat_template(tmp_path):
+    write_tokenizer(tmp_path, FAMILIES["Phi-4"])
+    with pytest.raises(Mistake, match=r"no special token .*; --text.template chat"):
+        asr_prompt(load_tokenizer(tmp_path), Text(template="phi4"))
+
+
+def test_prompt_may_say_which_id_stands_for_sound():
+    assert asr_prompt(load_tokenizer("bytes"), Text(placeholder=7)).audio == 7
+
+
+def test_prompt_of_the_real_smollm2_is_what_transformers_writes():
+    """The instruction stands after the clip, so its words are parted from the line before it."""
+    folder = pathlib.Path(os.environ.get("MELLLM_MODELS", ""), "smollm2-135m-phi3")
+    if not (folder / "tokenizer.json").exists():
+        pytest.skip("MELLLM_MODELS names no folder with smollm2-135m-phi3")
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    prompt = asr_prompt(tokenizer, Text(template="chat", placeholder=tokenizer.size))
+    chat = [{"role": "user", "content": f"<file_sep>{INSTRUCTION}"}]
+    ids = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert [*prompt.before, tokenizer.special("<file_sep>"), *prompt.after] == ids
+    assert prompt.end == tokenizer.special("<|im_end|>")

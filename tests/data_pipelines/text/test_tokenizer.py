@@ -251,3 +251,23 @@ def test_load_damaged_file_is_a_mistake_naming_it(tmp_path, name):
     (tmp_path / name).write_text("no tokenizer")
     with pytest.raises(Mistake, match=f"{name} cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_names_of_special_tokens_stand_for_them_in_marked_text_alone(phi3):
+    """<|user|> takes the line break after it where the files say so, <|end|> does not."""
+    config = {"added_tokens_decoder": {"294": {"content": "<|user|>", "rstrip": True}}}
+    (phi3 / "tokenizer_config.json").write_text(json.dumps(config))
+    found = load_tokenizer(phi3)
+    one = found.encode("one")
+    line = found.pieces.encode("\n")
+    assert found.encode_marked("<|user|>\none<|end|>\n") == [294, *one, 293, *line]
+    assert 294 not in found.encode("<|user|>")
+    own = load_tokenizer("bytes")
+    assert own.encode_marked("<|user|>\nä") == [257, 10, *"ä".encode()]
+
+
+def test_a_byte_order_mark_before_the_json_is_no_part_of_it(phi4):
+    plain = load_tokenizer(phi4)
+    file = phi4 / "tokenizer.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_tokenizer(phi4) == plain

@@ -114,6 +114,7 @@ DECIDES = {
     "text.digest": "f00d",
     "text.template": "phi4",
     "text.instruction": "Write it down.",
+    "text.placeholder": 7,
     "lora.r": 8,
     "lora.alpha": 8.0,
     "lora.dropout": 0.1,
@@ -183,6 +184,12 @@ def test_override_sets_the_field_and_no_other(name):
 def test_run_with_any_value_reads_back_equal_from_json(name):
     run = override(RUN, {name: (DECIDES | WHERE)[name]})
     assert from_json(to_json(run), Run) == run
+
+
+def test_a_field_that_came_later_is_written_only_where_it_says_something():
+    """So that identities and files of runs from before it stay what they were."""
+    assert "placeholder" not in to_json(RUN)
+    assert json.loads(to_json(override(RUN, {"text.placeholder": 7})))["text"]["placeholder"] == 7
 
 
 @pytest.mark.parametrize("name", PRESETS)

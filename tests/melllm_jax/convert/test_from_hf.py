@@ -682,3 +682,105 @@ def test_a_model_of_text_may_have_an_adapter(tmp_path):
     assert_same(
         found, phi_files.expected(named, "text") | phi_files.low_rank(named, "transformers")
     )
+
+
+def beside(folder, fields, ranks, dora=False):
+    """A text model with an adapter in its own folder, of these ranks by module of each layer."""
+    phi_files.write(folder, TEXT, phi_files.tensors("text"))
+    rng, named = np.random.default_rng(5), {}
+    for i in range(phi_files.L):
+        for module, r in ranks.items():
+            rows, columns = phi_files.MATRICES[module]
+            name = f"{PEFT}model.layers.{i}.{module}"
+            named[f"{name}.lora_A.weight"] = rng.standard_normal((r, columns), dtype=np.float32)
+            named[f"{name}.lora_B.weight"] = rng.standard_normal((rows, r), dtype=np.float32)
+            if dora:
+                named[f"{name}.lora_magnitude_vector"] = rng.random(rows, dtype=np.float32) + 0.5
+    phi_files.save(folder / "adapter_model.safetensors", named)
+    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER | fields))
+    return named
+
+
+ADAPTERS = {  # fields, and the rank of each module that they add to
+    "by name": ({"target_modules": list(phi_files.MATRICES)}, [4, 4, 4, 4]),
+    "all-linear": ({"target_modules": "all-linear"}, [4, 4, 4, 4]),
+    "some": ({"target_modules": ["q_proj", "o_proj", "mlp.down_proj"]}, [0, 4, 0, 4]),
+    "patterns": (
+        {"rank_pattern": {"o_proj": 2, r"mlp\..*": 3}, "alpha_pattern": {"down_proj": 1}},
+        [4, 2, 3, 3],
+    ),
+    "rsLoRA": ({"use_rslora": True, "target_modules": r".*\.(qkv|down)_proj"}, [4, 0, 0, 4]),
+    "DoRA": ({"use_dora": True}, [4, 4, 4, 4]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_in_the_folder_of_its_model_is_merged_as_peft_merges_it(tmp_path, name):
+    """float32 sums of up to four products in another order: 1e-6 of numbers of about 1."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    peft = pytest.importorskip("peft", reason="needs the extra `parity`")
+    fields, ranks = ADAPTERS[name]
+    ranks = {x: r for x, r in zip(phi_files.MATRICES, ranks, strict=True) if r}
+    beside(tmp_path / "theirs", fields, ranks, dora=name == "DoRA")
+    base = phi_files.write(tmp_path / "base", TEXT, phi_files.tensors("text"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    merged = peft.PeftModel.from_pretrained(model, tmp_path / "theirs").merge_and_unload()
+    phi_files.told("import", tmp_path / "theirs", tmp_path / "ours", "--lora", "merge")
+    phi_files.told("export", tmp_path / "ours", tmp_path / "back")
+    assert not list(tmp_path.glob("back/adapter*"))
+    found, plain = (phi_files.load(tmp_path / x / "model.safetensors") for x in ("back", "base"))
+    for tensor, value in merged.state_dict().items():
+        np.testing.assert_allclose(found[tensor], value.numpy(), rtol=1e-5, atol=1e-5)
+    changed = {x for x in found if not np.array_equal(found[x], plain[x])}
+    assert changed == {f"model.layers.{i}.{x}.weight" for i in range(phi_files.L) for x in ranks}
+
+
+def test_an_adapter_in_the_folder_of_its_model_is_kept_or_dropped(tmp_path):
+    """As an adapter in a folder of its own is."""
+    named = beside(
+        tmp_path / "theirs", ADAPTERS["by name"][0], dict.fromkeys(phi_files.MATRICES, 4)
+    )
+    phi_files.told("import", tmp_path / "theirs", tmp_path / "kept")
+    phi_files.told("export", tmp_path / "kept", tmp_path / "back")
+    assert_same(phi_files.load(tmp_path / "back/speech-lora/adapter_model.safetensors"), named)
+    told = phi_files.told("import", tmp_path / "theirs", tmp_path / "dropped", "--lora", "drop")
+    assert told["left_out"] == {"speech LoRA, dropped as asked": sorted(named)}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("by name", lambda x: (x / "adapter_config.json").unlink(), "holds no adapter_config.json"),
+        (
+            "by name",
+            lambda x: (x / "adapter_model.safetensors").rename(x / "adapter_model.bin"),
+            "adapter_model.bin is a program: save it with safe_serialization",
+        ),
+        (
+            "by name",
+            lambda x: (x / "speech-lora").mkdir(),
+            "and speech-lora another: take one away",
+        ),
+        ("some", lambda _: None, "to be kept: --lora merge follows any"),
+    ],
+)
+def test_an_adapter_in_the_folder_of_its_model_is_never_passed_over(
+    tmp_path, capsys, name, change, says
+):
+    fields, ranks = ADAPTERS[name]
+    ranks = {x: r for x, r in zip(phi_files.MATRICES, ranks, strict=True) if r}
+    beside(tmp_path / "theirs", fields, ranks)
+    change(tmp_path / "theirs")
+    assert says in refused(["convert", "import", tmp_path / "theirs", tmp_path / "ours"], capsys)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_byte_order_mark_before_a_config_is_no_part_of_it(tmp_path):
+    phi_files.make(tmp_path / "theirs", "transformers")
+    for name in ("config.json", "speech-lora/adapter_config.json"):
+        file = tmp_path / "theirs" / name
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    phi_files.told("import", tmp_path / "theirs", tmp_path / "ours")
+    phi_files.told("export", tmp_path / "ours", tmp_path / "back")  # reads the copy of it
+    assert json.loads((tmp_path / "back/config.json").read_text())["vocab_size"] == phi_files.V

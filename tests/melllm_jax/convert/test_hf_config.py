@@ -415,7 +415,8 @@ REFUSALS = [
         "phi3small",
         f"=phi3small: has block-sparse attention and a GEGLU with muP: must be one of {KNOWN}",
     ),
-    (PHI_4, "logit_scale", 2.0, "=2.0: no rule knows this field"),
+    (PHI_4, "logit_scale", 2.0, "=2.0: no rule knows this field: take it out of the file if it"),
+    (PHI_4, "layer_types", ["sliding_attention"], ": must be full_attention in every layer"),
     (PHI_4, "hidden_size", "5120", '="5120": must be a whole number of 1 or more'),
     (PHI_4, "hidden_size", 5120.0, "=5120.0: must be a whole number of 1 or more"),
     (PHI_4, "num_hidden_layers", True, "=true: must be a whole number of 1 or more"),
@@ -437,7 +438,7 @@ REFUSALS = [
     (PHI_4, "full_attn_mod", 2, "=2: must be 1"),
     (PHI_4, "full_attn_mod", True, "=true: must be 1"),
     (PHI_4, "interpolate_factor", 2, "=2: must be 1"),
-    (PHI_4, "quantization_config", {"bits": 4}, '={"bits": 4}: must be absent'),
+    (PHI_4, "quantization_config", {"bits": 4}, '={"bits": 4}: must be absent: import the'),
     (PHI_4, "quantization", {"bits": 4}, '={"bits": 4}: must be absent'),
     (PHI_4, "rope_scaling", "longrope", "=longrope: must be an object of fields"),
     (PHI_4, "partial_rotary_factor", 1.5, "=1.5: must be a number above 0 and at most 1"),
@@ -527,16 +528,19 @@ def test_what_we_cannot_follow_is_refused_by_name_value_and_rule(tree, name, val
         ("lora_dropout", 1, "=1: must lie in [0, 1)"),
         ("target_modules", ["qkv_proj"], f'=["qkv_proj"]: must be {TARGETS}'),
         ("target_modules", r".*", f"=.*: must match just {TARGETS} of layer 0"),
-        ("target_modules", "all-linear", f"=all-linear: must match just {TARGETS} of layer 0"),
+        ("target_modules", r".*o_proj", f"=.*o_proj: must match just {TARGETS} of layer 0 to be"),
+        ("target_modules", ["q_proj"], f'=["q_proj"]: must name some of {TARGETS}'),
+        ("target_modules", "(", "=(: is no regular expression"),
         ("target_modules", None, "=null: must be a list or a regular expression"),
         ("bias", "lora_only", "=lora_only: must be none"),
         ("init_lora_weights", "pissa", "=pissa: must be true or false or gaussian"),
-        ("use_rslora", True, "=true: must be false or absent"),
-        ("use_dora", True, "=true: must be false or absent"),
+        ("use_rslora", "yes", "=yes: must be true or false"),
+        ("use_dora", True, "=true: must be false or absent to be kept: --lora merge follows any"),
         ("fan_in_fan_out", True, "=true: must be false or absent"),
         ("lora_bias", True, "=true: must be false or absent"),
-        ("rank_pattern", {"o_proj": 8}, '={"o_proj": 8}: must be absent or {} or []'),
-        ("alpha_pattern", {"o_proj": 8}, '={"o_proj": 8}: must be absent or {} or []'),
+        ("rank_pattern", {"o_proj": 8}, '={"o_proj": 8}: must leave all matrices one rank'),
+        ("alpha_pattern", {"o_proj": 8}, '={"o_proj": 8}: must leave all matrices one rank'),
+        ("rank_pattern", {"o_proj": 0}, '={"o_proj": 0}: must map patterns of names to whole'),
         ("modules_to_save", ["lm_head"], '=["lm_head"]: must be absent or {} or []'),
         ("layers_to_transform", [0], "=[0]: must be absent or {} or []"),
         ("layers_pattern", "layers", "=layers: must be absent or {} or []"),
@@ -547,6 +551,24 @@ def test_an_adapter_of_another_kind_is_refused(name, value, says):
     with pytest.raises(Mistake) as caught:
         hf_config.parse_config(TRANSFORMERS, changed(ADAPTER, {name: value}))
     assert str(caught.value).startswith(f"adapter_config.json: {name}{says}")
+
+
+@pytest.mark.parametrize(
+    ("more", "lora"),
+    [
+        ({"target_modules": "all-linear"}, Lora(320, 640.0, 0.01)),
+        ({"use_rslora": True, "r": 16, "lora_alpha": 8}, Lora(16, 32.0, 0.01)),
+        ({"rank_pattern": {r"self_attn\..*": 160, "mlp.*_proj": 160}}, Lora(160, 640.0, 0.01)),
+    ],
+)
+def test_other_words_for_one_rank_and_scale_are_read(more, lora):
+    assert hf_config.parse_config(TRANSFORMERS, ADAPTER | more).spec.lora == lora
+
+
+def test_bookkeeping_fields_and_full_attention_change_nothing():
+    more = {"unsloth_fixed": True, "_flash_attn_2_enabled": True, "_new": [1]}
+    more |= {"layer_types": ["full_attention"] * PHI_4["num_hidden_layers"]}
+    assert hf_config.parse_config(PHI_4 | more) == hf_config.parse_config(PHI_4)
 
 
 def test_an_adapter_beside_microsofts_layout_is_refused():

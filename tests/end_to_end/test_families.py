@@ -1,0 +1,79 @@
+"""Every model family of the card: imported, trained for an update, transcribing, exported."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from launch import cli
+from melllm_jax.checkpoints import run_folder
+from tests.support import phi_files
+from tests.support.families import FAMILIES, V, write_checkpoint
+from tests.support.runs import compiled_once, compiled_quickly, corpus
+
+once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+SMALL = {"data.t": 160, "data.b": 8, "data.bins": 1, "data.threads": 1, "checkpoints.every": 1} | {
+    "lora.r": phi_files.R,
+    "lora.alpha": phi_files.ALPHA,
+    "lora.dropout": 0.0,
+    "model.c": phi_files.C,
+    "optim.steps": 1,
+    "optim.warmup": 0,
+    "text.instruction": "Hi",
+    "model.remat": "none",
+}
+FLAGS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("data"), count=8)
+
+
+# The same tokens as another family's, in other words.
+SIBLINGS = {
+    "Phi-3-medium",
+    "Phi-3.5-mini",
+    "Phi-4-mini-reasoning",
+    "Phi-4-multimodal, transformers'",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow if x in SIBLINGS else ()) for x in FAMILIES]
+)
+def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, capsys):
+    family, [theirs, ours, run, back] = FAMILIES[name], [tmp_path / x for x in "abcd"]
+    write_checkpoint(theirs, family)
+    phi_files.told("import", theirs, ours)
+    words = ["--init", ours, "--data", data, "--workdir", run, "--compiled", ""]
+    assert cli.main(["train", "mel_llm_asr", *FLAGS, *map(str, words)]) == 0
+    capsys.readouterr()
+    heard = ["--run", str(run), str(data / "audio/0.flac"), "--json", "--decoding.extra", "1"]
+    assert cli.main(["transcribe", *heard]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+    names = load_tokenizer(str(run / "tokenizer")).specials
+    trained, size = run_folder.read_run(str(run)), max(names.values()) + 1
+    unnamed = family.sound is None
+    assert trained.text.template == "chat"
+    assert trained.text.placeholder == (size if unnamed else -1)
+    assert trained.model.v == (320 if family.fills else V)
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite(metrics["loss"])
+
+    phi_files.told("export", run, back)
+    config = json.loads((back / "config.json").read_text())
+    assert config["vocab_size"] == trained.model.v
+    assert config["audio_config"]["audio_token_id"] == (size if unnamed else names[family.sound])
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (back / file).read_bytes() == (theirs / file).read_bytes()
+    rows = phi_files.load(back / "model.safetensors")["model.embed_tokens.weight"]
+    given = phi_files.load(theirs / "model.safetensors")["model.embed_tokens.weight"]
+    assert rows.shape[0] == trained.model.v
+    np.testing.assert_allclose(rows[: len(given)].astype(np.float32), given, rtol=2**-8)
+    if family.fills:  # what is no token is as likely as the mean of all
+        new = rows[len(given) :].astype(np.float32)
+        np.testing.assert_allclose(new, [given.mean(0)] * len(new), rtol=0, atol=2e-3)
