@@ -1,10 +1,11 @@
 """The manifest format: SPLIT.jsonl, a line for each utterance, read at random.
 
-A line is an object with `id`, `text`, `audio_filepath` (relative to the manifest, absolute, or
-tfds:NAME:SPLIT) and `duration` in seconds, 0 where it is unknown. It may have `speaker`, `language`
-and `source`; `offset`, the second at which it starts in its sound; `start` and `size`, the bytes of
-the file that are the sound; `row` of a parquet file or TFDS split, with the `column` of the sound
-and, where that does not say it, the `rate` in Hz. Other fields are left alone.
+Lines of blanks are passed over. Each other one is an object with `id`, `text`, `audio_filepath`
+(relative to the manifest, absolute, or tfds:NAME:SPLIT) and `duration` in seconds, 0 where it is
+unknown. It may have `speaker`, `language` and `source`; `offset`, the second at which it starts in
+its sound; `start` and `size`, the bytes of the file that are the sound; `row` of a parquet file or
+TFDS split, with the `column` of the sound and, where that does not say it, the `rate` in Hz. Other
+fields are left alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ import os
 from typing import Any
 
 from etils import epath
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 import numpy as np
 
 from data_pipelines.corpora.utterance import AudioReference, Utterance
@@ -106,6 +107,26 @@ def map_file(path: epath.Path) -> mmap.mmap | bytes:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but white space, or the mark of byte order before it."""
+    return not line.decode("utf-8-sig", "replace").strip()
+
+
+def filled_lines(
+    content: mmap.mmap | bytes,
+    starts: Int64[np.ndarray, " lines"],
+    stops: Int64[np.ndarray, " lines"],
+) -> Bool[np.ndarray, " lines"]:
+    """Whether each line of `content`, from its start to before its stop, is more than blanks."""
+    filled = starts < stops
+    held = np.flatnonzero(filled)
+    # Only a line that does not begin as an object does is read, and few do not.
+    odd = np.frombuffer(content, np.uint8)[starts[held]] != ord("{")
+    for index in held[odd].tolist():
+        filled[index] = not is_blank(content[starts[index] : stops[index]])
+    return filled
+
+
 def _parse_row(line: bytes) -> dict[str, Any]:
     """The fields of a line, with their types checked."""
     try:
@@ -171,7 +192,7 @@ def _audio_path(path: str, folder: epath.Path) -> epath.Path:
 def _line_bounds(
     content: mmap.mmap | bytes,
 ) -> tuple[Int64[np.ndarray, " lines"], Int64[np.ndarray, " lines"]]:
-    """Start and stop of every line that is not empty."""
+    """Start and stop of every line that is more than blanks."""
     ends = [
         np.flatnonzero(np.frombuffer(content[start : start + _CHUNK], np.uint8) == ord("\n"))
         + start
@@ -179,5 +200,5 @@ def _line_bounds(
     ]
     stops = np.concatenate([*ends, np.array([len(content)])]).astype(np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), stops[:-1] + 1])
-    filled = starts < stops
+    filled = filled_lines(content, starts, stops)
     return starts[filled], stops[filled]
