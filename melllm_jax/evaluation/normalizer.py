@@ -2,18 +2,16 @@
 
 The library's own drops the marks that are the vowels of Hindi, Tamil, Thai and others, or makes
 blanks of them; it leaves the last of some dots, or a symbol at an end, behind as a word; and it
-fails on a number too long for Python. Any other text comes out as from the library. Needs the extra
-`eval`.
+fails on a number too long for Python. Any other text comes out as from the library.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import importlib.metadata
 import sys
 import unicodedata
 
 import regex
-from whisper_normalizer.english import EnglishTextNormalizer
 
 LIBRARY = "whisper-normalizer"
 VERSION = 1  # of what is mended here: a change of any result is a new one
@@ -31,8 +29,9 @@ class WhisperNormalizer:
 
     name = f"{LIBRARY} {importlib.metadata.version(LIBRARY)} English + melllm_jax {VERSION}"
 
-    def __init__(self) -> None:
-        self._english = EnglishTextNormalizer()
+    def __init__(self, english: Callable[[str], str]) -> None:
+        """Mends `english`, the library's `EnglishTextNormalizer`, which an extra brings."""
+        self._english = english
 
     def __call__(self, text: str) -> str:
         """Its words with a blank between each two; a mark that counts is of private use in them."""

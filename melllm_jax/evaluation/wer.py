@@ -45,6 +45,7 @@ def score_transcripts(
     """
     try:
         import jiwer
+        from whisper_normalizer.english import EnglishTextNormalizer
 
         from melllm_jax.evaluation.normalizer import WhisperNormalizer
     except ImportError as error:
@@ -53,7 +54,7 @@ def score_transcripts(
         raise Mistake(f"{len(references)} references cannot face {len(hypotheses)} hypotheses")
     rewritten: Callable[[str], str]
     if normalizer == "whisper":
-        rewritten, name = WhisperNormalizer(), WhisperNormalizer.name
+        rewritten, name = WhisperNormalizer(EnglishTextNormalizer()), WhisperNormalizer.name
     else:
         rewritten, name = _single_spaced, "none"
     pairs = [(rewritten(r), rewritten(h)) for r, h in zip(references, hypotheses, strict=True)]

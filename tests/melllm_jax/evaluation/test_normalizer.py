@@ -10,7 +10,7 @@ english = pytest.importorskip("whisper_normalizer.english", reason="comes with t
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 from melllm_jax.evaluation.normalizer import WhisperNormalizer  # noqa: E402 needs the extra
 
-ours = WhisperNormalizer()
+ours = WhisperNormalizer(english.EnglishTextNormalizer())
 TOO_LONG = "1" * 4301  # a digit more than Python reads as a number
 
 
