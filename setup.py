@@ -10,7 +10,7 @@ VERSION = re.search(
     r'"(.+)"', (HERE / "melllm_jax/__init__.py").read_text().split("__version__")[1]
 )
 
-EVAL = ["jiwer>=4.0,<5", "whisper-normalizer>=0.1.12,<0.2"]
+EVAL = ["jiwer>=4.0,<5", "regex>=2022.3", "whisper-normalizer>=0.1.12,<0.2"]
 DEMO = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9"]
 PARQUET = ["pyarrow>=17"]
 TFDS = ["tensorflow-datasets>=4.9.9"]

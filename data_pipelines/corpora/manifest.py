@@ -38,7 +38,6 @@ _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
 }
 _WORDS = ("speaker", "language", "source", "column")
 _COUNTS = ("start", "size", "row", "rate", "channel")
-_BLANKS = np.frombuffer(b" \t\r", np.uint8)
 
 
 class Manifest:
@@ -117,25 +116,32 @@ def locate_audio(path: str, folder: epath.Path) -> epath.Path | AudioReference:
         return AudioReference(path)
 
 
-def is_filled(
-    content: mmap.mmap | bytes,
-    starts: Int64[np.ndarray, " lines"],
-    stops: Int64[np.ndarray, " lines"],
-) -> Bool[np.ndarray, " lines"]:
-    """Whether the lines of `content` from `starts` up to `stops` hold more than blanks."""
-    filled = starts < stops
-    firsts = np.frombuffer(content, np.uint8)[starts[filled]]
-    for line in np.flatnonzero(filled)[np.isin(firsts, _BLANKS)].tolist():
-        filled[line] = bool(content[starts[line] : stops[line]].strip())
-    return filled
-
-
 def map_file(path: epath.Path) -> mmap.mmap | bytes:
     """The bytes of a file, mapped if it is on this machine, else read."""
     if "://" in os.fspath(path) or not path.stat().length:
         return path.read_bytes()
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but white space, or the mark of byte order before it."""
+    return not line.decode("utf-8-sig", "replace").strip()
+
+
+def filled_lines(
+    content: mmap.mmap | bytes,
+    starts: Int64[np.ndarray, " lines"],
+    stops: Int64[np.ndarray, " lines"],
+) -> Bool[np.ndarray, " lines"]:
+    """Whether each line of `content`, from its start to before its stop, is more than blanks."""
+    filled = starts < stops
+    held = np.flatnonzero(filled)
+    # Only a line that does not begin as an object does is read, and few do not.
+    odd = np.frombuffer(content, np.uint8)[starts[held]] != ord("{")
+    for index in held[odd].tolist():
+        filled[index] = not is_blank(content[starts[index] : stops[index]])
+    return filled
 
 
 def _parse_row(line: bytes) -> dict[str, Any]:
@@ -199,7 +205,7 @@ def _utterance(row: Mapping[str, Any], folder: epath.Path) -> Utterance:
 def _line_bounds(
     content: mmap.mmap | bytes,
 ) -> tuple[Int64[np.ndarray, " lines"], Int64[np.ndarray, " lines"]]:
-    """Start and stop of every line that holds more than blanks."""
+    """Start and stop of every line that is more than blanks."""
     ends = [
         np.flatnonzero(np.frombuffer(content[start : start + _CHUNK], np.uint8) == ord("\n"))
         + start
@@ -207,5 +213,5 @@ def _line_bounds(
     ]
     stops = np.concatenate([*ends, np.array([len(content)])]).astype(np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), stops[:-1] + 1])
-    filled = is_filled(content, starts, stops)
+    filled = filled_lines(content, starts, stops)
     return starts[filled], stops[filled]

@@ -25,7 +25,7 @@ import numpy as np
 from data_pipelines.audio.log_mel import Moments
 from data_pipelines.corpora import shard_index, shard_reader, shard_writer
 from data_pipelines.corpora.corpus import open_corpus, split_digest
-from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, parse_line
+from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, is_blank, parse_line
 from data_pipelines.corpora.utterance import Utterance, decode_record
 from data_pipelines.prepare import deduplicate
 from data_pipelines.prepare.record_statistics import RecordRows
@@ -190,7 +190,7 @@ def _utterances(task: Task, content: bytes) -> Iterator[tuple[int, Utterance]]:
         yield from ((index, corpus[task.start + index]) for index in range(task.lines))
         return
     for index, line in enumerate(content.split(b"\n")):
-        if line.strip():
+        if not is_blank(line):
             where = f"{task.source}:{task.line + index + 1}"
             yield index, parse_line(line, path.parent, where)
 

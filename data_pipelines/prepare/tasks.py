@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.corpora import shard_index
 from data_pipelines.corpora.corpus import list_splits, open_corpus
-from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, is_filled, map_file
+from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, filled_lines, map_file
 from data_pipelines.prepare.deduplicate import sort_splits
 from data_pipelines.prepare.validate import Limits, RecordConfig
 from melllm_jax import files
@@ -110,7 +110,7 @@ def _cuts(content: mmap.mmap | bytes, per_shard: int) -> Iterator[tuple[int, int
             stops = np.append(stops, len(content))
         if not stops.size:
             continue
-        has = is_filled(content, np.concatenate([[begins], stops[:-1] + 1]), stops)
+        has = filled_lines(content, np.concatenate([[begins], stops[:-1] + 1]), stops)
         counts = filled + np.cumsum(has)
         for last in np.flatnonzero(has & (counts % per_shard == 0)).tolist():
             stop = int(stops[last]) + 1

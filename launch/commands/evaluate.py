@@ -4,10 +4,10 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import sys
-from typing import Literal
 
 from launch.evaluation.score_split import score_split
 from launch.terminal.flags import parse
+from melllm_jax.evaluation.wer import Normalizer
 from melllm_jax.inference.sampling import DecodingOptions
 
 
@@ -19,7 +19,7 @@ class EvaluateArguments:
     data: str  # folder of prepared shards or of SPLIT.jsonl manifests
     split: str = "test"  # which of its splits
     batch: int = 32  # utterances decoded at once
-    normalizer: Literal["whisper", "none"] = "whisper"  # of both texts before they are compared
+    normalizer: Normalizer = "whisper"  # of both texts before they are compared: see melllm wer
     name: str = ""  # of the files in RUN/eval; by default the folder's and the split's
     json: bool = False  # print one JSON object on standard output and nothing else
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)

@@ -85,9 +85,8 @@ def _figures(out: str, index: shard_index.ShardIndex) -> dict[str, Any]:
         for split, written in index.splits.items()
     }
     with (epath.Path(out) / shard_index.REJECTS).open() as file:
-        lost = Counter(
-            (line["split"], line["source"], line["reason"]) for line in map(json.loads, file)
-        )
+        rows = (json.loads(line) for line in file if line.strip())
+        lost = Counter((row["split"], row["source"], row["reason"]) for row in rows)
     rejects = [
         {"split": split, "source": source, "reason": reason, "count": count}
         for (split, source, reason), count in sorted(lost.items())

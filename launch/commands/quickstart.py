@@ -102,7 +102,7 @@ def _transcribe_one(folder: pathlib.Path, run: Run, run_folder: str, seed: int) 
     path.parent.mkdir(exist_ok=True)
     assert isinstance(one.audio, bytes)
     path.write_bytes(one.audio)
-    found = transcribe_files([str(path)], run_folder)[0].text
+    found = transcribe_files([str(path)], run_folder)[0].line
     raw = dataclasses.replace(run.mel, normalize="none")
     mel = load_mel(one, raw, longest=run.data.longest)
     figures.draw_spectrogram(mel, one.text, found, folder / "mel.png", run.mel.hop_seconds)
@@ -111,7 +111,7 @@ def _transcribe_one(folder: pathlib.Path, run: Run, run_folder: str, seed: int) 
 
 def _draw_curve(folder: pathlib.Path, run_folder: str) -> None:
     metrics = pathlib.Path(run_folder, "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in metrics.splitlines()]
+    lines = [json.loads(line) for line in metrics.splitlines() if line.strip()]
     curve = lambda name: {line["step"]: line[name] for line in lines if name in line}
     title = "an encoder-free speech LM learns to read mel spectrograms"
     figures.draw_curves(curve("loss"), curve("wer"), folder / "curve.png", title)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import json
+import sys
 
 from tyro.conf import Positional
 
@@ -30,6 +31,9 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"transcripts": [dataclasses.asdict(t) for t in found]}))
         return 0
     for t in found:
-        note = " [stopped: it repeated itself]" if t.looped else " [cut off]" if t.cut else ""
-        print(f"{t.id}\t{t.text}{note}" if len(found) > 1 else t.text + note)
+        name = " ".join(t.id.replace("\t", " ").splitlines())
+        print(f"{name}\t{t.line}" if len(found) > 1 else t.line)
+        if t.looped or t.cut:  # beside the text: a reader would take it for words
+            why = "stopped, because it repeated itself" if t.looped else "cut off"
+            print(f"{name}: {why}", file=sys.stderr)
     return 0

@@ -42,6 +42,8 @@ def count_rejects(folder: epath.Path) -> tuple[RejectCount, ...]:
     first: dict[tuple[str, str, str], list[RejectExample]] = {}
     with path.open("r") as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 kind = (row["split"], row.get("source") or "", row["reason"])

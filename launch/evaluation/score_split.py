@@ -72,14 +72,14 @@ def score_split(
     hypotheses = folder / f"{name or f'{pathlib.Path(data).name}-{split}'}.jsonl"
     try:
         folder.mkdir(exist_ok=True)
-        hypotheses.write_text(_lines(trials, heard, rejects))
+        hypotheses.write_text(hypothesis_lines(trials, heard, rejects))
         hypotheses.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     except OSError as error:
         raise Fault(f"{hypotheses}: cannot be written: {error.strerror}") from error
     return SplitScore(summary, hypotheses)
 
 
-def _lines(
+def hypothesis_lines(
     trials: Sequence[EvalExample], heard: Sequence[Transcript], rejects: Sequence[Reject[int]]
 ) -> str:
     """A JSON line for each hypothesis, then for each utterance that could not be used."""

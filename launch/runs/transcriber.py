@@ -32,6 +32,11 @@ class Transcript:
     looped: bool  # the repetition guard stopped it
     cut: bool  # the token limit stopped it
 
+    @property
+    def line(self) -> str:
+        """The text in one line: a blank for each line break, of whatever kind."""
+        return " ".join(self.text.splitlines())
+
 
 class Transcriber:
     """Reads trials in batches with a model; counts seconds of work and of compiling apart."""

@@ -63,7 +63,7 @@ def evaluate(fitted: FitResult, folder: epath.Path, how: Eval) -> dict[str, Any]
 def _training_totals(fitted: FitResult, folder: epath.Path) -> dict[str, Any]:
     """Totals of the training, from its metrics: logged updates stand for those between them."""
     run, text = fitted.run, (folder / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
     step = int(fitted.state.step)
     each = step / len(lines)
     tokens = each * sum(line["tokens"] for line in lines)

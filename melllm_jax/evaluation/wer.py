@@ -27,7 +27,7 @@ class Score:
     words: int  # in the references that count
     utterances: int  # that count
     empty: int  # left out: nothing remains of their reference
-    normalizer: str  # with its library's version
+    normalizer: str  # with its library's version, and that of what is mended
     scorer: str  # with its version
 
 
@@ -36,24 +36,25 @@ def score_transcripts(
 ) -> Score:
     """Word errors of the hypotheses, pooled over all utterances (not a mean of their rates).
 
-    "whisper" is Whisper's English normaliser, which the Open ASR Leaderboard applies; "none" takes
-    the words between white space as they are. As on the leaderboard, an utterance whose reference
-    is empty once normalised is left out with whatever its hypothesis holds, and counted in `empty`:
-    a rate in words has nothing to divide by there. An empty hypothesis is all deletions. Raises
-    Mistake where the lengths differ, where no reference has a word, and where the extra `eval` is
-    not installed.
+    "whisper" is Whisper's English normaliser, which the Open ASR Leaderboard applies, mended as
+    `normalizer` says; "none" takes the words between white space as they are. As on the
+    leaderboard, an utterance whose reference is empty once normalised is left out with whatever its
+    hypothesis holds, and counted in `empty`: a rate in words has nothing to divide by there. An
+    empty hypothesis is all deletions. Raises Mistake where the lengths differ, where no reference
+    has a word, and where the extra `eval` is not installed.
     """
     try:
         import jiwer
         from whisper_normalizer.english import EnglishTextNormalizer
+
+        from melllm_jax.evaluation.normalizer import WhisperNormalizer
     except ImportError as error:
         raise Mistake(f"word error rates need the extra eval ({error}): {INSTALL}") from error
     if len(references) != len(hypotheses):
         raise Mistake(f"{len(references)} references cannot face {len(hypotheses)} hypotheses")
     rewritten: Callable[[str], str]
     if normalizer == "whisper":
-        rewritten = EnglishTextNormalizer()
-        name = f"{_with_version('whisper-normalizer')} English"
+        rewritten, name = WhisperNormalizer(EnglishTextNormalizer()), WhisperNormalizer.name
     else:
         rewritten, name = _single_spaced, "none"
     pairs = [(rewritten(r), rewritten(h)) for r, h in zip(references, hypotheses, strict=True)]
@@ -71,14 +72,10 @@ def score_transcripts(
         utterances=len(spoken),
         empty=len(pairs) - len(spoken),
         normalizer=name,
-        scorer=_with_version("jiwer"),
+        scorer=f"jiwer {importlib.metadata.version('jiwer')}",
     )
 
 
 def _single_spaced(text: str) -> str:
     """One space between words: jiwer would take a tab for a letter."""
     return " ".join(text.split())
-
-
-def _with_version(library: str) -> str:
-    return f"{library} {importlib.metadata.version(library)}"

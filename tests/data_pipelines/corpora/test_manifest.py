@@ -70,6 +70,15 @@ def test_manifest_line_past_the_checked_ones_is_named_when_read(tmp_path, monkey
         corpus[1]
 
 
+def test_manifest_passes_over_lines_of_blanks_and_counts_them(tmp_path):
+    write_lines(tmp_path, "\ufeff\r", json.dumps(LINE), " \t\r", f"  {json.dumps(LINE)}\r", "\xa0")
+    corpus = open_corpus(tmp_path, "train")
+    assert [utterance.id for utterance in corpus] == ["i", "i"]
+    write_lines(tmp_path, json.dumps(LINE), "\u3000 \v\f", "{oops")
+    with pytest.raises(Mistake, match=r"train.jsonl:3: is no JSON"):
+        open_corpus(tmp_path, "train")
+
+
 def test_manifest_searched_in_small_chunks_has_the_same_lines(tmp_path, monkeypatch):
     write_lines(tmp_path, *(json.dumps(LINE | {"id": f"i{n}"}) for n in range(40)))
     monkeypatch.setattr(manifest, "_CHUNK", 7)
@@ -77,8 +86,9 @@ def test_manifest_searched_in_small_chunks_has_the_same_lines(tmp_path, monkeypa
     assert ids == [f"i{n}" for n in range(40)]
 
 
-def test_manifest_without_lines_is_refused(tmp_path):
-    (tmp_path / "train.jsonl").write_text("")
+@pytest.mark.parametrize("text", ["", "\n \t\r\n"])
+def test_manifest_without_lines_is_refused(tmp_path, text):
+    (tmp_path / "train.jsonl").write_text(text)
     with pytest.raises(Mistake, match=r"train.jsonl: has 0 lines"):
         open_corpus(tmp_path, "train")
 

@@ -107,6 +107,18 @@ def test_subset_of_shards_in_another_order_is_that_of_the_manifest(tmp_path, mon
     assert members(subset.draw_subset(open_corpus(tmp_path / "b", "train"), 1.5), mixed) == one
 
 
+@pytest.mark.parametrize("bits", [16, 1])
+def test_subset_that_an_utterance_just_fills_has_it(tmp_path, monkeypatch, bits):
+    """With one bit many hashes share a bucket, so that the end lies in one and between two."""
+    monkeypatch.setattr(subset, "BITS", bits)
+    line = {"text": "text", "duration": 3.6, "audio_filepath": "a.flac"}
+    lines = (json.dumps(line | {"id": f"id{n}"}) for n in range(8))
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    corpus = open_corpus(tmp_path, "train")
+    found = [subset.draw_subset(corpus, count / 1000) for count in range(1, 9)]
+    assert [len(chosen) for chosen in found] == list(range(1, 9))
+
+
 def test_subset_of_all_hours_is_all(tmp_path):
     corpus = manifest(tmp_path / "a", range(COUNT))
     whole = subset.total_hours(corpus)

@@ -1,10 +1,18 @@
+import contextlib
 import json
 
 import pytest
 
 from data_pipelines.loader.pipeline import train_batches
-from data_pipelines.loader.reject_counts import stream_counts
+from data_pipelines.loader.reject_counts import (
+    DAMAGED,
+    LaneCounts,
+    all_reject_reasons,
+    check_reject_share,
+    stream_counts,
+)
 from data_pipelines.text.load_tokenizer import load_tokenizer
+from melllm_jax.config.data import Data
 from melllm_jax.errors import Mistake
 from tests.support.corpora import run_over, write_corpus
 
@@ -82,6 +90,17 @@ def test_screen_stops_where_the_share_of_bad_examples_is_exceeded(tmp_path, bad,
         for _ in range(5):
             next(iterator)
         assert stream_counts(iterator)["bad"]["missing"] > 10
+
+
+@pytest.mark.parametrize(("bad", "stops"), [((2, 2), False), ((2, 3), True)])
+def test_screen_lets_a_share_pass_that_all_lanes_just_reach(bad, stops):
+    cfg = Data(t=8, b=1, max_reject_share=0.01)
+    lanes = [
+        LaneCounts(dict.fromkeys(all_reject_reasons(cfg), 0) | {DAMAGED: count}, seen=200)
+        for count in bad
+    ]
+    with pytest.raises(Mistake, match="5 of 400") if stops else contextlib.nullcontext():
+        check_reject_share(cfg, lanes)
 
 
 def test_screen_of_nothing_but_bad_examples_stops_and_says_why(tmp_path):

@@ -1,6 +1,7 @@
 from collections import defaultdict
 
 import numpy as np
+import pytest
 
 from data_pipelines.prepare import deduplicate
 from data_pipelines.prepare.record_statistics import ROW
@@ -54,6 +55,13 @@ def test_records_that_repeat_an_earlier_one_are_lost():
 
 def test_an_id_of_another_split_is_no_repetition():
     assert lost({(0, 0): rows([1], [7]), (1, 0): rows([2], [7])}) == {}
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_digests_that_share_one_half_repeat_nothing(half):
+    found = rows([7, 7, 7], [1, 2, 3])
+    found["sound"][:, half] += np.arange(3, dtype=np.uint64) * deduplicate.BUCKETS  # of one bucket
+    assert lost({(0, 0): found}) == {}
 
 
 def test_losses_of_many_records_are_those_of_a_plain_search():

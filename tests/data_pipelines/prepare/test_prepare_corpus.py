@@ -375,8 +375,8 @@ def test_prepare_of_prepared_sound_gives_its_mel(tmp_path):
 def test_prepare_of_a_line_that_is_none_names_it_and_writes_no_index(tmp_path):
     raw = write_corpus(tmp_path / "raw", 3)
     with (raw / "train.jsonl").open("a") as file:
-        file.write("{}\n")
-    with pytest.raises(Mistake, match=r"train.jsonl:4: lacks audio_filepath"):
+        file.write(" \t\r\n{}\n")  # a line of blanks is passed over
+    with pytest.raises(Mistake, match=r"train.jsonl:5: lacks audio_filepath"):
         prepare(raw, tmp_path / "out", per_shard=2)
     assert not (tmp_path / "out/index.json").exists()
 

@@ -24,15 +24,15 @@ def test_a_last_line_needs_no_end(tmp_path):
 
 
 def test_blank_lines_fill_no_shard_but_keep_their_numbers(tmp_path):
-    found = parts(tmp_path, b"\na\n \t\r\n\nbb\n\n ccc\n  \n", 2)
-    assert found == [(b"\na\n \t\r\n\nbb\n", 0, 2), (b"\n ccc\n  \n", 5, 1)]
+    found = parts(tmp_path, b"\r\na\n \n\nbb\n\t\nccc\n\n \t", 2)
+    assert found == [(b"\r\na\n \n\nbb\n", 0, 2), (b"\t\nccc\n\n \t", 5, 1)]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
 def test_tasks_do_not_depend_on_the_size_of_what_is_searched_at_a_time(
     tmp_path, monkeypatch, chunk
 ):
-    text = b"a\nbb\n  \t \n ccc\nd\n\n\neeeeeeeee\nf"
+    text = b"a\nbb\n\nccc\nd\n \r\n\n  eeeeeee\nf"
     whole = parts(tmp_path, text, 2)
     monkeypatch.setattr(tasks, "CHUNK", chunk)
     assert parts(tmp_path, text, 2) == whole
@@ -49,4 +49,4 @@ def test_train_comes_last_and_shards_are_numbered_in_each_split(tmp_path):
 
 def test_a_manifest_without_a_line_is_refused(tmp_path):
     with pytest.raises(Mistake, match=r"train.jsonl: has 0 lines"):
-        parts(tmp_path, b"\n\n", 2)
+        parts(tmp_path, b"\n \n", 2)

@@ -4,8 +4,12 @@ import json
 
 import pytest
 
+from data_pipelines.examples.asr_example import EvalExample
+from data_pipelines.reject import Reject
 from launch.cli import main as melllm
-from launch.commands import wer
+from launch.commands import transcribe, wer
+from launch.evaluation import score_split
+from launch.runs.transcriber import Transcript
 from melllm_jax.errors import Mistake
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
@@ -44,8 +48,35 @@ def test_wer_of_an_empty_hypothesis_line_counts_deletions(file, capsys):
 
 
 def test_transcripts_with_mark_of_byte_order_windows_ends_and_blank_lines_are_read(tmp_path):
-    (tmp_path / "ref").write_bytes(b"\xef\xbb\xbfu1\ta b\r\n\r\nu2\tc\r\n")
+    (tmp_path / "ref").write_bytes(b"\xef\xbb\xbfu1\ta b\r\n\r\n \t \nu2\tc\r\n\t")
     assert wer.read_transcripts(tmp_path / "ref") == {"u1": "a b", "u2": "c"}
+
+
+def test_wer_reads_what_evaluate_keeps_and_leaves_out_what_it_rejected(file, capsys):
+    hypotheses = [EvalExample("u1", "a b", 1.0, {})], [Transcript("u1", "a\nb", 1.0, False, True)]
+    lost = [Reject(0, "u2", "missing", "u2.flac: no such file")]
+    hyp = file("hyp", score_split.hypothesis_lines(*hypotheses, lost))
+    ref = file("ref", "u1\ta b\nu2\tc\n")
+    assert wer.main([ref, hyp, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["wer"], shown["words"], shown["rejected"]) == (0, 2, 1)
+    assert wer.main([ref, hyp]) == 0
+    assert "1 left out, their sound was rejected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_wer_reads_what_transcribe_prints_whatever_breaks_lines(file, capsys, monkeypatch, more):
+    breaks = "a\nb\r\nc\rd\ve\ff\x1cg\x1dh\x1ei\x85j\u2028k\u2029l\tm"
+    found = [Transcript("u1", breaks, 1.0, True, False), Transcript("u2", "n", 1.0, False, True)]
+    monkeypatch.setattr(transcribe, "transcribe_files", lambda *_: found)
+    assert transcribe.main(["--run", "run", "u1", "u2", *more]) == 0
+    said = capsys.readouterr()
+    if not more:
+        assert said.out == "u1\ta b c d e f g h i j k l\tm\nu2\tn\n"
+        assert said.err == "u1: stopped, because it repeated itself\nu2: cut off\n"
+    ref = file("ref", "u1\ta b c d e f g h i j k l m\nu2\tn\n")
+    assert wer.main([ref, file("hyp", said.out), "--normalizer", "none"]) == 0
+    assert "WER 0.00 %" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

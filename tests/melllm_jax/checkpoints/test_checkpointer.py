@@ -11,6 +11,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
+from melllm_jax.checkpoints import checkpointer
 from melllm_jax.checkpoints.checkpointer import Checkpoints, dump
 from melllm_jax.checkpoints.integrity import SEAL
 from melllm_jax.config.run import CheckpointIntervals
@@ -231,6 +232,25 @@ def test_restore_weights_of_a_run_without_checkpoints_is_a_mistake(tmp_path):
     ):
         checkpoints.restore_weights({})
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("whole", "agreed"), [((2, 4, 6), 6), ((2, 4), 4), ((2,), 2)])
+def test_processes_agree_on_the_newest_that_the_first_finds_whole(
+    tmp_path, monkeypatch, whole, agreed
+):
+    for step in (2, 4, 6):
+        (tmp_path / str(step)).mkdir()
+    told = []  # to the other process
+    damage = lambda folder: None if int(folder.name) in whole else "a flipped bit"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(checkpointer, "find_damage", damage)
+    broadcast = lambda step: told.append(int(step)) or step
+    monkeypatch.setattr(checkpointer.multihost_utils, "broadcast_one_to_all", broadcast)
+    load = lambda folder, parts: {"weights": {"a.b": jnp.int32(folder.name)}}
+    monkeypatch.setattr(ocp, "load_checkpointables", load)
+    checkpoints = Checkpoints(str(tmp_path), CheckpointIntervals(), lambda line: None)
+    assert checkpoints.restore_weights({}) == (agreed, {"a.b": agreed})
+    assert told == [agreed]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from melllm_jax.nn.layers import dimension_sizes
 from tests.support import models
 from tests.support.models import Clip
 
-# Every count of frames modulo 8, two clips side by side, and a clip that begins its segment.
+# Every count of frames modulo 8, two clips side by side, and the first clip of a segment, filled
+# to its last frame, beside the first of the next.
 PIECES = [
     [2, Clip(17), 1, Clip(1), Clip(8), 2],
-    [Clip(13), 1],
     [1, Clip(10), Clip(3), Clip(20), 1],
-    [Clip(14), Clip(23)],
+    [Clip(16)],
+    [Clip(14), Clip(23), Clip(13), 1],
 ]
 MEL = Mel(kind="plain", m=10)  # three halvings: 10, 5, 3, 2
 
@@ -85,7 +86,7 @@ def test_a_packed_clip_equals_the_clip_alone_through_plain_convolutions(conv):
         y = np.asarray(forward(skeleton)(values, sharding.shard_batch(batch)))
         found = list(clips_of(batch))
         by_itself = models.jitted(alone)
-        assert [len(mels) for _, _, mels in found] == [17, 1, 8, 13, 10, 3, 20, 14, 23]
+        assert [len(mels) for _, _, mels in found] == [17, 1, 8, 10, 3, 20, 16, 14, 23, 13]
         for i, here, mels in found:
             expected = by_itself(mels, front)
             assert len(expected) == len(here)

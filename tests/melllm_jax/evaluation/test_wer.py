@@ -51,7 +51,8 @@ def test_score_without_normaliser_ignores_only_white_space():
 def test_score_names_normaliser_and_scorer_with_versions():
     result = score_transcripts(["a"], ["a"], "whisper")
     version = importlib.metadata.version
-    assert result.normalizer == f"whisper-normalizer {version('whisper-normalizer')} English"
+    library = f"whisper-normalizer {version('whisper-normalizer')} English"
+    assert result.normalizer == f"{library} + melllm_jax 1"
     assert result.scorer == f"jiwer {version('jiwer')}"
     assert score_transcripts(["a"], ["a"], "none").normalizer == "none"
 

@@ -43,8 +43,8 @@ def spent(tmp_path, clock):
     return Goodput(tmp_path)
 
 
-def made(run, spent, seen=(0, 0)):
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
+def made(run, spent, seen=(0, 0), chips=1):
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:chips])
     spent.switch_to("update")
     return ThroughputMeter(run, mesh, [10, 4], np.array(seen), spent)
 
@@ -88,9 +88,10 @@ def test_meter_leaves_out_of_an_update_what_was_spent_otherwise(run, spent, cloc
     assert read["spent"][kind] == 60.0
 
 
-def test_meter_gives_the_share_of_a_known_chip(run, spent, clock, monkeypatch):
+@pytest.mark.parametrize("chips", [1, 2])
+def test_meter_gives_the_share_of_all_known_chips(run, spent, clock, monkeypatch, chips):
     chip = dataclasses.replace(flops.CHIPS["H100"], flops=1e9)
     monkeypatch.setitem(flops.CHIPS, "cpu", chip)
-    counted = made(run, spent)
+    counted = made(run, spent, chips=chips)
     clock.now += 2.0
-    assert counted.read(numbers([1, 1]))["mfu"] == flops.update_flops(run) / 2.0 / 1e9
+    assert counted.read(numbers([1, 1]))["mfu"] == flops.update_flops(run) / 2.0 / (chips * 1e9)

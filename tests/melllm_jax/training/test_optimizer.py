@@ -111,6 +111,21 @@ def test_a_gradient_beyond_the_clip_is_scaled_down_to_it(kinds):
     np.testing.assert_allclose(free[:2], [-1e-3 * 3 / 4, -1e-3 * 4 / 5], rtol=1e-4)
 
 
+def test_adamw_forgets_gradients_by_b1_and_their_squares_by_b2(kinds):
+    """Two updates of one vector, by the formulas of Kingma and Ba 2015, arXiv 1412.6980."""
+    few, (b1, b2) = {"norm.scale": kinds["norm.scale"]}, (0.5, 0.9)
+    cfg = dataclasses.replace(COSINE, warmup=0, clip=0.0, b1=b1, b2=b2, weight_decay=0.0)
+    optimizer, values = make_optimizer(cfg, few), zeros(few, 1.0)
+    with models.one_device():
+        state = optimizer.init(values)
+        _, state = optimizer.update(zeros(few, 1.0), state, values)
+        change, _ = optimizer.update(zeros(few, 3.0), state, values)
+    mean = (b1 * (1 - b1) * 1 + (1 - b1) * 3) / (1 - b1**2)
+    square = (b2 * (1 - b2) * 1 + (1 - b2) * 9) / (1 - b2**2)
+    expected = -float(learning_rate_schedule(cfg)(1)) * mean / square**0.5
+    np.testing.assert_allclose(change["norm.scale"], np.full(32, expected), rtol=1e-5)
+
+
 MATRICES = ("stack.blocks.attn.q", "stack.blocks.attn.o", "stack.blocks.mlp.down")
 
 
