@@ -8,14 +8,14 @@ import os
 from typing import Any
 
 from etils import epath
-from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, resample
+from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, Sound, mix_channels, resample
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable, first_line
 from melllm_jax.errors import Mistake
+from melllm_jax.features.mel_filters import SAMPLE_RATE, TELEPHONE_RATE
 
 INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default in int64
 
@@ -39,10 +39,10 @@ def read_feature(location: AudioReference) -> bytes | np.ndarray:
     return bytes(array.item()) if array.dtype.kind in "SO" else array
 
 
-def samples_to_wave(
+def samples_to_sound(
     samples: np.ndarray, location: AudioReference, part: tuple[float, float] | None = None
-) -> Float32[np.ndarray, "w"]:
-    """Resamples [w] or [w, channels] at location.rate Hz, 16-bit integers or floats, to 16 kHz."""
+) -> Sound:
+    """The sound of [w] or [w, channels] at location.rate Hz, 16-bit integers or floats."""
     where = f"{location.path}, row {location.row}"
     if location.rate is None or not MIN_RATE <= location.rate <= MAX_RATE:
         rule = f"must be from {MIN_RATE} to {MAX_RATE} Hz"
@@ -61,7 +61,10 @@ def samples_to_wave(
     sound = samples.astype(np.float32) / np.float32(scale)
     if not np.isfinite(sound).all():
         raise Unusable("not finite", f"{where}: holds samples that are NaN or infinite")
-    return resample(sound.mean(axis=1) if sound.ndim == 2 else sound, location.rate)
+    wave = mix_channels(sound, where) if sound.ndim == 2 else sound
+    if location.rate == TELEPHONE_RATE:
+        return Sound(np.ascontiguousarray(wave), TELEPHONE_RATE)
+    return Sound(resample(wave, location.rate), SAMPLE_RATE)
 
 
 def import_tfds() -> Any:

@@ -44,6 +44,7 @@ class Utterance:
     language: str = ""  # as the corpus writes it, "en" or "de-CH"; empty: unknown
     source: str = ""  # corpus that it came from
     tokens: tuple[int, ...] | None = None  # ids of the text, where it was prepared with a tokenizer
+    flaw: str = ""  # what is wrong with its row, of which then nothing else counts
 
 
 def encode_record(utterance: Utterance) -> bytes:

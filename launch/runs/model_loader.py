@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.audio import file_io
-from data_pipelines.audio.log_mel import normalized_log_mel
+from data_pipelines.examples.asr_example import sound_to_mel
 from data_pipelines.examples.placeholder_batch import fill_placeholders
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.prompt import placeholder_id
@@ -59,7 +59,7 @@ class CheckpointModel:
             )
         if files and self.spec.model.front == "none":
             raise Mistake(f"audio={files[0]}: the model reads text alone (model.front=none)")
-        mels = [normalized_log_mel(file_io.decode_audio(file), mel) for file in files]
+        mels = [sound_to_mel(file_io.decode_sound(file), mel, file) for file in files]
         if files and audio_token is None:
             audio_token = self.placeholder()
         ids = tokens.astype(np.int32)
