@@ -54,6 +54,7 @@ def test_example_has_patches_of_the_wire_dtype(tmp_path):
         ({"audio_filepath": "none.flac"}, {}, "missing"),
         ({"audio_filepath": "train.jsonl"}, {}, "undecodable"),
         ({"offset": 99.0}, {}, "empty"),
+        ({"offset": -1.0}, {}, "malformed row"),
         ({"duration": 31.0}, {}, "longer than 30 s"),
         ({}, {"longest": 0.1}, "longer than 0.1 s"),
         ({"duration": 0.0}, {"longest": 0.1}, "longer than 0.1 s"),
