@@ -96,7 +96,7 @@ def decode_sound(
     Raises Fault where the disk, not the file, is at fault.
     """
     name = name or _source_name(source)
-    with _open_sound(source, name) as (file, stream):
+    with _open_sound(source, name, part is not None) as (file, stream):
         if part is not None and file.format not in LOSSY_FORMATS:
             sound = _read_range(file, *part, name)
         else:
@@ -193,20 +193,25 @@ def open_file(path: str | os.PathLike[str], name: str) -> io.BufferedReader:
 
 @contextlib.contextmanager
 def _open_sound(
-    source: bytes | str | os.PathLike[str], name: str
+    source: bytes | str | os.PathLike[str], name: str, part: bool = False
 ) -> Iterator[tuple[soundfile.SoundFile, SoundStream]]:
-    """The file as libsndfile reads it, its header corrected, and the stream that it reads."""
+    """The file as libsndfile reads it, its header corrected, and the stream that it reads.
+
+    Of a FLAC that was cut off a part may be there: it is opened where only that is wanted.
+    """
     with io.BytesIO(source) if isinstance(source, bytes) else open_file(source, name) as raw:
-        stream = SoundStream(raw)
+        stream, cut = SoundStream(raw), ""
         try:
             if not stream.size():
                 raise Unusable("empty", f"{name}: holds no byte")
             start = mp3_header.skip_tag(stream)
             mark = stream.read_at(start, 4)
             if mark == flac_header.MARK:
-                flac_header.correct_length(stream, start, name)
+                cut = flac_header.correct_length(stream, start, name)
             elif mark in wav_header.ORDERS:
                 wav_header.correct_size(stream, start, name)
+            if cut and not part:
+                raise Unusable("undecodable", f"{name}: {cut}")
             stream.seek(0)
             with soundfile.SoundFile(stream) as file:
                 _check_header(file, name)
@@ -216,7 +221,7 @@ def _open_sound(
                 raise Fault(f"{name}: cannot be read: {stream.error.strerror}") from stream.error
             if isinstance(error, Unusable):
                 raise
-            detail = f"is no sound: {error.error_string}"
+            detail = cut or f"is no sound: {error.error_string}"
             raise Unusable("undecodable", f"{name}: {detail}") from error
 
 

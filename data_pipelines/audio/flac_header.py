@@ -27,31 +27,31 @@ class _Frame:
     size: int  # samples of a channel
 
 
-def correct_length(stream: SoundStream, start: int, name: str) -> None:
-    """Corrects the length in the header of the FLAC at `start` to that of its last frame.
+def correct_length(stream: SoundStream, start: int, name: str) -> str:
+    """Corrects the length in the header of the FLAC at `start` where its last frame says more.
 
-    Raises Unusable "undecodable" where there is less than the header says, or nothing that tells.
-    A last frame that cannot be found leaves a length as it is: decoding shows whether it is true.
+    Returns what is wrong where that says less, else nothing. Raises Unusable "undecodable" where
+    nothing tells the length. A last frame that cannot be found leaves a length as it is: decoding
+    shows whether it is true.
     """
     head = stream.read_at(start, len(MARK) + 4 + STREAMINFO)
     if len(head) < len(MARK) + 4 + STREAMINFO or head[4] & 0x7F:
-        return
+        return ""
     info = head[8:]
     word = int.from_bytes(info[_LENGTH : _LENGTH + 8], "big")
     said = word & (1 << _LENGTH_BITS) - 1
     held = _held_samples(stream, start, info, said)
-    if held == said:
-        return
-    if held is None:
-        if not said:
-            rule = "its header (STREAMINFO) gives no length, and no last frame tells it"
-            raise Unusable("undecodable", f"{name}: {rule}")
-        return
+    if held is None and not said:
+        rule = "its header (STREAMINFO) gives no length, and no last frame tells it"
+        raise Unusable("undecodable", f"{name}: {rule}")
+    if held is None or held == said:
+        return ""
     if held < said:
         detail = f"its header (STREAMINFO) says {said} samples, its frames end at {held}"
-        raise Unusable("undecodable", f"{name}: was cut off, or its header is wrong: {detail}")
+        return f"was cut off, or its header is wrong: {detail}"
     corrected = (word >> _LENGTH_BITS << _LENGTH_BITS | held).to_bytes(8, "big")
     stream.corrections = {start + 8 + _LENGTH: corrected}
+    return ""
 
 
 def _held_samples(stream: SoundStream, start: int, info: bytes, said: int) -> int | None:

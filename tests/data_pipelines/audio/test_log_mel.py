@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import warnings
 
+import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_phi4_of_telephone_speech_equals_microsofts_processing(samples):
     mels = extract_log_mel(wave, cfg, 8000)
     assert_same(mels, reference.astype(np.float32))
     assert not mels[:, 62:].any()
-    device, _ = batch_log_mel(wave[None], np.array([samples]), cfg, 8000)
+    device, _ = batch_log_mel(jnp.array(wave[None]), jnp.array([samples]), cfg, 8000)
     assert_same(np.asarray(device[0]), reference.astype(np.float32))
     with pytest.raises(Mistake, match="rate=8000: whisper takes sound of 16000 Hz"):
         extract_log_mel(wave, Mel("whisper"), 8000)

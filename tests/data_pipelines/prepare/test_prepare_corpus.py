@@ -5,6 +5,7 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 import pytest
+import soundfile
 
 from data_pipelines.audio.file_io import decode_audio, to_flac
 from data_pipelines.audio.log_mel import band_statistics as mel_statistics
@@ -232,7 +233,7 @@ def test_prepare_counts_what_it_refuses_by_reason_and_source(tmp_path, row, reas
     (raw / "silent.flac").write_bytes(to_flac(np.zeros(16_000, np.float32)))
     (raw / "stuck.flac").write_bytes(to_flac(np.full(16_000, 0.9, np.float32)))
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16_000).astype(np.float32)
-    (raw / "opposite.flac").write_bytes(to_flac(np.stack([noise, -noise], axis=1)))
+    soundfile.write(raw / "opposite.flac", np.stack([noise, -noise], axis=1), 16_000)
     index = prepare(raw, tmp_path / "out", bad=0.5)
     (line,) = rejects(tmp_path / "out")
     assert (line["split"], line["source"], line["id"]) == ("train", "read", "id1")
