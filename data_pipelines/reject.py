@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from melllm_jax.errors import Mistake
 
 Corpus = TypeVar("Corpus", int, str)
+MALFORMED = "malformed row"  # the reason of a line of a manifest that says what cannot be
 
 
 class Unusable(Mistake):

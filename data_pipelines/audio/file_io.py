@@ -1,43 +1,75 @@
-"""Decodes sound files to 16 kHz mono float32 and encodes them; alone imports soundfile and soxr.
+"""Decodes sound files to mono float32 and encodes them; alone imports soundfile and soxr.
 
 A file that cannot be read in full is refused with a reason, never shortened: `Unusable.reason` is
 what the pipeline counts.
 """
 
-import functools
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import errno
 import io
 import os
-import pathlib
 import re
+import stat
 import sys
 from typing import Literal
-import zlib
 
 from jaxtyping import Float32, Int16
 import numpy as np
 import soundfile
 import soxr
 
+from data_pipelines.audio import flac_header, mp3_header, ogg_pages, wav_header
+from data_pipelines.audio.sound_stream import SoundStream
 from data_pipelines.reject import Unusable
 from melllm_jax.errors import Fault
-from melllm_jax.features.mel_filters import SAMPLE_RATE
+from melllm_jax.features.mel_filters import SAMPLE_RATE, TELEPHONE_RATE
 
 MIN_RATE, MAX_RATE = 8_000, 48_000  # Hz: below telephone speech nothing is left to recognise
-UNKNOWN_SIZE = 0x7FFF_0000  # a WAV written into a pipe claims this many bytes or more
 TRUNCATION_LOG = re.compile(  # libsndfile's log on a WAV, and on an Ogg file in three places
     r"data : (\d+) \(should be (\d+)\)|File ended unexpectedly|lacks an end-of-stream|Junk after"
 )
 
+# What the system says of a path that names no file, and not of a disk in trouble.
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 # 40 dB over full scale: floats beyond it are damaged, or on the scale of integers.
 MAX_AMPLITUDE = 100.0
 OPUS_LEVEL = 0.9  # libsndfile's scale from most bits (0) to fewest (1)
-BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 # Samples of all channels decoded at a time: a damaged header may promise terabytes.
 BLOCK_SAMPLES = 1 << 22
 # In these libsndfile 1.2 may seek to a wrong sample, by 128 at the end of Vorbis.
 LOSSY_FORMATS = ("MP3", "OGG")
+# Where the mean of all channels is this much quieter than that of the loudest one and silent ones,
+# by 14 dB, they are a sound and its opposite. Vorbis leaves it 22 dB quieter.
+CANCELLED = 0.2
 
-AudioReason = Literal["missing", "undecodable", "empty", "not finite", "rate"]
+AudioReason = Literal[
+    "missing", "undecodable", "empty", "not finite", "rate", "channels cancel each other"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """Samples in [-1, 1] of one channel, at the rate of telephone speech or at 16 kHz."""
+
+    wave: Float32[np.ndarray, "w"]
+    rate: int  # Hz: 8,000 where the file has that rate, else 16,000
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self.wave.size / self.rate
+
+    def at(self, rate: int) -> "Sound":
+        """The same sound at `rate` Hz, 8,000 or 16,000."""
+        return self if rate == self.rate else Sound(resample(self.wave, self.rate, rate), rate)
+
+    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> "Sound":
+        """The sound after `change`, which takes samples at 16 kHz; itself where that gives them."""
+        before = self.at(SAMPLE_RATE).wave
+        after = change(before)
+        return self if after is before else Sound(after, SAMPLE_RATE).at(self.rate)
 
 
 def decode_audio(
@@ -46,66 +78,83 @@ def decode_audio(
     part: tuple[float, float] | None = None,
     channel: int | None = None,
 ) -> Float32[np.ndarray, "w"]:
-    """Samples in [-1, 1] at 16 kHz of a wav, flac, mp3 or ogg (Vorbis, Opus) file or its bytes.
+    """Samples in [-1, 1] at 16 kHz of a sound file, as `decode_sound` reads it."""
+    return decode_sound(source, name, part, channel).at(SAMPLE_RATE).wave
+
+
+def decode_sound(
+    source: bytes | str | os.PathLike[str],
+    name: str | None = None,
+    part: tuple[float, float] | None = None,
+    channel: int | None = None,
+) -> Sound:
+    """The sound of a wav, flac, mp3 or ogg (Vorbis, Opus) file or its bytes.
 
     part: start and length in seconds of the range to decode, cut at the end of the sound. channel:
-    the only one to read, from 0; else all are averaged. Rates from 8 to 48 kHz are resampled.
-    Errors name the file, or bytes by `name`. Raises Unusable: "missing", also where the channel is;
-    "undecodable", also where a file was cut off (which an MP3 without a length header does not
-    show); "rate"; "empty"; "not finite".
+    the only one to read, from 0; else all are averaged. Rates from 8 to 48 kHz are resampled to 16,
+    and 8 stays. Errors name the file, or bytes by `name`.
+    Raises Unusable: "missing", also where the channel is; "undecodable", also where a file was cut
+    off (which an MP3 without a length header does not show); "rate"; "empty"; "not finite";
+    "channels cancel each other". Raises Fault where the disk, not the file, is at fault.
     """
     name = name or _source_name(source)
-    try:
-        with _open_stream(source, name) as stream, soundfile.SoundFile(stream) as file:
-            _check_header(file, name)
-            if part is not None and file.format not in LOSSY_FORMATS:
-                sound = _read_range(file, *part, name)
-            else:
-                sound = _read_samples(file)
-                _check_complete(file, len(sound), stream, name)
-                if part is not None:
-                    sound = sound[_frame_range(file, len(sound), *part, name)]
-            rate = file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise Unusable("undecodable", f"{name}: is no sound: {error.error_string}") from error
+    with _open_sound(source, name, part is not None) as (file, stream):
+        if part is not None and file.format not in LOSSY_FORMATS:
+            sound = _read_range(file, *part, name)
+        else:
+            sound = _read_samples(file)
+            _check_complete(file, len(sound), stream, name)
+            if part is not None:
+                sound = sound[_frame_range(file, len(sound), *part, name)]
+        rate = file.samplerate
     wave = to_mono(sound, channel, name)
     peak = max(wave.max(initial=0.0), -wave.min(initial=0.0))
     if not peak <= MAX_AMPLITUDE:  # also where it is NaN
         raise Unusable("not finite", f"{name}: holds samples up to {peak:g}: full scale is 1")
-    wave = resample(wave, rate)
+    if rate != TELEPHONE_RATE:
+        wave, rate = resample(wave, rate), SAMPLE_RATE
     if not wave.size:
         raise Unusable("empty", f"{name}: holds no sample at {SAMPLE_RATE} Hz")
-    return wave
+    return Sound(np.ascontiguousarray(wave), rate)
 
 
 def to_mono(
     sound: Float32[np.ndarray, "w c"], channel: int | None, name: str
 ) -> Float32[np.ndarray, "w"]:
-    """One channel of the sound, the mean of all where `channel` is None. Raises Unusable."""
+    """One channel of the sound, the mean of all where `channel` is None.
+
+    Raises Unusable where it has no such channel, or all cancel each other.
+    """
     count = sound.shape[1]
-    if channel is None:
-        return sound[:, 0] if count == 1 else sound.mean(axis=1)
-    if channel >= count:
+    if channel is not None and channel >= count:
         raise Unusable("missing", f"{name}: channel={channel}: has {count} channels, from 0")
-    return np.ascontiguousarray(sound[:, channel])
+    if channel is not None or count == 1:
+        return np.ascontiguousarray(sound[:, channel or 0])
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no sound is found out later
+        wave = sound.mean(axis=1)
+        loudest = max(np.dot(channel, channel) for channel in sound.T)
+        cancelled = np.dot(wave, wave) < (CANCELLED / count) ** 2 * loudest
+    if cancelled:
+        rule = "their mean is silent, as of a channel and its opposite: keep one of them"
+        raise Unusable("channels cancel each other", f"{name}: {count} channels: {rule}")
+    return wave
 
 
-def resample(wave: Float32[np.ndarray, "w"], rate: int) -> Float32[np.ndarray, "resampled"]:
-    """The sound at 16 kHz instead of `rate` Hz, by soxr's HQ filter (20 bits)."""
-    if rate != SAMPLE_RATE:
-        wave = soxr.resample(wave, rate, SAMPLE_RATE, quality="HQ")
+def resample(
+    wave: Float32[np.ndarray, "w"], rate: int, wanted: int = SAMPLE_RATE
+) -> Float32[np.ndarray, "resampled"]:
+    """The sound at `wanted` Hz instead of `rate` Hz, by soxr's HQ filter (20 bits)."""
+    if rate != wanted:
+        wave = soxr.resample(wave, rate, wanted, quality="HQ")
     return np.ascontiguousarray(wave)
 
 
 def read_duration(source: bytes | str | os.PathLike[str], name: str | None = None) -> float:
-    """Seconds of sound, from the header alone. Raises Unusable as `decode_audio`."""
-    name = name or _source_name(source)
-    try:
-        with _open_stream(source, name) as stream, soundfile.SoundFile(stream) as file:
-            _check_header(file, name)
-            return file.frames / file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise Unusable("undecodable", f"{name}: is no sound: {error.error_string}") from error
+    """Seconds of sound, by the header, which a FLAC's last frame may correct. Raises as
+    `decode_sound`, for what shows without decoding.
+    """
+    with _open_sound(source, name or _source_name(source)) as (file, _):
+        return float(file.frames / file.samplerate)
 
 
 def to_int16(wave: Float32[np.ndarray, "w"]) -> Int16[np.ndarray, "w"]:
@@ -120,58 +169,70 @@ def to_flac(wave: Float32[np.ndarray, "w"], rate: int = SAMPLE_RATE) -> bytes:
     return stream.getvalue()
 
 
-def to_opus(wave: Float32[np.ndarray, "w"]) -> bytes:
-    """Ogg Opus of 16 kHz sound at about 31 kbit/s, always the same bytes; decodes to w samples.
+def to_opus(wave: Float32[np.ndarray, "w"], rate: int = SAMPLE_RATE) -> bytes:
+    """Ogg Opus at about 31 kbit/s of 16 kHz, always the same bytes; decodes to w samples.
 
-    Samples outside [-1, 1] are clipped. libsndfile gives each stream a random serial number: here
-    it is 0, and the checksum of each page is computed again (RFC 3533: polynomial 0x04c11db7 from
-    0, the field itself counted as 0).
+    Samples outside [-1, 1] are clipped.
     """
     stream = io.BytesIO()
     level = OPUS_LEVEL
     samples = np.clip(wave, -1.0, 1.0)
-    soundfile.write(
-        stream, samples, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=level
-    )
-    pages = bytearray(stream.getbuffer())
-    start = 0
-    while start < len(pages):
-        segments = pages[start + 26]
-        body = start + 27 + segments
-        stop = body + sum(pages[start + 27 : body])
-        pages[start + 14 : start + 18] = pages[start + 22 : start + 26] = bytes(4)
-        pages[start + 22 : start + 26] = _ogg_checksum(pages[start:stop]).to_bytes(4, "little")
-        start = stop
-    return bytes(pages)
-
-
-def _ogg_checksum(page: bytes | bytearray) -> int:
-    """Ogg's CRC: zlib's with bits in the other order, starting at 0 and not inverted at the end."""
-    mirrored = zlib.crc32(page.translate(BIT_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
-    return int(f"{mirrored:032b}"[::-1], 2)
+    soundfile.write(stream, samples, rate, format="OGG", subtype="OPUS", compression_level=level)
+    return ogg_pages.without_serial(stream.getvalue())
 
 
 def _source_name(source: bytes | str | os.PathLike[str]) -> str:
     return f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
 
 
-def _open_stream(source: bytes | str | os.PathLike[str], name: str) -> io.BufferedIOBase:
-    """A stream over the bytes of `source`. Raises Unusable where it is missing or empty."""
-    if not isinstance(source, bytes) and not pathlib.Path(source).is_file():
-        raise Unusable("missing", f"{name}: no such file")
-    stream: io.BufferedIOBase
-    if isinstance(source, bytes):
-        stream = io.BytesIO(source)
-    else:
-        try:
-            stream = open(source, "rb")  # noqa: SIM115  the caller closes it
-        except OSError as error:
+def open_file(path: str | os.PathLike[str], name: str) -> io.BufferedReader:
+    """A file on this machine, to read its bytes.
+
+    Raises Unusable "missing" for what names no regular file, Fault where the disk is at fault.
+    """
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return open(path, "rb")
+    except ValueError as error:  # a byte 0, or half of a surrogate pair
+        raise Unusable("missing", f"{name}: no such file: {error}") from error
+    except OSError as error:
+        if error.errno not in NO_FILE:
             raise Fault(f"{name}: cannot be read: {error.strerror}") from error
-    if not stream.seek(0, io.SEEK_END):
-        stream.close()
-        raise Unusable("empty", f"{name}: holds no byte")
-    stream.seek(0)
-    return stream
+    raise Unusable("missing", f"{name}: no such file")
+
+
+@contextlib.contextmanager
+def _open_sound(
+    source: bytes | str | os.PathLike[str], name: str, part: bool = False
+) -> Iterator[tuple[soundfile.SoundFile, SoundStream]]:
+    """The file as libsndfile reads it, its header corrected, and the stream that it reads.
+
+    Of a FLAC that was cut off a part may be there: it is opened where only that is wanted.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else open_file(source, name) as raw:
+        stream, cut = SoundStream(raw), ""
+        try:
+            if not stream.size():
+                raise Unusable("empty", f"{name}: holds no byte")
+            start = mp3_header.skip_tag(stream)
+            mark = stream.read_at(start, 4)
+            if mark == flac_header.MARK:
+                cut = flac_header.correct_length(stream, start, name)
+            elif mark in wav_header.ORDERS:
+                wav_header.correct_size(stream, start, name)
+            if cut and not part:
+                raise Unusable("undecodable", f"{name}: {cut}")
+            stream.seek(0)
+            with soundfile.SoundFile(stream) as file:
+                _check_header(file, name)
+                yield file, stream
+        except (soundfile.LibsndfileError, Unusable) as error:
+            if stream.error is not None:
+                raise Fault(f"{name}: cannot be read: {stream.error.strerror}") from stream.error
+            if isinstance(error, Unusable):
+                raise
+            detail = cut or f"is no sound: {error.error_string}"
+            raise Unusable("undecodable", f"{name}: {detail}") from error
 
 
 def _check_header(file: soundfile.SoundFile, name: str) -> None:
@@ -179,7 +240,7 @@ def _check_header(file: soundfile.SoundFile, name: str) -> None:
         rule = f"must be from {MIN_RATE} to {MAX_RATE} Hz"
         raise Unusable("rate", f"{name}: sample rate {file.samplerate}: {rule}")
     cut = TRUNCATION_LOG.search(file.extra_info)
-    if cut and (cut[1] is None or int(cut[2]) < int(cut[1]) < UNKNOWN_SIZE):
+    if cut and (cut[1] is None or int(cut[2]) < int(cut[1])):
         raise Unusable("undecodable", f"{name}: was cut off: {cut[0]}")
     if not file.frames:
         raise Unusable("empty", f"{name}: holds no sample")
@@ -219,35 +280,22 @@ def _read_samples(
 
 
 def _check_complete(
-    file: soundfile.SoundFile, decoded: int, stream: io.BufferedIOBase, name: str
+    file: soundfile.SoundFile, decoded: int, stream: SoundStream, name: str
 ) -> None:
     """Raises Unusable where less was decoded than the file holds.
 
-    The length of an MP3 without a length header is guessed from its first bit rate. Too high a
-    guess is no fault of the sound; one too low leaves sound unread, which shows as bytes left over,
-    of which a tenth and 512 may be tags. With a header, one MP3 frame may be missing: some encoders
-    count the header's own.
+    Sound that is left unread shows as bytes left over, of which a tenth and 512 may be tags: that
+    of a FLAC behind another, or of an MP3 without a length header, whose length is guessed from its
+    first bit rate. Too high a guess is no fault of the sound. With a header, one MP3 frame may be
+    missing: some encoders count the header's own.
     """
     tolerance = 0
-    if file.format == "MP3":
-        read = stream.tell()
-        left = stream.seek(0, io.SEEK_END) - read
+    if file.format in ("MP3", "FLAC"):
+        read, left = stream.tell(), stream.left()
         if left > read // 10 + 512:
-            advice = "write it anew with a length (Xing) header"
+            advice = "write it anew" + " with a length (Xing) header" * (file.format == "MP3")
             raise Unusable("undecodable", f"{name}: {left} bytes lie past its length: {advice}")
-        tolerance = 1152 if _states_length(stream) else file.frames
+    if file.format == "MP3":
+        tolerance = 1152 if mp3_header.states_length(stream) else file.frames
     if decoded < file.frames - tolerance:
         raise Unusable("undecodable", f"{name}: was cut off: {decoded} of {file.frames} samples")
-
-
-def _states_length(stream: io.BufferedIOBase) -> bool:
-    """Whether an MP3 has a Xing, Info or VBRI header in its first frame, after any ID3v2 tag."""
-    stream.seek(0)
-    head = stream.read(10)
-    if head[:3] == b"ID3":  # its size is four groups of 7 bits
-        size = functools.reduce(lambda size, group: size << 7 | group, head[6:10], 0)
-        stream.seek(10 + size)
-    else:
-        stream.seek(0)
-    frame = stream.read(200)
-    return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))

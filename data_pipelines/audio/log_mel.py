@@ -1,4 +1,4 @@
-"""Log-mel frames of 16 kHz sound in NumPy, tuned for one core: Phi-4-MM's, Whisper's or plain.
+"""Log-mel frames of sound in NumPy, tuned for one core: Phi-4-MM's, Whisper's or plain.
 
 The constants are in `melllm_jax.features.mel_filters`, shared with `melllm_jax.features.log_mel`,
 which must give the same frames. Safe to call from several threads at once.
@@ -14,30 +14,32 @@ import scipy.fft
 
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import EPS, HOP, SAMPLE_RATE, WIDTH, MelFilters, make_filters
+from melllm_jax.features.mel_filters import EPS, SAMPLE_RATE, MelFilters, make_filters
 
 BLOCK = 128  # frames at a time: with their spectra 0.5 MB, which stays in a core's own cache
 GROUP = 16  # bands to a product: as many float32 as the widest register holds
 
 
-def frame_count(samples: int, cfg: Mel) -> int:
+def frame_count(samples: int, cfg: Mel, rate: int = SAMPLE_RATE) -> int:
     """Frames of a sound of `samples` samples. Raises Mistake where there would be none."""
-    table = make_filters(cfg.kind, cfg.m)
+    table = make_filters(cfg.kind, cfg.m, rate)
     if samples < table.shortest:
         raise Mistake(
-            f"audio of {samples} samples ({samples / SAMPLE_RATE:.3f} s): the {cfg.kind} extractor "
+            f"audio of {samples} samples ({samples / rate:.3f} s): the {cfg.kind} extractor "
             f"needs {table.shortest} or more for a frame"
         )
     return table.frames(samples)
 
 
-def normalized_log_mel(wave: Float32[np.ndarray, "w"], cfg: Mel) -> Float32[np.ndarray, "frames m"]:
+def normalized_log_mel(
+    wave: Float32[np.ndarray, "w"], cfg: Mel, rate: int = SAMPLE_RATE
+) -> Float32[np.ndarray, "frames m"]:
     """`extract_log_mel`, then normalised as cfg.normalize says.
 
     utterance: every band to mean 0 and variance 1 over these frames. global: (x - mean) * invstd
     with cfg's values, as Phi-4-MM's checkpoint does. Raises Mistake where cfg has none.
     """
-    return normalize_mel(extract_log_mel(wave, cfg), cfg)
+    return normalize_mel(extract_log_mel(wave, cfg, rate), cfg)
 
 
 def normalize_mel(
@@ -55,32 +57,36 @@ def normalize_mel(
     return mels
 
 
-def extract_log_mel(wave: Float32[np.ndarray, "w"], cfg: Mel) -> Float32[np.ndarray, "frames m"]:
-    """Frames of samples in [-1, 1] at 16 kHz, in the log units of cfg.kind, not normalised.
+def extract_log_mel(
+    wave: Float32[np.ndarray, "w"], cfg: Mel, rate: int = SAMPLE_RATE
+) -> Float32[np.ndarray, "frames m"]:
+    """Frames of samples in [-1, 1] at `rate` Hz, in the log units of cfg.kind, not normalised.
 
-    Frame i is about the 25 ms from 10 i ms on (phi4) or around 10 i ms (whisper, plain). Raises
-    Mistake for a sound too short for a frame.
+    rate: 16,000, or for phi4 8,000 (`mel_filters.mel_rate`). Frame i is about the 25 ms from 10 i
+    ms on (phi4) or around 10 i ms (whisper, plain). Raises Mistake for a sound too short for a
+    frame, and for another rate.
     """
-    table = make_filters(cfg.kind, cfg.m)
-    mels = np.empty((frame_count(wave.size, cfg), cfg.m), np.float32)
+    table = make_filters(cfg.kind, cfg.m, rate)
+    hop, width = table.hop, table.width
+    mels = np.empty((frame_count(wave.size, cfg, rate), cfg.m), np.float32)
     padded = np.pad(wave, table.edge, mode=table.mode) if table.edge else wave
-    padded_frames = _frame_view(padded)
+    padded_frames = _frame_view(padded, table)
     block = np.zeros((min(BLOCK, len(mels)), table.points), np.float32)
-    emphasised = np.zeros((len(block) - 1) * HOP + WIDTH, np.float32)  # nothing precedes [0]
-    emphasised_frames = _frame_view(emphasised)
+    emphasised = np.zeros((len(block) - 1) * hop + width, np.float32)  # nothing precedes [0]
+    emphasised_frames = _frame_view(emphasised, table)
     for start in range(0, len(mels), BLOCK):
         out = mels[start : start + BLOCK]
         frames, filled = padded_frames[start : start + len(out)], block[: len(out)]
         if table.emphasis:
-            span = padded[start * HOP : (start + len(out) - 1) * HOP + WIDTH]
+            span = padded[start * hop : (start + len(out) - 1) * hop + width]
             np.multiply(span[:-1], -table.emphasis, out=emphasised[1 : span.size])
             emphasised[1 : span.size] += span[1:]
             first = frames[:, 0] * ((1.0 - table.emphasis) * table.window[0])
             frames = emphasised_frames[: len(out)]
-        np.multiply(frames, table.window, out=filled[:, :WIDTH])
+        np.multiply(frames, table.window, out=filled[:, :width])
         if table.emphasis:
             filled[:, 0] = first
-        _log_power(filled, cfg, table, out)
+        _log_power(filled, table, out)
     if table.span < np.inf:
         np.maximum(mels, mels.max() - table.span, out=mels)
     if (table.gain, table.offset) != (1.0, 0.0):
@@ -139,12 +145,12 @@ def band_statistics(
     return sum(map(Moments.from_frames, mels), Moments()).constants()
 
 
-def _frame_view(wave: np.ndarray) -> np.ndarray:
+def _frame_view(wave: np.ndarray, table: MelFilters) -> np.ndarray:
     """Every frame [frames width] of `wave`, as a view."""
-    return np.lib.stride_tricks.sliding_window_view(wave, WIDTH)[::HOP]
+    return np.lib.stride_tricks.sliding_window_view(wave, table.width)[:: table.hop]
 
 
-def _log_power(windowed: np.ndarray, cfg: Mel, table: MelFilters, out: np.ndarray) -> None:
+def _log_power(windowed: np.ndarray, table: MelFilters, out: np.ndarray) -> None:
     """Natural log of the mel power of windowed frames [frames points], into out [frames m].
 
     Squares of real and imaginary parts lie side by side, and each row of the bank is repeated, so
@@ -152,21 +158,20 @@ def _log_power(windowed: np.ndarray, cfg: Mel, table: MelFilters, out: np.ndarra
     """
     squares = scipy.fft.rfft(windowed, workers=1).view(np.float32)
     np.square(squares, out=squares)
-    for bins, bands, weights in _band_groups(cfg.kind, cfg.m):
+    for bins, bands, weights in _band_groups(table):
         np.matmul(squares[:, bins], weights, out=out[:, bands])
     np.maximum(out, table.floor, out=out)
     np.log(out, out=out)
 
 
 @functools.lru_cache(maxsize=16)
-def _band_groups(kind: str, m: int) -> list[tuple[slice, slice, np.ndarray]]:
+def _band_groups(table: MelFilters) -> list[tuple[slice, slice, np.ndarray]]:
     """The bank in groups of neighbouring bands: (squares read, bands written, weights).
 
     A triangle reads few of the bins: for 80 bands in 5 groups, a quarter of the whole product.
     """
-    bank = make_filters(kind, m).bank
-    groups = []
-    for start in range(0, m, GROUP):
+    bank, groups = table.bank, []
+    for start in range(0, bank.shape[1], GROUP):
         part = bank[:, start : start + GROUP]
         read = np.flatnonzero(part.any(axis=1))
         low, high = (read[0], read[-1] + 1) if read.size else (0, 1)

@@ -5,49 +5,48 @@ The readers of tables are extras (`parquet`, `tfds`) that preparing needs, train
 
 import dataclasses
 import os
+from typing import BinaryIO
 
 from etils import epath
-from jaxtyping import Float32
-import numpy as np
 
-from data_pipelines.audio.file_io import decode_audio
+from data_pipelines.audio.file_io import Sound, decode_sound, open_file
 from data_pipelines.corpora import parquet_audio, table_samples, tfds_audio
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
-from data_pipelines.reject import Unusable
+from data_pipelines.reject import Unusable, first_line
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
 
 
-def load_wave(
+def load_sound(
     location: epath.Path | AudioReference,
     part: tuple[float, float] | None = None,
     channel: int | None = None,
-) -> Float32[np.ndarray, "w"]:
-    """Samples at 16 kHz of the sound at `location`, or of `part` of it: (start, length) in seconds.
+) -> Sound:
+    """The sound at `location`, or `part` of it: (start, length) in seconds.
 
-    channel: the only one to read, from 0; else all are averaged. Raises Unusable as `decode_audio`,
+    channel: the only one to read, from 0; else all are averaged. Raises Unusable as `decode_sound`,
     also where it is missing; Fault where the disk, not the file, is at fault; Mistake where an
     extra is not installed.
     """
     if isinstance(location, AudioReference) and _is_row(location):
         held, found = _read_row(location)
         if not isinstance(held, bytes):
-            return table_samples.samples_to_wave(held, found, part, channel)
-        return decode_audio(held, describe_location(location), part, channel)
+            return table_samples.samples_to_sound(held, found, part, channel)
+        return decode_sound(held, describe_location(location), part, channel)
     if (
         part is not None
         and not isinstance(location, AudioReference)
         and "://" not in os.fspath(location)
     ):
-        return decode_audio(
+        return decode_sound(
             location, None, part, channel
         )  # of a long recording only the stretch is read
-    return decode_audio(read_audio_bytes(location), describe_location(location), part, channel)
+    return decode_sound(read_audio_bytes(location), describe_location(location), part, channel)
 
 
 def read_audio_bytes(location: epath.Path | AudioReference) -> bytes:
-    """The encoded sound at `location`, as it lies there. Raises as `load_wave`."""
+    """The encoded sound at `location`, as it lies there. Raises as `load_sound`."""
     if not isinstance(location, AudioReference):
         return _read_range(location, 0, -1)
     if _is_row(location):
@@ -95,14 +94,26 @@ def _place(location: AudioReference) -> epath.Path:
 
 
 def _read_range(path: epath.Path, start: int, size: int) -> bytes:
-    """`size` bytes from `start` on, to the end where size is -1."""
+    """`size` bytes from `start` on, to the end where size is -1 or there are fewer."""
     try:
-        with path.open("rb") if "://" in os.fspath(path) else open(path, "rb") as file:
-            file.seek(start)
-            return bytes(file.read(size))
+        with _open(path) as file:
+            if size < 0:
+                return bytes(file.read())
+            left = max(file.seek(0, os.SEEK_END) - start, 0)
+            file.seek(min(start, file.tell()))
+            return bytes(file.read(min(size, left)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise Unusable("missing", f"{path}: no such file") from error
-    except ImportError as error:  # of what reads its bucket
-        raise Unusable("missing", f"{path}: cannot be read here: {error}") from error
     except OSError as error:
         raise Fault(f"{path}: cannot be read: {error}") from error
+
+
+def _open(path: epath.Path) -> BinaryIO:
+    """A file here or in a bucket. Raises Unusable where there is none, or no reader for it."""
+    if "://" not in os.fspath(path):
+        return open_file(path, os.fspath(path))
+    try:
+        found: BinaryIO = path.open("rb")
+        return found
+    except ImportError as error:  # of the bucket's file system
+        raise Unusable("missing", f"{path}: cannot be opened: {first_line(error)}") from error

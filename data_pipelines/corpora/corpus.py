@@ -9,14 +9,15 @@ from etils import epath
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import decode_audio
+from data_pipelines.audio.file_io import Sound, decode_sound
 from data_pipelines.corpora import audio_reference, shard_index
 from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, Manifest, map_file
 from data_pipelines.corpora.shard_reader import ShardReader
 from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.reject import Unusable
+from data_pipelines.reject import MALFORMED, Unusable
 from melllm_jax import files
 from melllm_jax.errors import Mistake
+from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 Corpus = Manifest | ShardReader
 
@@ -67,18 +68,25 @@ def list_splits(path: epath.PathLike) -> list[str]:
 
 
 def load_utterance_wave(utterance: Utterance) -> Float32[np.ndarray, "w"]:
-    """Samples at 16 kHz of an utterance without ready mel, from its offset on if it has one.
+    """Samples at 16 kHz of an utterance, as `load_utterance_sound` reads it."""
+    return load_utterance_sound(utterance).at(SAMPLE_RATE).wave
+
+
+def load_utterance_sound(utterance: Utterance) -> Sound:
+    """The sound of an utterance without ready mel, from its offset on if it has one.
 
     Raises Unusable with a reason, and Fault where the disk, not the file, is at fault.
     """
+    if utterance.flaw:
+        raise Unusable(MALFORMED, utterance.flaw)
     audio, name = utterance.audio, utterance.id
     if audio is None:
         raise Unusable("missing", f"{name}: has no audio")
     part = None if utterance.offset is None else (utterance.offset, utterance.duration)
     return (
-        decode_audio(audio, name, part, utterance.channel)
+        decode_sound(audio, name, part, utterance.channel)
         if isinstance(audio, bytes)
-        else audio_reference.load_wave(audio, part, utterance.channel)
+        else audio_reference.load_sound(audio, part, utterance.channel)
     )
 
 

@@ -6,6 +6,8 @@ and `source`; `offset`, the second at which it starts in its sound; `channel`, f
 is read then; `start` and `size`, the bytes of the file that are the sound; `row` of a parquet file
 or TFDS split, with the `column` of the sound and, where that does not say it, the `rate` in Hz.
 Other fields are left alone, and lines of blanks passed over.
+
+A line that is none of these becomes an utterance with a flaw, which is counted where it is used.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,8 +28,10 @@ from melllm_jax.errors import Mistake
 
 MANIFEST_SUFFIX = ".jsonl"
 TFDS_PREFIX = "tfds:"  # in place of a path: a split of a TFDS dataset
-# Lines parsed at opening, in 0.5 s; later ones are parsed when they are read.
-VALIDATED_LINES = 100_000
+# Lines parsed at opening until one is in order: a file without is no manifest.
+VALIDATED_LINES = 1000
+LONGEST = 1e8  # seconds, three years: what says more was misread somewhere
+_SHOWN = 40  # characters of a value that a message shows
 _CHUNK = 1 << 24  # bytes searched at a time for line ends
 _NUMBER = (int, float)
 _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
@@ -43,7 +47,7 @@ _COUNTS = ("start", "size", "row", "rate", "channel")
 class Manifest:
     """The lines of a SPLIT.jsonl: 16 bytes of memory a line, parsed at each access.
 
-    Raises Mistake for a malformed line, naming file and line.
+    Raises Mistake, naming file and line, for a file whose first lines are all malformed.
     """
 
     mel = tokenizer = None  # a manifest points at audio, and has no ids
@@ -54,29 +58,30 @@ class Manifest:
         self._starts, self._stops = _line_bounds(self._bytes)
         if not len(self):
             raise Mistake(f"{path}: has 0 lines: needs one an utterance")
-        for index in range(min(len(self), VALIDATED_LINES)):
-            self._row(index)
+        flaws = (self[index].flaw for index in range(min(len(self), VALIDATED_LINES)))
+        if (first := next(flaws)) and all(flaws):
+            raise Mistake(first)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Utterance:
-        return _utterance(self._row(index), self.path.parent)
-
-    def _row(self, index: int) -> dict[str, Any]:
+        start = int(self._starts[index])
+        line = self._bytes[start : self._stops[index]]
         try:
-            return _parse_row(self._bytes[self._starts[index] : self._stops[index]])
+            return _utterance(_parse_row(line), self.path.parent)
         except Mistake as mistake:
-            line = self._bytes[: self._starts[index]].count(b"\n") + 1
-            raise Mistake(f"{self.path}:{line}: {mistake}") from mistake
+            parts = range(0, start, _CHUNK)
+            before = sum(self._bytes[at : min(at + _CHUNK, start)].count(b"\n") for at in parts)
+            return _flawed_utterance(line, f"{self.path}:{before + 1}", str(mistake))
 
 
 def parse_line(line: bytes, folder: epath.Path, where: str) -> Utterance:
-    """The utterance of a line of a manifest in `folder`; a Mistake starts with `where`."""
+    """The utterance of a line of a manifest in `folder`; a flaw starts with `where`."""
     try:
         return _utterance(_parse_row(line), folder)
     except Mistake as mistake:
-        raise Mistake(f"{where}: {mistake}") from mistake
+        return _flawed_utterance(line, where, str(mistake))
 
 
 def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -148,32 +153,60 @@ def _parse_row(line: bytes) -> dict[str, Any]:
     """The fields of a line, with their types checked."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"is no JSON: {error}") from error
     if not isinstance(row, dict):
-        raise Mistake(f"{str(row)[:40]!r} is no object of fields")
+        raise Mistake(f"{str(row)[:_SHOWN]!r} is no object of fields")
     for name, kind in _REQUIRED.items():
         if name not in row:
             raise Mistake(f"lacks {name}: has {', '.join(row)}")
-        if not isinstance(row[name], kind):
-            rule = "a string" if kind is str else "a number"
-            raise Mistake(f"{name}={row[name]!r}: must be {rule}")
+        if not isinstance(row[name], kind) or isinstance(row[name], bool):
+            raise _wrong(row, name, "a string" if kind is str else "a number")
     for name in ("duration", "offset"):
-        seconds = row.get(name) or 0.0
-        if not (isinstance(seconds, _NUMBER) and 0 <= seconds < math.inf):
-            raise Mistake(f"{name}={seconds!r}: must be seconds from 0")
+        seconds = row.get(name)
+        number = isinstance(seconds, _NUMBER) and not isinstance(seconds, bool)
+        if seconds is not None and not (number and 0 <= seconds < math.inf):
+            raise _wrong(row, name, "seconds from 0")
+        if seconds is not None and seconds > LONGEST:
+            raise _wrong(row, name, f"seconds up to {LONGEST:g}")
     for name in _WORDS:
         if not isinstance(row.get(name) or "", str):
-            raise Mistake(f"{name}={row[name]!r}: must be a string")
+            raise _wrong(row, name, "a string")
     for name in _COUNTS:
         count = row.get(name)
         if count is not None and (type(count) is not int or count < 0):
-            raise Mistake(f"{name}={count!r}: must be a whole number from 0")
+            raise _wrong(row, name, "a whole number from 0")
+        if count is not None and count >= 1 << 63:
+            raise _wrong(row, name, "below 2^63")
     if (row.get("start") is None) != (row.get("size") is None):
         raise Mistake(f"start={row.get('start')}, size={row.get('size')}: must be given together")
     if row["audio_filepath"].startswith(TFDS_PREFIX) and row.get("row") is None:
         raise Mistake(f"audio_filepath={row['audio_filepath']}: needs row, its number in the split")
     return row
+
+
+def _wrong(row: Mapping[str, Any], name: str, rule: str) -> Mistake:
+    shown = repr(row[name])
+    short = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return Mistake(f"{name}={short}: must be {rule}")
+
+
+def _flawed_utterance(line: bytes, where: str, flaw: str) -> Utterance:
+    """Stands for a malformed line, under its own id and source where it has them."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    fields = row if isinstance(row, dict) else {}
+    name, source = fields.get("id"), fields.get("source")
+    return Utterance(
+        id=name if isinstance(name, str) and name else where,
+        text="",
+        duration=0.0,
+        speaker="",
+        source=source if isinstance(source, str) else "",
+        flaw=f"{where}: {flaw}",
+    )
 
 
 def _utterance(row: Mapping[str, Any], folder: epath.Path) -> Utterance:
@@ -195,7 +228,7 @@ def _utterance(row: Mapping[str, Any], folder: epath.Path) -> Utterance:
         duration=float(row["duration"]),
         speaker=row.get("speaker") or "",
         audio=audio,
-        offset=row.get("offset"),
+        offset=None if row.get("offset") is None else float(row["offset"]),
         language=row.get("language") or "",
         source=row.get("source") or "",
         channel=row.get("channel"),

@@ -91,7 +91,9 @@ def shard_name(split: str, index: int) -> str:
 
 def utterance_hash(source: str, id: str) -> int:
     """The hash by which subsets are drawn: of "source\\tid", the same on every machine."""
-    return int.from_bytes(hashlib.sha256(f"{source}\t{id}".encode()).digest()[:8], "little")
+    # Half of a surrogate pair, which JSON can spell, is refused where the text is used.
+    name = f"{source}\t{id}".encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
 
 
 def write_index(folder: epath.Path, index: ShardIndex) -> None:

@@ -1,22 +1,22 @@
-"""Samples that a row of a table holds decoded, in place of a sound file, as sound at 16 kHz."""
+"""Samples that a row of a table holds decoded, in place of a sound file, as sound."""
 
-from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, resample, to_mono
+from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, Sound, resample, to_mono
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable
+from melllm_jax.features.mel_filters import SAMPLE_RATE, TELEPHONE_RATE
 
 INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default in int64
 
 
-def samples_to_wave(
+def samples_to_sound(
     samples: np.ndarray,
     location: AudioReference,
     part: tuple[float, float] | None = None,
     channel: int | None = None,
-) -> Float32[np.ndarray, "w"]:
-    """Resamples [w] or [w, channels] at location.rate Hz, 16-bit integers or floats, to 16 kHz.
+) -> Sound:
+    """The sound of samples [w] or [w, channels] at location.rate Hz, 16-bit integers or floats.
 
     part: start and length in seconds; channel: the only one to read, from 0. Raises Unusable.
     """
@@ -39,4 +39,7 @@ def samples_to_wave(
     if not np.isfinite(sound).all():
         raise Unusable("not finite", f"{where}: holds samples that are NaN or infinite")
     columns = sound if sound.ndim == 2 else sound[:, None]
-    return resample(to_mono(columns, channel, where), location.rate)
+    wave = to_mono(columns, channel, where)
+    if location.rate == TELEPHONE_RATE:
+        return Sound(wave, TELEPHONE_RATE)
+    return Sound(resample(wave, location.rate), SAMPLE_RATE)

@@ -45,6 +45,7 @@ class Utterance:
     source: str = ""  # corpus that it came from
     tokens: tuple[int, ...] | None = None  # ids of the text, where it was prepared with a tokenizer
     channel: int | None = None  # of the sound, counted from 0; None is the mean of all
+    flaw: str = ""  # what is wrong with its row, of which then nothing else counts
 
 
 def encode_record(utterance: Utterance) -> bytes:

@@ -14,21 +14,21 @@ from jaxtyping import Float, Float32
 import ml_dtypes
 import numpy as np
 
-from data_pipelines.audio.file_io import AudioReason
+from data_pipelines.audio.file_io import AudioReason, Sound
 from data_pipelines.audio.log_mel import frame_count, normalized_log_mel
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
-from data_pipelines.corpora.corpus import load_utterance_wave
+from data_pipelines.corpora.corpus import load_utterance_sound
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.interleave import asr_columns, asr_prompt_columns
 from data_pipelines.examples.wave_augment import BAD_NOISE, BAD_ROOM, NO_EFFECTS, Effects
-from data_pipelines.reject import Reject, Unusable
+from data_pipelines.reject import MALFORMED, Reject, Unusable
 from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.tokenizer import EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, Tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import SAMPLE_RATE
+from melllm_jax.features.mel_filters import mel_rate
 
 TRANSFER_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 TOO_SHORT = "too short"  # for a frame
@@ -53,7 +53,7 @@ def reject_reasons(cfg: Data) -> tuple[str, ...]:
         BAD_NOISE,
         BAD_ROOM,
     )
-    return (*audio, EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, too_wide_reason(cfg))
+    return (*audio, MALFORMED, EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, too_wide_reason(cfg))
 
 
 class ExampleMaker:
@@ -116,28 +116,29 @@ def load_mel(
 ) -> Float[np.ndarray, "frames m"]:
     """The mel of an utterance: stored in it in bfloat16, or computed from its sound after `change`.
 
-    Audio that lasts more than `longest` seconds by its manifest is not opened; how long it lasts
-    after `change` does not matter here. Raises Unusable, also for its length.
+    `change` takes and gives samples at 16 kHz. Audio that lasts more than `longest` seconds by its
+    manifest is not opened; how long it lasts after `change` does not matter here. Raises Unusable,
+    also for its length.
     """
     _check_longest(utterance.id, utterance.duration, longest)
     if utterance.mel is not None:
         if not len(utterance.mel):
             raise Unusable(TOO_SHORT, f"{utterance.id}: its ready mel has 0 frames")
         return utterance.mel
-    wave = load_utterance_wave(utterance)
-    _check_longest(utterance.id, wave.size / SAMPLE_RATE, longest)
-    return wave_to_mel(change(wave), cfg, utterance.id)
+    sound = load_utterance_sound(utterance)
+    _check_longest(utterance.id, sound.seconds, longest)
+    sound = sound.at(mel_rate(cfg, sound.rate)).changed(change)
+    return sound_to_mel(sound, cfg, utterance.id)
 
 
-def wave_to_mel(
-    wave: Float32[np.ndarray, "w"], cfg: Mel, name: str
-) -> Float32[np.ndarray, "frames m"]:
+def sound_to_mel(sound: Sound, cfg: Mel, name: str) -> Float32[np.ndarray, "frames m"]:
     """`normalized_log_mel`. Raises Unusable where there is too little sound for a frame."""
+    sound = sound.at(mel_rate(cfg, sound.rate))
     try:
-        frame_count(wave.size, cfg)
+        frame_count(sound.wave.size, cfg, sound.rate)
     except Mistake as error:
         raise Unusable(TOO_SHORT, f"{name}: {error}") from error
-    return normalized_log_mel(wave, cfg)
+    return normalized_log_mel(sound.wave, cfg, sound.rate)
 
 
 def _check_longest(name: str, seconds: float, longest: float) -> None:

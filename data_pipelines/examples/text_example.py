@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import TRANSFER_DTYPES, too_wide_reason
-from data_pipelines.reject import Reject, Unusable
+from data_pipelines.reject import MALFORMED, Reject, Unusable
 from data_pipelines.text.prompt import end_id
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.run import Run
@@ -32,6 +32,8 @@ class TextExampleMaker:
         """
         source, utterance = drawn
         data = self._run.data
+        if utterance.flaw:
+            return Reject(source, utterance.id, MALFORMED, utterance.flaw)
         try:
             ids: Sequence[int] | None = utterance.tokens if source in self._ready else None
             if ids is None:

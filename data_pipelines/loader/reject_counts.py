@@ -178,7 +178,9 @@ class _RejectFilterIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["parent"])
         read = state["read"]
-        self._count.seen, self._count.bad = read["seen"], dict(read["bad"])
+        # A state saved by an older version lacks reasons.
+        bad = dict.fromkeys(self._count.bad, 0) | read["bad"]
+        self._count.seen, self._count.bad = read["seen"], bad
         self._count.first = list(read["first"])
 
 
@@ -223,4 +225,4 @@ class _RejectCounterIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["parent"])
         self._drawn = dict.fromkeys(self._mixture.names, 0) | state["drawn"]
-        self._bad = dict(state["bad"])
+        self._bad = dict.fromkeys(self._bad, 0) | state["bad"]

@@ -14,9 +14,11 @@ import grain
 from jaxtyping import Float
 import numpy as np
 
+from data_pipelines.audio.file_io import Sound
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
-from data_pipelines.corpora.corpus import Corpus, load_utterance_wave
-from data_pipelines.examples.asr_example import TRANSFER_DTYPES, ExampleMaker, wave_to_mel
+from data_pipelines.corpora.corpus import Corpus, load_utterance_sound
+from data_pipelines.corpora.utterance import Utterance
+from data_pipelines.examples.asr_example import TRANSFER_DTYPES, ExampleMaker, sound_to_mel
 from data_pipelines.examples.interleave import asr_columns
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.loader.batch_assembly import allocate_batch
@@ -28,7 +30,7 @@ from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import HOP, SAMPLE_RATE
+from melllm_jax.features.mel_filters import HOP, SAMPLE_RATE, mel_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +67,19 @@ def make_stages(run: Run, tokenizer: Tokenizer, corpus: Corpus, indices: Iterabl
         "read": lambda: [corpus[index] for index in examples]
     }
     if corpus.mel is None:
-        waves = [load_utterance_wave(one) for one in utterances]
-        actions["decode"] = lambda: [load_utterance_wave(one) for one in utterances]
+        decode = lambda: [_mel_sound(one, run) for one in utterances]
+        sounds, actions["decode"] = decode(), decode
         if run.data.augment.waveform_fields:
             actions["change"] = lambda: [
-                effects(wave, draw) for wave, draw in zip(waves, draws(), strict=True)
+                sound.changed(lambda wave, draw=draw: effects(wave, draw))
+                for sound, draw in zip(sounds, draws(), strict=True)
             ]
         mels = [
-            wave_to_mel(wave, run.mel, one.id) for wave, one in zip(waves, utterances, strict=True)
+            sound_to_mel(sound, run.mel, one.id)
+            for sound, one in zip(sounds, utterances, strict=True)
         ]
-        actions["mel"] = lambda: [wave_to_mel(wave, run.mel, "") for wave in waves]
-        audio = sum(wave.size for wave in waves) / SAMPLE_RATE
+        actions["mel"] = lambda: [sound_to_mel(sound, run.mel, "") for sound in sounds]
+        audio = sum(sound.seconds for sound in sounds)
     else:
         mels = [_ready_mel(one.mel) for one in utterances]
         audio = sum(map(len, mels)) * HOP / SAMPLE_RATE
@@ -94,6 +98,12 @@ def make_stages(run: Run, tokenizer: Tokenizer, corpus: Corpus, indices: Iterabl
         "pack": lambda: list(_batches(rows, run)),
     }
     return Stages(actions, len(examples), audio, audio * len(rows) / len(examples))
+
+
+def _mel_sound(utterance: Utterance, run: Run) -> Sound:
+    """The sound of an utterance at the rate that its mel is made from."""
+    sound = load_utterance_sound(utterance)
+    return sound.at(mel_rate(run.mel, sound.rate))
 
 
 def _ready_mel(mel: Float[np.ndarray, "frames m"] | None) -> Float[np.ndarray, "frames m"]:

@@ -10,16 +10,13 @@ import hashlib
 import math
 from typing import Literal
 
-from jaxtyping import Float32
-import numpy as np
-
 from data_pipelines.audio import loudness, pauses
-from data_pipelines.audio.file_io import to_flac, to_int16, to_opus
+from data_pipelines.audio.file_io import Sound, to_flac, to_int16, to_opus
 from data_pipelines.audio.log_mel import Moments, extract_log_mel, frame_count, normalize_mel
 from data_pipelines.corpora import audio_reference
-from data_pipelines.corpora.corpus import load_utterance_wave
+from data_pipelines.corpora.corpus import load_utterance_sound
 from data_pipelines.corpora.utterance import Utterance, encode_record
-from data_pipelines.reject import Reject, Unusable
+from data_pipelines.reject import MALFORMED, Reject, Unusable
 from data_pipelines.text.tokenizer import (
     EMPTY_TRANSCRIPT,
     UNKNOWN_CHARACTERS,
@@ -28,7 +25,7 @@ from data_pipelines.text.tokenizer import (
 )
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import SAMPLE_RATE
+from melllm_jax.features.mel_filters import SAMPLE_RATE, mel_rate
 
 Store = Literal["flac", "opus", "original", "mel", "nothing"]
 
@@ -86,19 +83,21 @@ def make_records(
     """The records and rejects of one utterance: a single one unless it is cut at its pauses."""
     limits, name = record_config.limits, utterance.id
     try:
+        if utterance.flaw:
+            raise Unusable(MALFORMED, utterance.flaw)
         tokens = _tokens(utterance, limits, tokenizer)
         _check_longest(utterance, utterance.duration, limits)
-        wave = load_utterance_wave(utterance)
-        cuts = _cuts(utterance, wave, limits)
+        sound = load_utterance_sound(utterance)
+        cuts = _cuts(utterance, sound, limits)
     except Unusable as error:
         yield Reject(utterance.source, name, error.reason, str(error))
         return
     for index, cut in enumerate(cuts):
         piece = name if len(cuts) == 1 else f"{name}.{index:03d}"
-        seconds = (cut.stop - cut.start) / SAMPLE_RATE
-        one = dataclasses.replace(utterance, id=piece, duration=seconds, tokens=tokens)
+        held = Sound(sound.wave[cut], sound.rate)
+        one = dataclasses.replace(utterance, id=piece, duration=held.seconds, tokens=tokens)
         try:
-            yield _make_record(one, wave[cut], record_config, whole=len(cuts) == 1)
+            yield _make_record(one, held, record_config, whole=len(cuts) == 1)
         except Unusable as error:
             yield Reject(utterance.source, piece, error.reason, str(error))
 
@@ -109,9 +108,10 @@ def reject_crashed(utterance: Utterance, how: str) -> Reject[str]:
 
 
 def _make_record(
-    utterance: Utterance, wave: np.ndarray, record_config: RecordConfig, whole: bool
+    utterance: Utterance, sound: Sound, record_config: RecordConfig, whole: bool
 ) -> PreparedRecord:
-    limits, name = record_config.limits, utterance.id
+    limits, name, mel = record_config.limits, utterance.id, record_config.mel
+    wave, heard = sound.at(SAMPLE_RATE).wave, sound.at(mel_rate(mel, sound.rate))
     level = loudness.decibels(wave)
     if utterance.duration < limits.shortest:
         raise Unusable("too short", f"{name}: lasts {utterance.duration:.3f} s")
@@ -122,10 +122,10 @@ def _make_record(
         spoken = f"{letters} characters in {utterance.duration:.2f} s"
         raise Unusable("text too long for its audio", f"{name}: {spoken}")
     try:
-        frame_count(wave.size, record_config.mel)
+        frame_count(heard.wave.size, mel, heard.rate)
     except Mistake as error:
         raise Unusable("too short", f"{name}: {error}") from error
-    raw = extract_log_mel(wave, record_config.mel)
+    raw = extract_log_mel(heard.wave, mel, heard.rate)
     moments = Moments.from_frames(raw)
     stored = dataclasses.replace(utterance, offset=None, channel=None, audio=None)
     samples = to_int16(wave).astype("<i2", copy=False)
@@ -133,14 +133,13 @@ def _make_record(
     digest = hashlib.sha256(text + samples.tobytes()).digest()[:16]
     record = b""
     if record_config.store == "mel":
-        record = encode_record(
-            dataclasses.replace(stored, mel=normalize_mel(raw, record_config.mel))
-        )
+        record = encode_record(dataclasses.replace(stored, mel=normalize_mel(raw, mel)))
     elif record_config.store == "original" and whole and utterance.offset is None:
         audio, channel = _original_audio(utterance), utterance.channel
         record = encode_record(dataclasses.replace(stored, audio=audio, channel=channel))
     elif record_config.store != "nothing":  # a part of an original file becomes FLAC
-        audio = to_opus(wave) if record_config.store == "opus" else to_flac(wave)
+        encode = to_opus if record_config.store == "opus" else to_flac
+        audio = encode(sound.wave, sound.rate)
         record = encode_record(dataclasses.replace(stored, audio=audio))
     return PreparedRecord(stored, record, level, moments, digest)
 
@@ -166,21 +165,22 @@ def _tokens(
     return None if tokenizer is None else tuple(tokenizer.encode(utterance.text))
 
 
-def _cuts(
-    utterance: Utterance, wave: Float32[np.ndarray, "w"], limits: Limits
-) -> tuple[slice, ...]:
-    seconds, said = wave.size / SAMPLE_RATE, utterance.duration
+def _cuts(utterance: Utterance, sound: Sound, limits: Limits) -> tuple[slice, ...]:
+    """The slices of the sound's samples that become records."""
+    seconds, said = sound.seconds, utterance.duration
     if said and abs(seconds - said) > limits.tolerance:
         detail = f"lasts {seconds:.2f} s, the manifest says {said:.2f} s"
         raise Unusable("wrong duration", f"{utterance.id}: {detail}")
     if seconds <= limits.longest:
-        return (slice(0, wave.size),)
+        return (slice(0, sound.wave.size),)
     _check_longest(utterance, seconds, limits)
-    cuts = pauses.split_at_pauses(wave, limits.longest)
+    cuts = pauses.split_at_pauses(sound.at(SAMPLE_RATE).wave, limits.longest)
     if not cuts:
         detail = f"lasts {seconds:.2f} s and has no pause to cut it at"
         raise Unusable(_too_long_reason(limits), f"{utterance.id}: {detail}")
-    return cuts
+    each = SAMPLE_RATE // sound.rate
+    starts = [cut.start // each for cut in cuts]
+    return tuple(map(slice, starts, [*starts[1:], sound.wave.size]))
 
 
 def _check_longest(utterance: Utterance, seconds: float, limits: Limits) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from data_pipelines.audio.file_io import to_flac
 from data_pipelines.audio.log_mel import band_statistics
 from data_pipelines.audio.loudness import decibels
-from data_pipelines.corpora.corpus import Corpus, load_utterance_wave
+from data_pipelines.corpora.corpus import Corpus, load_utterance_sound
 from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.examples.asr_example import wave_to_mel
+from data_pipelines.examples.asr_example import sound_to_mel
 from data_pipelines.reject import Unusable
 from launch.charts.distribution import Distribution, distribution
 from launch.charts.spectrogram_png import mel_png
@@ -120,9 +120,9 @@ def _decode(corpus: Corpus, index: int, cfg: Mel) -> DecodedSound:
         if utterance.mel is not None:
             sound = DecodedSound(utterance, frames=utterance.mel.astype(np.float32))
         else:
-            sound = DecodedSound(utterance, load_utterance_wave(utterance))
-            assert sound.wave is not None
-            frames = wave_to_mel(sound.wave, cfg, utterance.id)
+            loaded = load_utterance_sound(utterance)
+            sound = DecodedSound(utterance, loaded.at(SAMPLE_RATE).wave)
+            frames = sound_to_mel(loaded, cfg, utterance.id)
             sound = dataclasses.replace(sound, frames=frames)
     except Unusable as error:
         return dataclasses.replace(sound, reason=error.reason, detail=str(error))

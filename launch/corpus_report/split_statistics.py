@@ -156,7 +156,11 @@ def inspect_split(
     counter, unreadable = SplitCounter(), []
     for index in drawn:
         try:
-            counter.add(index, corpus[index])
+            utterance = corpus[index]
+            if utterance.flaw:
+                unreadable.append(utterance.flaw)
+            else:
+                counter.add(index, utterance)
         except Fault as error:
             unreadable.append(str(error))
         progress()

@@ -16,8 +16,10 @@ from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch.runs.model_loader import CheckpointModel, load_model, single_device_mesh
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.features import Mel
 from melllm_jax.convert.from_hf import ORIGIN_FILE
 from melllm_jax.errors import Mistake
+from melllm_jax.features.mel_filters import SAMPLE_RATE, mel_rate
 from melllm_jax.models.speech_lm import SpeechLM
 
 RANDOM_TOKENS = 48  # tokens of the row where no text is given
@@ -48,7 +50,7 @@ def compare(
         ) from error
     spec = run_folder.read_spec(str(target))
     origin = _origin(target)
-    waves = [file_io.decode_audio(file) for file in files]
+    waves = [_wave_at_16_khz(file, spec.mel) for file in files]
     if files and spec.model.front == "none":
         raise Mistake(f"audio={files[0]}: the model reads text alone (model.front=none)")
     # Theirs first, and gone before ours comes: each takes four bytes a weight.
@@ -68,6 +70,15 @@ def compare(
         batch = ours.batch(tokens[None], files, placeholder)
         layers, logits = jax.device_get(jax.jit(_layers_and_logits)(ours.model, batch))
     return parity_report(theirs.layers, theirs.logits, [x[0] for x in layers], logits[0])
+
+
+def _wave_at_16_khz(file: str, mel: Mel) -> np.ndarray:
+    """The samples of a file. Raises Mistake where its mel is made at another rate."""
+    sound = file_io.decode_sound(file)
+    if mel_rate(mel, sound.rate) != SAMPLE_RATE:
+        rule = "transformers' extractor takes 16 kHz alone: give such a file"
+        raise Mistake(f"audio={file}: has {sound.rate} Hz: {rule}")
+    return sound.at(SAMPLE_RATE).wave
 
 
 def parity_report(

@@ -17,7 +17,7 @@ from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs import model_loader
 from launch.runs.model_loader import CheckpointModel
-from launch.runs.sounds import Sound, sound_utterance
+from launch.runs.sounds import SoundSource, sound_utterance
 from launch.runs.transcribe_files import prompt_examples
 from launch.runs.transcriber import Transcriber, Transcript, round_up_rows
 from melllm_jax.checkpoints import run_folder
@@ -73,7 +73,7 @@ class LoadedModel:
     @overload
     def transcribe(
         self,
-        sound: Sound,
+        sound: SoundSource,
         *,
         rate: int | None = None,
         batch: int = 1,
@@ -92,7 +92,7 @@ class LoadedModel:
 
     def transcribe(
         self,
-        sound: Sound | list[Any] | tuple[Any, ...],
+        sound: SoundSource | list[Any] | tuple[Any, ...],
         *,
         rate: int | None = None,
         batch: int = 1,
@@ -113,7 +113,7 @@ class LoadedModel:
 
     def transcripts(
         self,
-        sounds: Sequence[Sound],
+        sounds: Sequence[SoundSource],
         *,
         rate: int | None = None,
         batch: int = 1,
@@ -135,7 +135,7 @@ class LoadedModel:
             return list(self._transcribers[decoding](examples, rows))
 
     def prompt(
-        self, sound: Sound, text: str = "", *, rate: int | None = None
+        self, sound: SoundSource, text: str = "", *, rate: int | None = None
     ) -> Int32[np.ndarray, "t"]:
         """Ids [t] of the question what a sound says, and of the beginning of the answer, `text`.
 
@@ -151,7 +151,7 @@ class LoadedModel:
     def logits(
         self,
         tokens: Any,
-        sounds: Sound | Sequence[Sound] = (),
+        sounds: SoundSource | Sequence[SoundSource] = (),
         *,
         rate: int | None = None,
         audio_token: int | None = None,
@@ -170,7 +170,7 @@ class LoadedModel:
         return scores.reshape(*ids.shape, -1)
 
 
-def _sounds(given: Any) -> list[Sound]:
+def _sounds(given: Any) -> list[SoundSource]:
     """One sound, or several, as a list; other arrays than NumPy's become NumPy's."""
     single = isinstance(given, str | os.PathLike) or hasattr(given, "__array__")
     every = [given] if single else list(given)

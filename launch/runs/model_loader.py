@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
-from data_pipelines.audio.log_mel import normalized_log_mel
 from data_pipelines.examples.placeholder_batch import fill_placeholders
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs import sound_token
-from launch.runs.sounds import Sound, load_sound, sound_name
+from launch.runs.sounds import SoundSource, load_mel, sound_name
 from launch.runs.transcriber import Transcriber
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoints import run_folder
@@ -51,7 +50,7 @@ class CheckpointModel:
     def logits(
         self,
         tokens: np.ndarray,
-        sounds: Sequence[Sound] = (),
+        sounds: Sequence[SoundSource] = (),
         audio_token: int | None = None,
         rate: int | None = None,
     ) -> Float[np.ndarray, "b t v"]:
@@ -62,7 +61,7 @@ class CheckpointModel:
     def batch(
         self,
         tokens: np.ndarray,
-        sounds: Sequence[Sound] = (),
+        sounds: Sequence[SoundSource] = (),
         audio_token: int | None = None,
         rate: int | None = None,
     ) -> Batch:
@@ -88,13 +87,13 @@ class CheckpointModel:
         return shard_batch(Batch(*(_add_empty_rows(x, more) for x in filled)))
 
     def mels(
-        self, sounds: Sequence[Sound], rate: int | None = None
+        self, sounds: Sequence[SoundSource], rate: int | None = None
     ) -> list[Float32[np.ndarray, "frames m"]]:
         """What the front end reads of each sound. Raises Mistake where it cannot be read."""
         if sounds and self.spec.model.front == "none":
             named = sound_name(sounds[0])
             raise Mistake(f"audio={named}: the model reads text alone (model.front=none)")
-        return [normalized_log_mel(load_sound(sound, rate), self.spec.mel) for sound in sounds]
+        return [load_mel(sound, rate, self.spec.mel) for sound in sounds]
 
     def placeholder(self) -> int:
         """Id at the positions of speech: the run's, the imported config's, or the tokenizer's."""

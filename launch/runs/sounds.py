@@ -7,27 +7,27 @@ from jaxtyping import Float32
 import numpy as np
 
 from data_pipelines.audio import file_io
-from data_pipelines.audio.log_mel import normalized_log_mel
 from data_pipelines.corpora.utterance import Utterance
+from data_pipelines.examples.asr_example import sound_to_mel
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import SAMPLE_RATE
+from melllm_jax.features.mel_filters import SAMPLE_RATE, TELEPHONE_RATE
 
-Sound = str | os.PathLike[str] | np.ndarray  # samples are floats [w] in [-1, 1]
+SoundSource = str | os.PathLike[str] | np.ndarray  # samples are floats [w] in [-1, 1]
 
 
-def sound_name(sound: Sound) -> str:
+def sound_name(sound: SoundSource) -> str:
     """What messages call it."""
     return os.fspath(sound) if isinstance(sound, str | os.PathLike) else "samples"
 
 
-def load_sound(sound: Sound, rate: int | None = None) -> Float32[np.ndarray, "w"]:
-    """Samples at 16 kHz of a file, or of samples that were taken `rate` times a second.
+def load_sound(sound: SoundSource, rate: int | None = None) -> file_io.Sound:
+    """The sound of a file, or of samples that were taken `rate` times a second.
 
-    Raises Mistake for a file as `file_io.decode_audio` does, and for what is no samples.
+    Raises Mistake for a file as `file_io.decode_sound` does, and for what is no samples.
     """
     if isinstance(sound, str | os.PathLike):
-        return file_io.decode_audio(sound)
+        return file_io.decode_sound(sound)
     if sound.ndim != 1 or sound.dtype.kind != "f":
         shape = list(sound.shape)
         rule = "must be floats [w] in [-1, 1], of one channel"
@@ -40,7 +40,15 @@ def load_sound(sound: Sound, rate: int | None = None) -> Float32[np.ndarray, "w"
     peak = np.abs(sound).max(initial=0.0)
     if not peak <= file_io.MAX_AMPLITUDE:  # also where it is NaN
         raise Mistake(f"samples: reach {peak:g}: full scale is 1")
-    return file_io.resample(sound.astype(np.float32), rate)
+    samples = sound.astype(np.float32)
+    if rate == TELEPHONE_RATE:
+        return file_io.Sound(samples, rate)
+    return file_io.Sound(file_io.resample(samples, rate), SAMPLE_RATE)
+
+
+def load_mel(sound: SoundSource, rate: int | None, cfg: Mel) -> Float32[np.ndarray, "frames m"]:
+    """What a front end reads of a sound. Raises Mistake as `load_sound`, or for its length."""
+    return sound_to_mel(load_sound(sound, rate), cfg, sound_name(sound))
 
 
 def file_utterance(file: str | os.PathLike[str]) -> Utterance:
@@ -49,10 +57,9 @@ def file_utterance(file: str | os.PathLike[str]) -> Utterance:
     return Utterance(name, "", file_io.read_duration(name), "", epath.Path(name))
 
 
-def sound_utterance(sound: Sound, rate: int | None, mel: Mel) -> Utterance:
+def sound_utterance(sound: SoundSource, rate: int | None, mel: Mel) -> Utterance:
     """A file, or samples with their mel made, as an utterance without text. Raises Mistake."""
     if isinstance(sound, str | os.PathLike):
         return file_utterance(sound)
-    wave = load_sound(sound, rate)
-    frames = normalized_log_mel(wave, mel)
-    return Utterance("samples", "", wave.size / SAMPLE_RATE, "", mel=frames)
+    held = load_sound(sound, rate)
+    return Utterance("samples", "", held.seconds, "", mel=sound_to_mel(held, mel, "samples"))

@@ -86,7 +86,7 @@ def parse_config(
     else:
         c = _transformers_channels(top, where)
     # The front end subtracts the mean that the checkpoint itself holds.
-    mel = Mel(kind="phi4", m=80, r=8, normalize="none")
+    mel = Mel(kind="phi4", m=80, r=8, normalize="none", telephone="native")
     model = dataclasses.replace(_model(top, where), front="conv", c=c)
     return HfConfig(ModelSpec(model, mel, text, low_rank), layout, beside)
 

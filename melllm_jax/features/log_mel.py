@@ -12,22 +12,22 @@ import numpy as np
 
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import EPS, HOP, WIDTH, MelFilters, make_filters
+from melllm_jax.features.mel_filters import EPS, SAMPLE_RATE, MelFilters, make_filters
 
 HIGHEST = jax.lax.Precision.HIGHEST  # bfloat16 passes would leave 3 of a log's 7 digits
 
 
 def batch_log_mel(
-    wave: Float32[Array, "b w"], lengths: Int[Array, "b"], cfg: Mel
+    wave: Float32[Array, "b w"], lengths: Int[Array, "b"], cfg: Mel, rate: int = SAMPLE_RATE
 ) -> tuple[Float32[Array, "b frames m"], Int32[Array, "b"]]:
     """Normalised log-mel frames, and how many of each row are real; the others are zero.
 
-    `wave` holds samples in [-1, 1] at 16 kHz, `lengths` the real samples of each row. `cfg` is
-    static under jit. A row too short for a frame has 0: lengths are known on the device only.
-    Raises Mistake where no row of width w could hold a frame, and for a global normalisation
-    without its values.
+    `wave` holds samples in [-1, 1] at `rate` Hz, 16,000 or for phi4 8,000, `lengths` the real
+    samples of each row. `cfg` and `rate` are static under jit. A row too short for a frame has 0:
+    lengths are known on the device only. Raises Mistake where no row of width w could hold a frame,
+    for another rate, and for a global normalisation without its values.
     """
-    table = make_filters(cfg.kind, cfg.m)
+    table = make_filters(cfg.kind, cfg.m, rate)
     b, w = wave.shape
     if w < table.shortest:
         rule = f"the {cfg.kind} extractor needs {table.shortest} or more"
@@ -36,7 +36,7 @@ def batch_log_mel(
     enough = lengths >= table.shortest
     counts = jnp.where(enough, table.frames(lengths), 0).astype(jnp.int32)
     real = jnp.arange(count)[None, :] < counts[:, None]
-    framed_bfw = _split_frames(_add_edges(wave, lengths, table), count)
+    framed_bfw = _split_frames(_add_edges(wave, lengths, table), count, table)
     bins = jnp.einsum("bfw,wzc->bfzc", framed_bfw, table.kernel(), precision=HIGHEST)
     power = jnp.einsum("bfc,cm->bfm", jnp.square(bins).sum(axis=2), table.bank, precision=HIGHEST)
     logs = jnp.log(jnp.maximum(power, table.floor))
@@ -60,14 +60,14 @@ def _add_edges(wave: Float32[Array, "b w"], lengths: Int[Array, "b"], table: Mel
     return edged
 
 
-def _split_frames(wave: Array, count: int) -> Float[Array, "b frames width"]:
+def _split_frames(wave: Array, count: int, table: MelFilters) -> Float[Array, "b frames width"]:
     """Overlapping frames, put together from whole hops: no gather."""
-    hops = -(-WIDTH // HOP)
-    need = (count + hops - 1) * HOP
+    hops = -(-table.width // table.hop)
+    need = (count + hops - 1) * table.hop
     padded = jnp.pad(wave, ((0, 0), (0, max(0, need - wave.shape[1]))))[:, :need]
-    chunks = padded.reshape(len(wave), -1, HOP)
+    chunks = padded.reshape(len(wave), -1, table.hop)
     parts = [chunks[:, i : i + count] for i in range(hops)]
-    return jnp.concatenate(parts, axis=2)[:, :, :WIDTH]
+    return jnp.concatenate(parts, axis=2)[:, :, : table.width]
 
 
 def _normalise(

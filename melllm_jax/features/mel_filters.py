@@ -2,7 +2,8 @@
 
 Every kind looks through 25 ms of 16 kHz sound each 10 ms and is the same chain with other
 constants: edges, pre-emphasis, window, power spectrum, triangles, floor, natural log, and
-y = max(log, peak - span) * gain + offset. Nothing here imports JAX.
+y = max(log, peak - span) * gain + offset. Phi-4-MM's has settings of its own for 8 kHz sound.
+Nothing here imports JAX.
 """
 
 import dataclasses
@@ -12,7 +13,11 @@ from typing import Any, Literal, TypeVar
 from jaxtyping import Float32
 import numpy as np
 
+from melllm_jax.config.features import Mel
+from melllm_jax.errors import Mistake
+
 SAMPLE_RATE = 16_000  # Hz
+TELEPHONE_RATE = 8_000  # Hz of telephone speech, which phi4 takes as it is
 HOP = 160  # samples between frames: 10 ms, `config.features.Mel.hop_seconds`
 WIDTH = 400  # samples a frame: 25 ms
 EPS = 1e-5  # added to a band's variance, in squared log units: a silent band divides by 0.003
@@ -21,8 +26,9 @@ LN10 = float(np.log(10.0))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MelFilters:
-    """Constants of one extractor."""
+    """Constants of one extractor for sound of one rate."""
 
+    hop: int  # samples between frames: 10 ms
     points: int  # of the Fourier transform; frames are filled up with zeros
     edge: int  # samples added at either end of the sound
     mode: Literal["reflect", "constant"]  # what they are: the sound mirrored, or zeros
@@ -36,27 +42,42 @@ class MelFilters:
     gain: float
     offset: float
 
+    @property
+    def width(self) -> int:
+        """Samples a frame: 25 ms."""
+        return len(self.window)
+
     def frames(self, samples: Any) -> Any:
         """Frames of a sound of so many samples: an int, or an array of any kind.
 
         There must be `shortest` samples or more.
         """
-        return (samples + 2 * self.edge - WIDTH) // HOP + 1 - self.drop
+        return (samples + 2 * self.edge - self.width) // self.hop + 1 - self.drop
 
     def kernel(self) -> Float32[np.ndarray, "width 2 bins"]:
         """Emphasis, window and Fourier transform as one matrix: real and imaginary parts."""
-        emphasised = np.eye(WIDTH) - self.emphasis * np.eye(WIDTH, k=1)
+        emphasised = np.eye(self.width) - self.emphasis * np.eye(self.width, k=1)
         emphasised[0, 0] -= self.emphasis  # the first sample counts as its own predecessor
         bins = np.fft.rfft(emphasised * self.window, self.points)[:, : len(self.bank)]
         return np.stack([bins.real, bins.imag], axis=1).astype(np.float32)
 
 
+Kind = Literal["phi4", "whisper", "plain"]
+
+
+def mel_rate(cfg: Mel, rate: int) -> int:
+    """Hz at which `cfg` takes sound of `rate` Hz: 16,000, or 8,000 where mel.telephone says so."""
+    return rate if cfg.telephone == "native" and rate == TELEPHONE_RATE else SAMPLE_RATE
+
+
 @functools.lru_cache(maxsize=16)
-def make_filters(kind: Literal["phi4", "whisper", "plain"], m: int) -> MelFilters:
+def make_filters(kind: Kind, m: int, rate: int = SAMPLE_RATE) -> MelFilters:
     """The extractor `kind` with m bands, which `config.features.Mel` has found to go together.
 
     phi4: Phi-4-MM (SpeechLib's fbank): symmetric Hamming window, 16-bit sample scale, emphasis
     0.97, 512 points, Kaldi's mel scale from 0 to 7690 Hz with triangles straight in mel, floor 1.
+    At 8 kHz (Microsoft's processing_phi4mm.py, "fillzero") the same with 256 points: bins of equal
+    width, of which those from 4 kHz on, 128 to 256 of the bank, are 0.
     whisper: openai/whisper `audio.py`: periodic Hann window, 400 points, mirrored edges, the last
     frame dropped, Slaney triangles, log10 within 8 of the peak, (x + 4) / 4.
     plain: librosa 0.11's melspectrogram(n_fft=512, win_length=400, hop_length=160, window="hann",
@@ -64,27 +85,33 @@ def make_filters(kind: Literal["phi4", "whisper", "plain"], m: int) -> MelFilter
     With 512 points, some of the lowest triangles fall between two bins where m is above about
     100: those bands stand at the floor.
     """
+    if rate != SAMPLE_RATE and (kind, rate) != ("phi4", TELEPHONE_RATE):
+        raise Mistake(f"rate={rate}: {kind} takes sound of {SAMPLE_RATE} Hz")
     if kind == "phi4":
-        window = 32768.0 * (0.54 - 0.46 * _cosine(WIDTH - 1))
+        part = SAMPLE_RATE // rate
+        width, points = WIDTH // part, 512 // part
+        window = 32768.0 * (0.54 - 0.46 * _cosine(width, width - 1))
         edges = np.linspace(0.0, _kaldi(7690.0), m + 2)
         bank = _triangles(_kaldi(_bins(512)), edges)
         return MelFilters(
-            points=512,
+            hop=HOP // part,
+            points=points,
             edge=0,
             mode="constant",
             drop=0,
-            shortest=WIDTH,
+            shortest=width,
             emphasis=0.97,
             window=window.astype(np.float32),
-            bank=_crop(bank),
+            bank=_crop(bank[: points // 2]),
             floor=1.0,
             span=np.inf,
             gain=1.0,
             offset=0.0,
         )
-    hann = (0.5 - 0.5 * _cosine(WIDTH)).astype(np.float32)
+    hann = (0.5 - 0.5 * _cosine(WIDTH, WIDTH)).astype(np.float32)
     if kind == "whisper":
         return MelFilters(
+            hop=HOP,
             points=400,
             edge=200,
             mode="reflect",
@@ -99,6 +126,7 @@ def make_filters(kind: Literal["phi4", "whisper", "plain"], m: int) -> MelFilter
             offset=1.0,
         )
     return MelFilters(
+        hop=HOP,
         points=512,
         edge=200,  # 256 in librosa, whose window lies 56 samples inside the 512
         mode="constant",
@@ -114,8 +142,8 @@ def make_filters(kind: Literal["phi4", "whisper", "plain"], m: int) -> MelFilter
     )
 
 
-def _cosine(period: int) -> np.ndarray:
-    return np.cos(2 * np.pi * np.arange(WIDTH) / period)
+def _cosine(width: int, period: int) -> np.ndarray:
+    return np.cos(2 * np.pi * np.arange(width) / period)
 
 
 def _bins(points: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Every format and rate that is read, and every reason to refuse a file."""
 
+import errno
 import io
 import json
 import pickle
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines.audio import file_io
 from data_pipelines.audio.file_io import (
     decode_audio,
+    decode_sound,
     read_duration,
     resample,
     to_flac,
@@ -171,10 +174,120 @@ def test_decode_of_a_file_cut_off_is_undecodable(kind, share):
     assert reason(decode_audio, whole[: int(len(whole) * share)]) == "undecodable"
 
 
-def test_decode_of_a_wav_written_into_a_pipe_takes_it_to_its_end():
-    piped = bytearray(encoded(noise()))
-    piped[4:8] = piped[40:44] = struct.pack("<I", 0xFFFF_FFFF)  # length unknown when it began
-    np.testing.assert_array_equal(decode_audio(bytes(piped)), noise())
+def wav_that_says(data, riff=None, kind="wav"):
+    """A WAV of 3 s of noise with these sizes of its data and, if given, of all in its header."""
+    content = bytearray(encoded(noise(), kind=kind))
+    content[40:44] = struct.pack("<I", data)
+    content[4:8] = content[4:8] if riff is None else struct.pack("<I", riff)
+    return bytes(content)
+
+
+def flac_that_says(samples, content=None):
+    content = bytearray(content or encoded(noise(), kind="flac"))
+    word = int.from_bytes(content[18:26], "big") >> 36 << 36 | samples
+    content[18:26] = word.to_bytes(8, "big")
+    return bytes(content)
+
+
+def rf64_that_says(data):
+    stream = io.BytesIO()
+    soundfile.write(stream, noise(), 16_000, format="RF64", subtype="PCM_16")
+    content = bytearray(stream.getvalue())
+    at = content.index(b"ds64") + 8
+    content[at : at + 16] = struct.pack("<QQ", data + 80 if data else 0, data)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("size", [0, 2_000_000_000, 96_044, 0x7FFF_FFFF, 0xFFFF_FFFF])
+@pytest.mark.parametrize("riff", [None, 0xFFFF_FFFF])
+def test_decode_of_a_wav_of_unknown_length_takes_it_to_its_end(size, riff):
+    content = wav_that_says(size, riff)
+    np.testing.assert_array_equal(decode_audio(content), noise())
+    assert read_duration(content) == 3.0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        flac_that_says(0),
+        flac_that_says(24_000),
+        flac_that_says(1, encoded(np.concatenate([noise(2.99), noise(0.01)]), kind="flac")),
+        PICTURE + flac_that_says(24_000),
+        rf64_that_says(0),
+    ],
+    ids=["no length", "half", "one", "half after a tag", "RF64"],
+)
+def test_decode_of_a_header_that_says_less_gives_the_whole_sound(content, capfd):
+    assert read_duration(content) == 3.0
+    assert decode_audio(content).size == 48_000
+    assert decode_audio(content, part=(2.5, 9.0)).size == 8_000
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (wav_that_says(48_000), "48000 bytes lie where its header says that the sound ends"),
+        (wav_that_says(48_000, 48_036), "48000 bytes lie where its header says"),
+        (wav_that_says(96_000) * 2, "96044 bytes lie where its header says"),
+        (wav_that_says(97_000, 97_036), "cut off: its data chunk says 97000 bytes, 96000 are"),
+        (rf64_that_says(96_000)[:50_000], "cut off: its data chunk says 96000 bytes"),
+        (flac_that_says(49_000), r"its header \(STREAMINFO\) says 49000 samples, .* end at 48000"),
+        (flac_that_says(96_000), r"its header \(STREAMINFO\) says 96000 samples"),
+        (flac_that_says((1 << 36) - 1), r"its header \(STREAMINFO\) says 68719476735 samples"),
+        (flac_that_says(0)[:-50_000] + bytes(50_000), "gives no length, and no last frame"),
+    ],
+)
+def test_a_header_that_no_sound_bears_out_is_refused_by_name(content, told, capfd):
+    for call in (decode_audio, read_duration):
+        with pytest.raises(Unusable, match=told) as caught:
+            call(content)
+        assert caught.value.reason == "undecodable"
+    assert capfd.readouterr().err == ""
+
+
+def test_decode_of_a_flac_behind_another_is_undecodable():
+    assert reason(decode_audio, encoded(noise(), kind="flac") * 2) == "undecodable"
+
+
+@pytest.mark.parametrize(
+    "rest", [b"LIST\4\0\0\0INFO", b"abcd\1\0\0\0x", b"TAG" + bytes(125), bytes(2048)]
+)
+def test_decode_of_a_wav_with_more_than_its_sound_gives_the_sound(rest):
+    np.testing.assert_array_equal(decode_audio(encoded(noise()) + rest), noise())
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "opus", "mp3"])
+def test_decode_of_channels_that_cancel_each_other_says_so(kind):
+    both = np.stack([tone(16_000), -tone(16_000)], axis=1)
+    assert reason(decode_audio, encoded(both, kind=kind)) == "channels cancel each other"
+    one = np.stack([tone(16_000), np.zeros(16_000, np.float32)], axis=1)
+    assert decode_audio(encoded(one, kind=kind)).size == 16_000
+
+
+def test_a_disk_that_fails_while_a_sound_is_read_is_a_fault(monkeypatch, tmp_path, capfd):
+    class Failing(io.BytesIO):
+        def readinto(self, buffer):
+            if self.tell() > 40_000:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(buffer)
+
+    content = encoded(noise(), kind="flac")
+    monkeypatch.setattr(file_io, "open_file", lambda path, name: Failing(content))
+    with pytest.raises(Fault, match=r"a\.flac: cannot be read: Input/output error"):
+        decode_audio(tmp_path / "a.flac")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
+def test_sound_of_telephone_speech_keeps_its_rate(rate):
+    sound = decode_sound(encoded(tone(rate), rate))
+    assert (sound.rate, sound.wave.size) == ((8000, 8000) if rate == 8000 else (16_000, 16_000))
+    assert sound.seconds == 1.0
+    assert sound.changed(lambda wave: wave) is sound
+    louder = sound.changed(lambda wave: wave * np.float32(2))
+    assert louder.rate == sound.rate
+    np.testing.assert_allclose(louder.wave[500:-500], 2 * sound.wave[500:-500], atol=1e-3)
 
 
 def test_decode_of_an_mp3_read_short_for_want_of_a_length_is_undecodable():

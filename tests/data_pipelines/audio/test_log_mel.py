@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import warnings
 
+import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from data_pipelines.audio.log_mel import (
 )
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
+from melllm_jax.features.log_mel import batch_log_mel
+from melllm_jax.features.mel_filters import make_filters
 from tests.support.paths import SHARED
 
 SPEECH = SHARED
@@ -92,6 +95,25 @@ def test_phi4_of_a_signal_equals_transformers(name):
 @pytest.mark.parametrize("samples", [400, 559, 560, 20_720, 20_719])
 def test_phi4_of_a_length_at_a_border_equals_transformers(samples):
     assert_same(extract_log_mel(noise(samples), Mel()), phi4(noise(samples)))
+
+
+@pytest.mark.parametrize("samples", [200, 279, 280, 12_345])
+def test_phi4_of_telephone_speech_equals_microsofts_processing(samples):
+    """As processing_phi4mm.py has it: bins from 4 kHz on are 0, and so are bands 62 to 79."""
+    wave, cfg = noise(samples), Mel(normalize="none")
+    frames = np.lib.stride_tricks.sliding_window_view(wave, 200)[::80].astype(np.float64)
+    before = np.roll(frames, 1, axis=1)
+    before[:, 0] = before[:, 1]
+    bins = np.fft.rfft(np.hamming(200) * (frames - 0.97 * before) * 32_768, 256)[:, :128]
+    bank = make_filters("phi4", 80).bank
+    reference = np.log(np.maximum(np.square(np.abs(bins)) @ bank[:128], 1.0))
+    mels = extract_log_mel(wave, cfg, 8000)
+    assert_same(mels, reference.astype(np.float32))
+    assert not mels[:, 62:].any()
+    device, _ = batch_log_mel(jnp.array(wave[None]), jnp.array([samples]), cfg, 8000)
+    assert_same(np.asarray(device[0]), reference.astype(np.float32))
+    with pytest.raises(Mistake, match="rate=8000: whisper takes sound of 16000 Hz"):
+        extract_log_mel(wave, Mel("whisper"), 8000)
 
 
 @pytest.mark.parametrize("m", [80, 128])

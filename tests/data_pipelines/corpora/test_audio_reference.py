@@ -30,7 +30,7 @@ def table(path, count, group=2):
 
 def reason(place):
     with pytest.raises(Unusable) as caught:
-        audio_reference.load_wave(place)
+        audio_reference.load_sound(place)
     assert "\n" not in str(caught.value)
     return caught.value.reason, str(caught.value)
 
@@ -41,7 +41,7 @@ def test_range_of_a_file_is_its_sound(tmp_path):
     start = len(parts[0])
     place = AudioReference(str(tmp_path / "all.bin"), start=start, size=len(parts[1]))
     assert audio_reference.read_audio_bytes(place) == parts[1]
-    assert np.array_equal(audio_reference.load_wave(place), noise(1))
+    assert np.array_equal(audio_reference.load_sound(place).wave, noise(1))
     line = {"id": "i", "text": "one", "duration": 0.1, "audio_filepath": "all.bin"}
     line |= {"start": start, "size": len(parts[1])}
     (tmp_path / "dev.jsonl").write_text(json.dumps(line))
@@ -63,9 +63,11 @@ def test_row_of_a_parquet_file_is_its_sound_in_any_order(tmp_path):
     path = table(tmp_path / "a.parquet", 5)
     other = table(tmp_path / "b.parquet", 3)
     for row in (0, 4, 1, 3, 2, 2):
-        assert np.array_equal(audio_reference.load_wave(AudioReference(path, row=row)), noise(row))
         assert np.array_equal(
-            audio_reference.load_wave(AudioReference(other, row=row % 3, column="audio")),
+            audio_reference.load_sound(AudioReference(path, row=row)).wave, noise(row)
+        )
+        assert np.array_equal(
+            audio_reference.load_sound(AudioReference(other, row=row % 3, column="audio")).wave,
             noise(row % 3),
         )
 
@@ -113,7 +115,9 @@ def test_threads_keep_each_its_own_group(tmp_path, monkeypatch):
         for row in rows:
             turn.wait(10)  # both ask at once, each time
             right.append(
-                np.array_equal(audio_reference.load_wave(AudioReference(path, row=row)), noise(row))
+                np.array_equal(
+                    audio_reference.load_sound(AudioReference(path, row=row)).wave, noise(row)
+                )
             )
 
     monkeypatch.setattr(parquet_audio, "read_row_group", counted)
@@ -136,16 +140,20 @@ def test_row_that_is_not_there_says_why(tmp_path):
 
 def test_row_of_a_damaged_group_is_undecodable_and_the_others_are_not(tmp_path):
     path = table(tmp_path / "a.parquet", 4)
-    assert np.array_equal(audio_reference.load_wave(AudioReference(path, row=3)), noise(3))
+    assert np.array_equal(audio_reference.load_sound(AudioReference(path, row=3)).wave, noise(3))
     content = bytearray((tmp_path / "a.parquet").read_bytes())
     start = content.index(to_flac(noise(2))[:64])
     content[start - 60 : start] = bytes(60)  # the head of the page of the second group
     damaged = tmp_path / "b.parquet"
     damaged.write_bytes(content)
-    assert np.array_equal(audio_reference.load_wave(AudioReference(str(damaged), row=1)), noise(1))
+    assert np.array_equal(
+        audio_reference.load_sound(AudioReference(str(damaged), row=1)).wave, noise(1)
+    )
     for _ in range(2):  # what failed is not kept
         assert reason(AudioReference(str(damaged), row=2))[0] in ("undecodable", "missing")
-    assert np.array_equal(audio_reference.load_wave(AudioReference(str(damaged), row=0)), noise(0))
+    assert np.array_equal(
+        audio_reference.load_sound(AudioReference(str(damaged), row=0)).wave, noise(0)
+    )
 
 
 SAMPLES = AudioReference("tfds:digits:dev", row=4, column="audio", rate=16_000)
@@ -155,11 +163,12 @@ SAMPLES = AudioReference("tfds:digits:dev", row=4, column="audio", rate=16_000)
 def test_samples_of_any_type_become_the_same_sound(kind):
     whole = np.rint(noise(1) * 32768)
     held = (whole if kind is not np.float32 else whole / 32768).astype(kind)
-    assert np.array_equal(table_samples.samples_to_wave(held, SAMPLES), noise(1))
+    assert np.array_equal(table_samples.samples_to_sound(held, SAMPLES).wave, noise(1))
     stereo = np.stack([held, held], axis=1)
-    assert np.array_equal(table_samples.samples_to_wave(stereo, SAMPLES), noise(1))
+    assert np.array_equal(table_samples.samples_to_sound(stereo, SAMPLES).wave, noise(1))
     stereo[:, 0] = 0
-    assert np.array_equal(table_samples.samples_to_wave(stereo, SAMPLES, None, 1), noise(1))
+    second = table_samples.samples_to_sound(stereo, SAMPLES, None, 1)
+    assert np.array_equal(second.wave, noise(1))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +182,7 @@ def test_samples_of_any_type_become_the_same_sound(kind):
 )
 def test_samples_that_cannot_be_used_say_why(held, rate, why):
     with pytest.raises(Unusable) as caught:
-        table_samples.samples_to_wave(
+        table_samples.samples_to_sound(
             held, AudioReference("tfds:digits:dev", row=4, column="audio", rate=rate)
         )
     assert caught.value.reason == why
@@ -183,7 +192,7 @@ def test_samples_that_cannot_be_used_say_why(held, rate, why):
 def test_row_of_a_dataset_that_is_not_there_is_a_mistake(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(Mistake, match="cannot be opened"):
-        audio_reference.load_wave(
+        audio_reference.load_sound(
             AudioReference(f"tfds:{tmp_path}/none:dev", row=0, column="audio")
         )
 

@@ -80,7 +80,19 @@ def test_sound_with_an_offset_is_that_stretch_of_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
-    [({"audio_filepath": "none.flac"}, "missing"), ({"offset": 9.0}, "empty")],
+    [
+        ({"audio_filepath": "none.flac"}, "missing"),
+        ({"audio_filepath": "a\0.flac"}, "missing"),
+        ({"audio_filepath": "a" * 300 + ".flac"}, "missing"),
+        ({"audio_filepath": "a" * 300 + ".flac", "offset": 0.0}, "missing"),
+        ({"audio_filepath": "a\ud800.flac"}, "missing"),
+        ({"audio_filepath": "file:///none.flac"}, "missing"),
+        ({"audio_filepath": "/dev/zero"}, "missing"),
+        ({"start": 0, "size": 10**12}, "undecodable"),
+        ({"start": 10**12, "size": 9}, "undecodable"),
+        ({"offset": 9.0}, "empty"),
+    ],
+    ids=str,
 )
 def test_sound_that_is_not_there_says_why(tmp_path, fields, reason):
     raw = write_corpus(tmp_path, 1, changes={0: fields})

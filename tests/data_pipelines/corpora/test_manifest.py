@@ -1,4 +1,5 @@
 import json
+import re
 
 from etils import epath
 import pytest
@@ -47,27 +48,29 @@ def test_manifest_has_its_last_line_without_a_break_and_no_lines_of_blanks(tmp_p
         (json.dumps(LINE | {"duration": "1"}), "duration='1': must be a number"),
         (json.dumps(LINE | {"duration": -1.0}), "duration=-1.0: must be seconds from 0"),
         (json.dumps(LINE | {"duration": float("inf")}), "duration=inf: must be seconds from 0"),
+        (json.dumps(LINE | {"duration": float("nan")}), "duration=nan: must be seconds from 0"),
+        (json.dumps(LINE | {"duration": 10**400}), "…: must be seconds up to 1e+08"),
+        (json.dumps(LINE | {"duration": True}), "duration=True: must be a number"),
         (json.dumps(LINE | {"offset": "x"}), "offset='x': must be seconds from 0"),
+        (json.dumps(LINE | {"audio_filepath": "ais://b/a.flac"}), "nothing here reads ais://"),
+        ("[" * 10**6, "is no JSON"),
         (json.dumps(LINE | {"text": None}), "text=None: must be a string"),
         (json.dumps(LINE | {"channel": True}), "channel=True: must be a whole number from 0"),
     ],
 )
-def test_manifest_line_that_is_wrong_is_named(tmp_path, line, rule):
-    write_lines(tmp_path, json.dumps(LINE), " \t\r", line)
-    with pytest.raises(Mistake) as caught:
+def test_manifest_line_that_is_wrong_is_an_utterance_with_a_flaw(tmp_path, line, rule):
+    write_lines(tmp_path, json.dumps(LINE), "", line)
+    good, bad = open_corpus(tmp_path, "train")
+    assert not good.flaw
+    assert bad.flaw.startswith(f"{tmp_path / 'train.jsonl'}:3: ")
+    assert rule in bad.flaw
+    assert "\n" not in bad.flaw
+    with pytest.raises(Unusable, match=re.escape(bad.flaw)) as caught:
+        load_utterance_wave(bad)
+    assert caught.value.reason == "malformed row"
+    (tmp_path / "train.jsonl").write_text(line)
+    with pytest.raises(Mistake, match=r"train.jsonl:1: "):  # none is in order: no manifest
         open_corpus(tmp_path, "train")
-    assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}:3: ")
-    assert rule in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_manifest_line_past_the_checked_ones_is_named_when_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "VALIDATED_LINES", 1)
-    write_lines(tmp_path, json.dumps(LINE), "{oops")
-    corpus = open_corpus(tmp_path, "train")
-    assert corpus[0].id == "i"
-    with pytest.raises(Mistake, match=r"train.jsonl:2: is no JSON"):
-        corpus[1]
 
 
 def test_manifest_passes_over_lines_of_blanks_and_counts_them(tmp_path):
@@ -147,10 +150,10 @@ def test_line_without_speaker_language_and_source_leaves_them_empty():
     ],
 )
 def test_line_with_a_wrong_place_is_named(fields, rule):
-    with pytest.raises(Mistake) as caught:
-        parsed(LINE | fields)
-    assert str(caught.value).startswith("here:1: ")
-    assert rule in str(caught.value)
+    flawed = parsed(LINE | fields)
+    assert flawed.id == "i"
+    assert flawed.flaw.startswith("here:1: ")
+    assert rule in flawed.flaw
 
 
 def test_written_manifest_comes_back_without_the_fields_that_are_none(tmp_path):

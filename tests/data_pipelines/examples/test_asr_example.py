@@ -15,6 +15,7 @@ from data_pipelines.examples.asr_example import (
     load_mel,
     reject_reasons,
 )
+from data_pipelines.examples.text_example import TextExampleMaker
 from data_pipelines.reject import Reject
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.config.data import Data
@@ -70,6 +71,15 @@ def test_example_of_an_unusable_utterance_is_a_reject_with_its_reason(
     assert (reject.source, reject.id, reject.reason) == (3, "id0", reason)
     assert reason in reject_reasons(run_over(tmp_path, **data).data)
     assert "\n" not in reject.detail
+
+
+@pytest.mark.parametrize("maker", [ExampleMaker, TextExampleMaker])
+def test_example_of_a_row_with_a_flaw_is_a_reject(tmp_path, maker):
+    run = run_over(tmp_path)
+    row = Utterance("i", "", 0.0, "", flaw="a:1: bad")
+    reject = maker(run, BYTES).train((3, row), np.random.default_rng(0))
+    assert reject == Reject(3, "i", "malformed row", "a:1: bad")
+    assert reject.reason in reject_reasons(run.data)
 
 
 def test_example_of_less_sound_than_a_frame_is_a_reject(tmp_path):

@@ -142,3 +142,20 @@ def test_state_of_other_data_is_refused(tmp_path):
     state = started(write_corpus(tmp_path, 10)).get_state()
     with pytest.raises(Mistake, match=r"data.sources=.*: its content, or hours, is not what"):
         started(write_corpus(tmp_path, 9)).set_state(state)
+
+
+def test_counts_of_a_state_without_a_reason_start_it_at_none(tmp_path):
+    changes = {n: {"duration": -1.0} for n in range(1, 6)}
+    iterator = started(
+        write_corpus(tmp_path, 6, seconds=0.1, changes=changes), max_reject_share=0.9
+    )
+    state = iterator.get_state()
+    for lane in state["lanes"].values():
+        while "parent" in lane:
+            lane = lane.get("parent")  # noqa: PLW2901
+            for counts in (lane.get("bad"), lane.get("read", {}).get("bad")):
+                if counts:
+                    del counts["malformed row"]
+    iterator.set_state(state)
+    next(iterator)
+    assert stream_counts(iterator)["bad"].keys() == {"malformed row"}

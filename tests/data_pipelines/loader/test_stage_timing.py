@@ -31,9 +31,10 @@ def test_stages_do_what_the_chain_does_and_leave_out_what_is_unusable(tmp_path):
     assert found.audio == pytest.approx(sum(map(len, waves)) / 16_000)
     assert [one.id for one in found.actions["read"]()] == [one.id for one in usable]
     for made, wave in zip(found.actions["decode"](), waves, strict=True):
-        np.testing.assert_array_equal(made, wave)
+        np.testing.assert_array_equal(made.wave, wave)
     lengths = {
-        round(len(x) / len(y), 1) for x, y in zip(found.actions["change"](), waves, strict=True)
+        round(len(x.wave) / len(y), 1)
+        for x, y in zip(found.actions["change"](), waves, strict=True)
     }
     assert lengths <= {0.9, 1.0, 1.1} and len(lengths) > 1
     assert found.actions["tokenise"]() == [list(one.text.encode()) for one in usable]

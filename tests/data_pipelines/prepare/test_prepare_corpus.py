@@ -6,12 +6,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from scipy.io import wavfile
+import soundfile
 
 from data_pipelines.audio.file_io import decode_audio, to_flac
 from data_pipelines.audio.log_mel import band_statistics as mel_statistics
 from data_pipelines.audio.log_mel import extract_log_mel, normalized_log_mel
 from data_pipelines.corpora import shard_index
 from data_pipelines.corpora.corpus import list_splits, load_utterance_wave, open_corpus
+from data_pipelines.examples.asr_example import load_mel
 from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.prepare.validate import Limits
 from data_pipelines.text.byte_tokenizer import ByteTokenizer
@@ -213,6 +215,7 @@ def test_prepare_takes_out_repeated_ids_of_a_split(tmp_path):
     ("row", "reason"),
     [
         (GONE, "missing"),
+        ({"duration": None}, "malformed row"),
         ({"text": " "}, "empty transcript"),
         ({"text": "\ud800"}, "unknown characters"),
         ({"text": "word " * 20}, "text too long for its audio"),
@@ -221,6 +224,7 @@ def test_prepare_takes_out_repeated_ids_of_a_split(tmp_path):
         ({"duration": 700.0}, "longer than 600 s"),
         ({"audio_filepath": "silent.flac", "duration": 0.0}, "silent"),
         ({"audio_filepath": "stuck.flac", "duration": 0.0}, "silent"),
+        ({"audio_filepath": "opposite.flac", "duration": 0.0}, "channels cancel each other"),
         ({"audio_filepath": "train.jsonl", "duration": 0.0}, "undecodable"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -229,6 +233,8 @@ def test_prepare_counts_what_it_refuses_by_reason_and_source(tmp_path, row, reas
     raw = write_corpus(tmp_path / "raw", 2, changes={1: {**row, "source": "read"}})
     (raw / "silent.flac").write_bytes(to_flac(np.zeros(16_000, np.float32)))
     (raw / "stuck.flac").write_bytes(to_flac(np.full(16_000, 0.9, np.float32)))
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16_000).astype(np.float32)
+    soundfile.write(raw / "opposite.flac", np.stack([noise, -noise], axis=1), 16_000)
     index = prepare(raw, tmp_path / "out", bad=0.5)
     (line,) = rejects(tmp_path / "out")
     assert (line["split"], line["source"], line["id"]) == ("train", "read", "id1")
@@ -372,13 +378,30 @@ def test_prepare_of_prepared_sound_gives_its_mel(tmp_path):
     assert files(tmp_path / "mel") == files(tmp_path / "direct")
 
 
-def test_prepare_of_a_line_that_is_none_names_it_and_writes_no_index(tmp_path):
+def test_prepare_of_a_line_that_is_none_counts_it_under_its_place(tmp_path):
     raw = write_corpus(tmp_path / "raw", 3)
     with (raw / "train.jsonl").open("a") as file:
-        file.write(" \t\r\n{}\n")  # a line of blanks is passed over
-    with pytest.raises(Mistake, match=r"train.jsonl:5: lacks audio_filepath"):
-        prepare(raw, tmp_path / "out", per_shard=2)
-    assert not (tmp_path / "out/index.json").exists()
+        file.write("{}\n")
+    prepare(raw, tmp_path / "out", per_shard=2, bad=0.5)
+    (line,) = rejects(tmp_path / "out")
+    assert line["id"] == f"{raw / 'train.jsonl'}:4"
+    assert line["detail"].startswith(f"{raw / 'train.jsonl'}:4: lacks audio_filepath")
+
+
+@pytest.mark.parametrize("store", ["flac", "mel"])
+def test_prepare_of_telephone_speech_keeps_its_rate_for_phi4(tmp_path, store):
+    raw = write_corpus(tmp_path / "raw", 1, changes={0: {"duration": 0.0}})
+    wave = np.random.default_rng(0).integers(-9000, 9000, 4001) / 32_768
+    (raw / "audio/0.flac").write_bytes(to_flac(wave.astype(np.float32), 8000))
+    cfg = Mel(normalize="none")
+    index = prepare(raw, tmp_path / "out", mel=cfg if store == "mel" else Mel(), store=store)
+    mels = [
+        load_mel(open_corpus(folder, "train")[0], cfg, longest=9.0)
+        for folder in (raw, tmp_path / "out")
+    ]
+    assert np.array_equal(mels[0], extract_log_mel(np.float32(wave), cfg, 8000))
+    assert np.array_equal(mels[0].astype(mels[1].dtype), mels[1])
+    assert not np.array(index.statistics.mean)[62:].any()
 
 
 def test_prepare_of_another_kind_imports_it_first(tmp_path):

@@ -286,7 +286,7 @@ FOUR_MINI = Model(
 )
 MULTIMODAL = ModelSpec(
     dataclasses.replace(FOUR_MINI, front="conv", c=1024),
-    Mel(kind="phi4", m=80, r=8, normalize="none"),
+    Mel(kind="phi4", m=80, r=8, normalize="none", telephone="native"),
     Text(template="phi4"),
     Lora(r=320, alpha=640.0, dropout=0.01),
 )
