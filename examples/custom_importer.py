@@ -22,7 +22,8 @@ def rows(speakers: list[pathlib.Path]) -> Iterator[dict]:
             transcript = sound.with_suffix(".txt")
             text = transcript.read_text().strip() if transcript.exists() else ""
             name = f"{speaker.name}-{sound.stem}"
-            yield api.make_row(name, text, epath.Path(sound.absolute()), speaker=speaker.name)
+            location = epath.Path(sound.absolute())
+            yield api.make_row(name, text, location, where=str(sound), speaker=speaker.name)
 
 
 source, out = map(pathlib.Path, sys.argv[1:3])

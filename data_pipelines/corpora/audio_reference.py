@@ -8,6 +8,7 @@ import os
 from typing import BinaryIO
 
 from etils import epath
+import numpy as np
 
 from data_pipelines.audio.file_io import Sound, decode_sound, open_file
 from data_pipelines.corpora import parquet_audio, table_samples, tfds_audio

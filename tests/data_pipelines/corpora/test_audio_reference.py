@@ -79,13 +79,15 @@ def test_row_of_samples_is_their_sound(tmp_path):
     columns = {"audio": [held, None, held | {"sampling_rate": 4000}], "bare": [noise(2), None, []]}
     parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
     rows = [AudioReference(str(tmp_path / "a.parquet"), row=row) for row in range(3)]
-    assert np.array_equal(audio_reference.load_wave(rows[0]), noise(1))
-    assert np.array_equal(audio_reference.load_wave(rows[0], (0.1, 0.05)), noise(1)[1600:2400])
+    assert np.array_equal(audio_reference.load_sound(rows[0]).wave, noise(1))
+    assert np.array_equal(
+        audio_reference.load_sound(rows[0], (0.1, 0.05)).wave, noise(1)[1600:2400]
+    )
     with pytest.raises(Unusable, match="row 0: holds samples, not a sound file"):
         audio_reference.read_audio_bytes(rows[0])
     assert [reason(row)[0] for row in rows[1:]] == ["missing", "rate"]
     bare = [dataclasses.replace(row, column="bare", rate=16_000) for row in rows]
-    assert np.array_equal(audio_reference.load_wave(bare[0]), noise(2))
+    assert np.array_equal(audio_reference.load_sound(bare[0]).wave, noise(2))
     assert [reason(row)[0] for row in bare[1:]] == ["missing", "empty"]
 
 

@@ -52,7 +52,6 @@ def test_manifest_has_its_last_line_without_a_break_and_no_lines_of_blanks(tmp_p
         (json.dumps(LINE | {"duration": 10**400}), "…: must be seconds up to 1e+08"),
         (json.dumps(LINE | {"duration": True}), "duration=True: must be a number"),
         (json.dumps(LINE | {"offset": "x"}), "offset='x': must be seconds from 0"),
-        (json.dumps(LINE | {"audio_filepath": "ais://b/a.flac"}), "nothing here reads ais://"),
         ("[" * 10**6, "is no JSON"),
         (json.dumps(LINE | {"text": None}), "text=None: must be a string"),
         (json.dumps(LINE | {"channel": True}), "channel=True: must be a whole number from 0"),
@@ -78,8 +77,7 @@ def test_manifest_passes_over_lines_of_blanks_and_counts_them(tmp_path):
     corpus = open_corpus(tmp_path, "train")
     assert [utterance.id for utterance in corpus] == ["i", "i"]
     write_lines(tmp_path, json.dumps(LINE), "\u3000 \v\f", "{oops")
-    with pytest.raises(Mistake, match=r"train.jsonl:3: is no JSON"):
-        open_corpus(tmp_path, "train")
+    assert "train.jsonl:3: is no JSON" in open_corpus(tmp_path, "train")[1].flaw
 
 
 def test_manifest_searched_in_small_chunks_has_the_same_lines(tmp_path, monkeypatch):

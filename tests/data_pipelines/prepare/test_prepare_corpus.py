@@ -393,8 +393,8 @@ def test_prepare_of_telephone_speech_keeps_its_rate_for_phi4(tmp_path, store):
     raw = write_corpus(tmp_path / "raw", 1, changes={0: {"duration": 0.0}})
     wave = np.random.default_rng(0).integers(-9000, 9000, 4001) / 32_768
     (raw / "audio/0.flac").write_bytes(to_flac(wave.astype(np.float32), 8000))
-    cfg = Mel(normalize="none")
-    index = prepare(raw, tmp_path / "out", mel=cfg if store == "mel" else Mel(), store=store)
+    cfg = Mel(normalize="none", telephone="native")
+    index = prepare(raw, tmp_path / "out", mel=cfg, store=store)
     mels = [
         load_mel(open_corpus(folder, "train")[0], cfg, longest=9.0)
         for folder in (raw, tmp_path / "out")

@@ -108,13 +108,14 @@ def test_train_on_a_folder_without_its_split_names_those_it_has(tmp_path, capsys
     assert refused(words, capsys) == f"split=train: {folder} has test"
 
 
-def test_train_on_a_manifest_line_that_is_no_json_names_the_line(tmp_path, capsys):
+def test_train_on_a_manifest_line_that_is_no_json_counts_it_and_names_the_line(tmp_path, capsys):
     folder = corpus(tmp_path / "data", 3)
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"audio_filepath": \n')
     said = refused(arguments(folder, tmp_path / "run"), capsys)
-    assert said.startswith(f"{folder / 'train.jsonl'}:4: is no JSON: ")
-    assert not (tmp_path / "run").exists()
+    assert said.startswith("data.max_reject_share=0.01: ")
+    assert "malformed row" in said
+    assert f"{folder / 'train.jsonl'}:4: is no JSON: " in said
 
 
 def test_train_stops_where_too_much_is_unusable_and_counts_why(tmp_path, capsys):

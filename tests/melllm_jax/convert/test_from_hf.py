@@ -127,7 +127,7 @@ def test_the_model_is_written_down_beside_its_weights(tmp_path, kind):
     assert spec.model == Model(
         d=D, n=N, k=K, h=H, f=F, l=L, v=V, c=C, rope=long, tied=True, window=48, front="conv"
     )
-    assert spec.mel == Mel(normalize="none")
+    assert spec.mel == Mel(normalize="none", telephone="native")
     assert spec.lora == Lora(r=4, alpha=6.0, dropout=0.01)
     assert spec.text == Text(tokenizer=f"{tmp_path}/ours/tokenizer", template="phi4")
     written = from_json((tmp_path / "ours/model.json").read_text(), ModelSpec)

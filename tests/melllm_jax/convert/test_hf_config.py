@@ -605,7 +605,7 @@ LORA = Lora(r=4, alpha=6.5, dropout=0.25)
 
 
 def spec(model, lora=LORA):
-    return ModelSpec(model, Mel(normalize="none"), FOUR, lora)
+    return ModelSpec(model, Mel(normalize="none", telephone="native"), FOUR, lora)
 
 
 def as_json(tree):
