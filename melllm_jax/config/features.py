@@ -18,19 +18,12 @@ class Mel:
     invstd: tuple[float, ...] = ()  # global: m inverse standard deviations
     telephone: Literal["resampled", "native"] = dataclasses.field(
         default="resampled", metadata=LATER
-    )  # sound of 8 kHz: brought to 16 kHz, or taken as it is, as Phi-4-MM does (phi4 alone)
+    )  # sound of 8 kHz: brought to 16 kHz, or taken as it is, as Phi-4-MM does; by phi4 alone
 
     def __post_init__(self) -> None:
         require("mel.r", self.r, self.r in (1, 2, 4, 8, 16), "must be 1, 2, 4, 8 or 16")
         bands = {"phi4": (80,), "whisper": (80, 128), "plain": range(8, 257)}[self.kind]
         require("mel.m", self.m, self.m in bands, f"is no band count of {self.kind}")
-        rule = f"{self.kind} takes 16 kHz alone"
-        require(
-            "mel.telephone",
-            self.telephone,
-            self.telephone == "resampled" or self.kind == "phi4",
-            rule,
-        )
         for name in ("mean", "invstd"):
             count = len(getattr(self, name))
             require(

@@ -67,7 +67,8 @@ Kind = Literal["phi4", "whisper", "plain"]
 
 def mel_rate(cfg: Mel, rate: int) -> int:
     """Hz at which `cfg` takes sound of `rate` Hz: 16,000, or 8,000 where mel.telephone says so."""
-    return rate if cfg.telephone == "native" and rate == TELEPHONE_RATE else SAMPLE_RATE
+    native = cfg.kind == "phi4" and cfg.telephone == "native"
+    return rate if native and rate == TELEPHONE_RATE else SAMPLE_RATE
 
 
 @functools.lru_cache(maxsize=16)

@@ -115,7 +115,7 @@ def test_train_on_a_manifest_line_that_is_no_json_counts_it_and_names_the_line(t
     said = refused(arguments(folder, tmp_path / "run"), capsys)
     assert said.startswith("data.max_reject_share=0.01: ")
     assert "malformed row" in said
-    assert f"{folder / 'train.jsonl'}:4: is no JSON: " in said
+    assert f"First: {folder / 'train.jsonl'}:4 (malformed row)" in said
 
 
 def test_train_stops_where_too_much_is_unusable_and_counts_why(tmp_path, capsys):

@@ -109,7 +109,7 @@ DECIDES = {
     "mel.m": 40,
     "mel.r": 4,
     "mel.normalize": "none",
-    "mel.telephone": "native",
+    "mel.telephone": "native",  # of phi4
     "mel.mean": (0.0,) * 80,
     "mel.invstd": (1.0,) * 80,
     "text.digest": "f00d",

@@ -13,7 +13,8 @@ TOLD = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit({})); pr
 
 def ended(shell, code, told):
     """What `told` and `status` are after a cell that runs this Python, and says a line first."""
-    words = [shell, "-c", f'{RUN_FORWARDING_SIGTERM}echo "told=$told status=$status"', "cell"]
+    script = RUN_FORWARDING_SIGTERM.replace("sleep 1", "sleep 0.1")
+    words = [shell, "-c", f'{script}echo "told=$told status=$status"', "cell"]
     with subprocess.Popen(
         [*words, sys.executable, "-S", "-c", code], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -35,7 +36,7 @@ def test_end_of_a_cell_left_alone_is_its_own(shell, code, status):
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("status", [0, 1])
 def test_end_of_a_cell_told_to_stop_is_its_own_however_soon_it_comes(shell, status):
-    for _ in range(10):  # a shell that is told, and whose cell ends at once, may see both together
+    for _ in range(3):  # a shell that is told, and whose cell ends at once, may see both together
         assert ended(shell, f"{TOLD.format(status)}; time.sleep(60)", told=True) == (
             f"told=1 status={status}"
         )
