@@ -166,8 +166,14 @@ def test_search_where_no_mesh_splits_the_run_says_so(capsys):
     assert said == "search: no mesh of 16 chips splits data.b=3 evenly"
 
 
-def test_search_compiles_the_most_promising_and_prints_each_on_a_line(capsys):
-    pytest.importorskip("libtpu", reason="needs the extra `plan`")
+def test_search_compiles_the_most_promising_and_prints_each_on_a_line(capsys, monkeypatch):
+    monkeypatch.setattr(topology, "has_compiler", lambda pod: True)
+
+    def compiled(run, pod):
+        found = plan.estimate_plan(run, pod, plan.mesh_sizes(run, pod))
+        return dataclasses.replace(found, source="compiled")
+
+    monkeypatch.setattr(plan, "compile_plan", compiled)
     out, _ = planned(capsys, "digits", *TINY, "--search", "--tries", "1")
     lines = out.splitlines()
     assert len(lines) == 2
