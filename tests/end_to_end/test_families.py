@@ -32,9 +32,10 @@ def data(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("data"), count=8)
 
 
-# The same tokens as another family's, in other words.
+# Another family's tokens, or a template as another's, in other words.
 SIBLINGS = {
     "Phi-3-medium",
+    "Phi-4",
     "Phi-3.5-mini",
     "Phi-4-mini-reasoning",
     "Phi-4-multimodal, transformers'",
