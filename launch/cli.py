@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 success; 1 a fault from outside; 2 a user's mistake; 130 interrupted; 141 a closed pipe. The
     first two kinds of trouble end in one line on standard error, and so do an error of the system
-    about a file, a fault, and devices that are not here, a mistake. Any other exception is a bug
-    and passes through, so that Python prints its traceback and exits with 1.
+    about a file, a fault, and devices that are not here or too small, a mistake. Any other
+    exception is a bug and passes through, so that Python prints its traceback and exits with 1.
     """
     libtpu_env.set_environment()
     args = list(sys.argv[1:] if argv is None else argv)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain(prog, Fault(f"{error.filename}: {error.strerror or error}"), 1)
     except (RuntimeError, AssertionError) as error:
-        trouble = _platform_trouble(error)
+        trouble = _platform_trouble(error) or _memory_trouble(error)
         if trouble is None:
             raise
         return _complain(prog, trouble, 2)
@@ -74,6 +74,16 @@ def _platform_trouble(error: Exception) -> Mistake | None:
         f"JAX_PLATFORMS={wanted}: must name platforms that JAX finds here, or be unset, which "
         f"takes the best there is{why}"
     )
+
+
+def _memory_trouble(error: Exception) -> Mistake | None:
+    """What a device says that has not the memory for what it is to compute."""
+    text = str(error)
+    if not text.startswith("RESOURCE_EXHAUSTED"):
+        return None
+    said = text.partition(": ")[2].splitlines()[0].rstrip(".")
+    rule = "give fewer rows (data.b), shorter ones (data.t), more devices or a smaller model"
+    return Mistake(f"the devices' memory does not hold this ({said}): {rule}")
 
 
 def _complain(prog: str, trouble: Exception, status: int) -> int:

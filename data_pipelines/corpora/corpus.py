@@ -62,7 +62,8 @@ def list_splits(path: epath.PathLike) -> list[str]:
     found = [name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX)]
     if not found:
         raise Mistake(
-            f"data={folder}: holds neither {shard_index.INDEX} nor SPLIT{MANIFEST_SUFFIX}"
+            f"data={folder}: holds neither {shard_index.INDEX} nor SPLIT{MANIFEST_SUFFIX}: write "
+            f"a line for each sound into train{MANIFEST_SUFFIX}, or let `melllm data import` do it"
         )
     return found
 

@@ -41,6 +41,7 @@ _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
     "id": str,
 }
 _WORDS = ("speaker", "language", "source", "column")
+_OF_IMPORTERS = ("where", "spare")  # what `make_row` adds and no line of a manifest has
 _COUNTS = ("start", "size", "row", "rate", "channel")
 
 
@@ -85,8 +86,9 @@ def parse_line(line: bytes, folder: epath.Path, where: str) -> Utterance:
 
 
 def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes SPLIT.jsonl, a line for each row, and returns their number; leaves out None fields.
+    """Writes SPLIT.jsonl, a line for each row, and returns their number.
 
+    Left out are fields that are None, and what a row tells importers alone: `where` and `spare`.
     The file appears once it is complete: not at all where `rows` raises midway, or has no row.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,7 @@ def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, A
         return 0
     with files.new_file(final) as scratch, open(scratch, "wb") as file:
         for row in itertools.chain([first], rows):
-            filled = {name: value for name, value in row.items() if value is not None}
+            filled = {k: v for k, v in row.items() if v is not None and k not in _OF_IMPORTERS}
             try:
                 line = encode(filled).encode()
             except UnicodeEncodeError:  # half a pair, or a file's name that is no UTF-8

@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import json
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from etils import epath
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from data_pipelines.corpora import shard_index
 from data_pipelines.importers.write_manifests import IMPORTERS
@@ -32,7 +32,8 @@ class PrepareArguments:
     runner makes it.
     """
 
-    source: Positional[str]  # folder of SPLIT.jsonl manifests, or what --kind says
+    # folder of SPLIT.jsonl manifests, or what --kind says
+    source: Annotated[str, Positional, arg(metavar="SOURCE")]
     out: str  # folder of the shards; must not hold any yet
     kind: Kind = "jsonl"  # what SOURCE is; `melllm data import` has the options of each kind
     store: Store = "flac"  # 16 kHz FLAC, Opus of 31 kbit/s, files as they are, or mel in bfloat16

@@ -79,6 +79,14 @@ def test_platform_that_is_not_here_is_a_mistake_in_the_environment(
         command(lambda argv: exec(body))
 
 
+def test_memory_of_a_device_that_does_not_suffice_is_a_mistake(command, capsys):
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 26 bytes.\nmore")
+    assert command(raising(error)) == 2
+    line = capsys.readouterr().err
+    assert "(Out of memory allocating 26 bytes): give fewer rows (data.b)" in line
+    assert line.count("\n") == 1
+
+
 def test_error_of_the_system_about_a_file_is_a_fault_that_names_it(command, capsys):
     assert command(lambda argv: os.listdir("x" * 300)) == 1
     assert capsys.readouterr().err == f"melllm probe: error: {'x' * 300}: File name too long\n"

@@ -6,8 +6,9 @@ import dataclasses
 import json
 import os
 import sys
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from data_pipelines.corpora.corpus import list_splits, open_corpus
 from data_pipelines.corpora.tfds_export import export_dataset
@@ -21,7 +22,8 @@ class ExportTfdsArguments:
     Sound is 16 kHz int16, 115 MB an hour; it takes as much again while the dataset is built.
     """
 
-    source: Positional[str]  # folder of shards, as `melllm prepare` wrote it
+    # folder of shards, as `melllm prepare` wrote it
+    source: Annotated[str, Positional, arg(metavar="SOURCE")]
     out: str  # TFDS's data_dir: the dataset is OUT/NAME/VERSION
     name: str  # of the dataset: a-z, 0-9 and _
     version: str = "1.0.0"  # of the dataset: three numbers

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 import dataclasses
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from etils import epath
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from data_pipelines.importers import write_manifests
 from data_pipelines.importers.manifest_row import ManifestRow
@@ -18,7 +18,8 @@ from launch.terminal.progress_bar import count_progress
 class ImportCorpusArguments:
     """Write a SPLIT.jsonl manifest a split. The sound is not copied: the manifests point at it."""
 
-    source: Positional[str]  # folder or file of the corpus; NAME or NAME/1.0.0 for tfds
+    # folder or file of the corpus; NAME or NAME/1.0.0 for tfds
+    source: Annotated[str, Positional, arg(metavar="SOURCE")]
     kind: Literal[*write_manifests.IMPORTERS]  # what SOURCE is
     out: str  # folder of the manifests; must not hold any yet
     splits: tuple[str, ...] = ()  # those to import; all if none (Common Voice: train, dev, test)
