@@ -21,6 +21,7 @@ from etils import epath
 from melllm_jax import files
 from melllm_jax.config.overrides import with_new_names
 from melllm_jax.errors import Fault, Mistake
+from melllm_jax.json_text import parse_json
 
 State = Literal["pending", "running", "preempted", "failed", "done"]
 ENDED = ("preempted", "failed", "done")  # of an attempt
@@ -236,7 +237,7 @@ def _damage_as_fault(path: epath.Path) -> Iterator[None]:
 def _read(path: epath.Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is none. Raises Fault for a damaged one."""
     try:
-        tree = json.loads(path.read_text())
+        tree = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:

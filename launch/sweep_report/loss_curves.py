@@ -5,13 +5,13 @@ Points stand at equal distances of log step, each for the mean of the lines arou
 
 from collections.abc import Sequence
 from concurrent import futures
-import json
 import math
 import statistics
 
 from etils import epath
 
 from launch.sweep.ledger import Cell
+from melllm_jax.json_text import parse_json
 
 Curve = tuple[tuple[int, float], ...]  # update, loss
 
@@ -46,11 +46,11 @@ def _mean(lines: Sequence[str]) -> tuple[int, float] | None:
     found = []
     for line in lines[:: max(1, len(lines) // READ)]:
         try:
-            metrics = json.loads(line)
+            metrics = parse_json(line)
             step, loss = int(metrics["step"]), float(metrics["loss"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             continue
-        if math.isfinite(loss) and loss > 0:
+        if math.isfinite(loss) and loss > 0 and step > 0:
             found.append((step, loss))
     if not found:
         return None

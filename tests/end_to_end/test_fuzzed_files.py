@@ -138,7 +138,8 @@ def run(folder):
 
 
 def sweep(folder):
-    cells = sweep_folders.half_done(sizes=sweep_folders.SIZES)
+    cells = sweep_folders.grid(sweep_folders.SIZES[:2], sweep_folders.TOKENS[:2], rates=())
+    cells[3] = sweep_folders.state(cells[3], "failed", 0.3, "update 900: the loss is nan")
     sweep_folders.write(folder / "sweep", cells, lines=20)
 
 
@@ -277,14 +278,19 @@ def test_fuzzed_files_end_in_a_line_and_leave_nothing_half_written(
     for number in range(kind.long if long else kind.short):
         draw = random.Random(f"{name} {seed} {number}")
         file.write_bytes(kind.damage(draw, there[file]))
-        before = everything(folder)
+        before = _without_claims(folder)
         status, said = outcome(words, capsys)
         what = f"seed {seed}, file {number}: melllm {' '.join(words)}: {status}, {said}"
         _check_end(words, status, said, before, out, what)
         if status:
-            assert everything(folder) == before, what
+            assert _without_claims(folder) == before, what
         _restore(folder, there)
         shutil.rmtree(out, ignore_errors=True)
+
+
+def _without_claims(folder):
+    """All files but the list of starts at a run, which each start is put on."""
+    return {p: x for p, x in everything(folder).items() if p.parent.name != "claims"}
 
 
 def _restore(folder, there):
