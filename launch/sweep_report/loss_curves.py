@@ -17,6 +17,7 @@ Curve = tuple[tuple[int, float], ...]  # update, loss
 
 TOTAL = 24_000  # points of all curves together: some 300 kB of a page for each chart of them
 LEAST, MOST = 24, 120  # points of a curve
+MOST = 1 << 53  # updates: a line that tells of more is damaged
 READ = 12  # lines that a point is the mean of, where there are many: from 12 to 23
 
 
@@ -50,7 +51,7 @@ def _mean(lines: Sequence[str]) -> tuple[int, float] | None:
             step, loss = int(metrics["step"]), float(metrics["loss"])
         except (ValueError, TypeError, KeyError, OverflowError):
             continue
-        if math.isfinite(loss) and loss > 0 and step > 0:
+        if math.isfinite(loss) and loss > 0 and 0 < step < MOST:
             found.append((step, loss))
     if not found:
         return None
