@@ -87,5 +87,7 @@ def _memory_trouble(error: Exception) -> Mistake | None:
 
 
 def _complain(prog: str, trouble: Exception, status: int) -> int:
-    print(f"{prog}: error: {' '.join(str(trouble).split())}", file=sys.stderr)
+    line = f"{prog}: error: {' '.join(str(trouble).split())}"
+    # A value of a file may hold half a surrogate pair, which not every stream takes.
+    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return status

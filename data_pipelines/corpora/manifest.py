@@ -25,6 +25,7 @@ import numpy as np
 from data_pipelines.corpora.utterance import AudioReference, Utterance
 from melllm_jax import files
 from melllm_jax.errors import Mistake
+from melllm_jax.json_text import parse_json
 
 MANIFEST_SUFFIX = ".jsonl"
 TFDS_PREFIX = "tfds:"  # in place of a path: a split of a TFDS dataset
@@ -154,8 +155,8 @@ def filled_lines(
 def _parse_row(line: bytes) -> dict[str, Any]:
     """The fields of a line, with their types checked."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise Mistake(f"is no JSON: {error}") from error
     if not isinstance(row, dict):
         raise Mistake(f"{str(row)[:_SHOWN]!r} is no object of fields")
@@ -196,8 +197,8 @@ def _wrong(row: Mapping[str, Any], name: str, rule: str) -> Mistake:
 def _flawed_utterance(line: bytes, where: str, flaw: str) -> Utterance:
     """Stands for a malformed line, under its own id and source where it has them."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         row = None
     fields = row if isinstance(row, dict) else {}
     name, source = fields.get("id"), fields.get("source")

@@ -17,6 +17,7 @@ import numpy as np
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.files import write_bytes
+from melllm_jax.json_text import parse_json
 
 INDEX = "index.json"
 REJECTS = "rejects.jsonl"  # what was left out, a line each: split, source, id, reason, detail
@@ -127,7 +128,7 @@ def read_index(folder: epath.Path) -> ShardIndex:
     """The index of a folder of shards. Raises Fault where it cannot be read."""
     path = folder / INDEX
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(path.read_bytes())
         if tree["version"] != _VERSION:
             raise Mistake(f"{path}: version={tree['version']}: this release reads {_VERSION}")
         parts = tree["splits"].items()
@@ -143,7 +144,7 @@ def read_index(folder: epath.Path) -> ShardIndex:
         )
     except Mistake:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Fault(f"{path}: cannot be read: {error!r}") from error
 
 
@@ -156,7 +157,7 @@ def read_columns(folder: epath.Path, split: str) -> np.ndarray:
                 rows = np.load(file)
         else:
             rows = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy reads the header as Python, with whatever that raises
         raise Fault(f"{path}: cannot be read: {error}") from error
     if rows.dtype != COLUMNS_DTYPE:
         raise Fault(f"{path}: has columns {rows.dtype.names}, not {COLUMNS_DTYPE.names}")

@@ -11,7 +11,6 @@ import codecs
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from typing import Any
@@ -24,6 +23,7 @@ from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
+from melllm_jax.json_text import parse_json
 
 ManifestRow = dict[str, Any]
 SOUND_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
@@ -135,7 +135,7 @@ def read_lines(path: epath.Path) -> Iterator[tuple[int, str]]:
 def parse_json_object(line: str, where: str) -> dict[str, Any]:
     """The fields of a JSON object. Raises Mistake that starts with `where`."""
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError as error:
         raise Mistake(f"{where}: is no JSON: {error}") from error
     if not isinstance(found, dict):

@@ -16,6 +16,7 @@ from jinja2 import ext, nodes, parser, sandbox
 
 from data_pipelines.reject import first_line
 from melllm_jax.errors import Mistake
+from melllm_jax.json_text import parse_json
 
 # Where a template may stand, the one that counts first, and the names of special tokens.
 TEMPLATE_FILE, CONFIG_FILE, PROCESSOR_FILE = (
@@ -115,7 +116,7 @@ def _read_json(path: epath.Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(path.read_bytes())
     except ValueError as error:
         raise Mistake(f"{path}: is no JSON: {error}") from error
     if not isinstance(tree, Mapping):

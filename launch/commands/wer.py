@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from launch.terminal.flags import parse
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.evaluation.wer import Normalizer, Score, score_transcripts
+from melllm_jax.json_text import parse_json
 
 MAX_IDS = 3  # ids that a message names before it stops
 
@@ -96,11 +97,13 @@ def _parse_line(line: str, where: str) -> list[tuple[str, str | None]]:
             raise Mistake(f"{where}: is neither JSON nor id, tab, text: {line[:40]!r}")
         return [(id.strip(), text.strip())]
     try:
-        fields = json.loads(line)
+        fields = parse_json(line)
     except json.JSONDecodeError as error:
         raise Mistake(f"{where}: is no JSON: {error}") from error
-    transcripts = fields.get("transcripts")
-    return [_parse_fields(x, where) for x in (transcripts if transcripts else [fields])]
+    rows = fields.get("transcripts") or [fields]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise Mistake(f"{where}: transcripts={repr(rows)[:40]}: must be a list of objects")
+    return [_parse_fields(row, where) for row in rows]
 
 
 def _parse_fields(fields: dict[str, Any], where: str) -> tuple[str, str | None]:

@@ -1,12 +1,12 @@
 """Counts rejects.jsonl, what preparing left out, by split, source and reason."""
 
 import dataclasses
-import json
 
 from etils import epath
 
 from data_pipelines.corpora import shard_index
 from melllm_jax.errors import Fault
+from melllm_jax.json_text import parse_json
 
 SHOWN = 3  # of each kind
 
@@ -40,12 +40,12 @@ def count_rejects(folder: epath.Path) -> tuple[RejectCount, ...]:
         return ()
     counts: dict[tuple[str, str, str], int] = {}
     first: dict[tuple[str, str, str], list[RejectExample]] = {}
-    with path.open("r") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 kind = (row["split"], row.get("source") or "", row["reason"])
                 example = RejectExample(row["id"], row["detail"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:

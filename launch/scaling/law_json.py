@@ -13,6 +13,7 @@ from launch.scaling.law_fit import CONSTANTS, LawFit
 from launch.scaling.prediction import ResampledLaw
 from melllm_jax import files
 from melllm_jax.errors import Mistake
+from melllm_jax.json_text import parse_json
 
 VERSION = 1
 
@@ -62,7 +63,7 @@ def read(path: str) -> ResampledLaw:
     once wrote those too.
     """
     try:
-        tree = json.loads(files.place(path).read_bytes(), parse_constant=_refuse_constant)
+        tree = parse_json(files.place(path).read_bytes(), parse_constant=_refuse_constant)
         if tree["version"] != VERSION:
             raise Mistake(f"{path}: version={tree['version']}: must be {VERSION}")
         known = _law_from_json(tree["known"], tree["warnings"])

@@ -14,17 +14,21 @@ import contextlib
 import dataclasses
 import json
 import time
-from typing import Any, Literal
+import types
+import typing
+from typing import Any, Literal, TypeVar
 
 from etils import epath
 
 from melllm_jax import files
 from melllm_jax.config.overrides import with_new_names
 from melllm_jax.errors import Fault, Mistake
+from melllm_jax.json_text import parse_json
 
 State = Literal["pending", "running", "preempted", "failed", "done"]
 ENDED = ("preempted", "failed", "done")  # of an attempt
 VERSION = 1
+LARGEST = 1e18  # of a number that a ledger keeps of times, prices and rates
 SWEEP, CANCELLED = "sweep.json", "cancelled"
 
 
@@ -94,7 +98,8 @@ class Ledger:
             raise Mistake(f"{self.folder / SWEEP}: version={tree.get('version')}: must be 1")
         with _damage_as_fault(self.folder / SWEEP):
             common = with_new_names(tree["common"])
-            self.sweep = Sweep(**{**tree, "cells": tuple(tree["cells"]), "common": common})
+            sweep = Sweep(**{**tree, "cells": tuple(tree["cells"]), "common": common})
+            self.sweep = _checked(sweep)
 
     def cells(self) -> list[Cell]:
         """All cells, in the order of the spec. Raises Fault for one that is missing or damaged."""
@@ -108,7 +113,7 @@ class Ledger:
         if tree is None:
             raise Fault(f"{self._cell(name)}: is missing: the same `melllm sweep run` remakes it")
         with _damage_as_fault(self._cell(name)):
-            return Cell(**{**tree, "overrides": with_new_names(tree["overrides"])})
+            return _checked(Cell(**{**tree, "overrides": with_new_names(tree["overrides"])}))
 
     def claim(
         self, name: str, owner: Mapping[str, Any], is_alive: Callable[[Mapping[str, Any]], bool]
@@ -233,10 +238,42 @@ def _damage_as_fault(path: epath.Path) -> Iterator[None]:
         raise Fault(f"{path}: is damaged: {error!r}; remove it to have it made anew") from error
 
 
+Kept = TypeVar("Kept", Cell, Sweep)
+
+
+def _checked(kept: Kept) -> Kept:
+    """What was read. Raises TypeError for a field of another type than its own.
+
+    A cell's plan and result hold figures and words, and no lists or objects.
+    """
+    for name, kind in typing.get_type_hints(type(kept)).items():
+        if not _is_of(kind, getattr(kept, name)):
+            raise TypeError(f"{name}={repr(getattr(kept, name))[:40]}")
+    figures = [*kept.plan.items(), *(kept.result or {}).items()] if isinstance(kept, Cell) else []
+    for name, value in figures:
+        if isinstance(value, dict | list):
+            raise TypeError(f"{name}={repr(value)[:40]}")
+    return kept
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value is of the type that an annotation of a cell or a sweep says."""
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return any(_is_of(option, value) for option in options)
+    if origin is Literal:
+        return value in options
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(options[0], item) for item in value)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < LARGEST
+    return isinstance(value, dict) if origin is not None else type(value) is kind
+
+
 def _read(path: epath.Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is none. Raises Fault for a damaged one."""
     try:
-        tree = json.loads(path.read_text())
+        tree = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -5,18 +5,18 @@ Points stand at equal distances of log step, each for the mean of the lines arou
 
 from collections.abc import Sequence
 from concurrent import futures
-import json
-import math
 import statistics
 
 from etils import epath
 
 from launch.sweep.ledger import Cell
+from melllm_jax.json_text import parse_json
 
 Curve = tuple[tuple[int, float], ...]  # update, loss
 
 TOTAL = 24_000  # points of all curves together: some 300 kB of a page for each chart of them
 LEAST, MOST = 24, 120  # points of a curve
+MOST = 1 << 53  # nats or updates: a line that tells of more is damaged
 READ = 12  # lines that a point is the mean of, where there are many: from 12 to 23
 
 
@@ -46,11 +46,11 @@ def _mean(lines: Sequence[str]) -> tuple[int, float] | None:
     found = []
     for line in lines[:: max(1, len(lines) // READ)]:
         try:
-            metrics = json.loads(line)
+            metrics = parse_json(line)
             step, loss = int(metrics["step"]), float(metrics["loss"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             continue
-        if math.isfinite(loss) and loss > 0:
+        if 0 < loss < MOST and 0 < step < MOST:
             found.append((step, loss))
     if not found:
         return None

@@ -13,6 +13,7 @@ import zlib
 
 from melllm_jax import files
 from melllm_jax.errors import Mistake
+from melllm_jax.json_text import parse_json
 
 SEAL = "sums.json"
 COMMITTED, UNCOMMITTED = (
@@ -52,7 +53,7 @@ def find_damage(folder: pathlib.Path) -> str | None:
         # Killed between Orbax's last rename and the seal, or never whole.
         return None if (folder / COMMITTED).exists() else "it was never completed"
     try:
-        sums = json.loads(seal.read_text())
+        sums = parse_json(seal.read_bytes())
     except json.JSONDecodeError:
         return f"{SEAL} is no JSON"
     for name, expected in sums.items():

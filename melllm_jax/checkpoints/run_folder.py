@@ -67,7 +67,7 @@ def read_run(workdir: str) -> Run:
     path = files.place(workdir) / RUN
     if not path.exists():
         raise Mistake(f"run={workdir}: holds no run.json")
-    return from_json(path.read_text(), Run)
+    return from_json(path.read_bytes(), Run)
 
 
 def read_spec(folder: str) -> ModelSpec:
@@ -77,7 +77,7 @@ def read_spec(folder: str) -> ModelSpec:
     """
     path = files.place(folder) / SPEC
     if path.exists():
-        found = from_json(path.read_text(), ModelSpec)
+        found = from_json(path.read_bytes(), ModelSpec)
     elif (path.parent / RUN).exists():
         run = read_run(folder)
         found = ModelSpec(run.model, run.mel, run.text, run.lora)

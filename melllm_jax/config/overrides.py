@@ -16,6 +16,7 @@ from melllm_jax.config.model import ModelSpec
 from melllm_jax.config.run import Run
 from melllm_jax.config.validation import require
 from melllm_jax.errors import Mistake
+from melllm_jax.json_text import parse_json
 
 # Dotted fields of `Run` that were renamed, old name to new: run.json, specs, ledgers and flags that
 # were written before are still read.
@@ -103,14 +104,14 @@ def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
 Kind = TypeVar("Kind", Run, ModelSpec)
 
 
-def from_json(text: str, kind: type[Kind]) -> Kind:
+def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
     """What `to_json` wrote, now or when fields had their old names.
 
     Raises Mistake for unknown, missing or ill-typed fields.
     """
     name = {Run: "run", ModelSpec: "model"}[kind]
     try:
-        tree = json.loads(text.removeprefix("\ufeff"))
+        tree = parse_json(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except json.JSONDecodeError as error:
         raise Mistake(f"{name}.json is no JSON: {error}") from error
     if kind is Run and isinstance(tree, dict):

@@ -21,6 +21,7 @@ import numpy as np
 
 from melllm_jax.convert.weight_map import Shape
 from melllm_jax.errors import Fault, Mistake
+from melllm_jax.json_text import parse_json
 
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 DTYPES: Mapping[str, np.dtype] = {  # what we compute with
@@ -94,7 +95,7 @@ def list_tensors(folder: pathlib.Path) -> dict[str, TensorEntry]:
             raise Mistake(_no_tensors_message(folder))
         return read_header(folder / SINGLE_FILE)
     try:
-        file_names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        file_names: dict[str, str] = parse_json(index.read_bytes())["weight_map"]
         files = sorted({folder / name for name in file_names.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Mistake(f"{index}: is no index of safetensors: {error!r}") from error
@@ -120,7 +121,7 @@ def read_header(file: pathlib.Path) -> dict[str, TensorEntry]:
         if size < 8 + length or length > MAX_HEADER_BYTES:
             raise Mistake(f"{file}: is cut short or no safetensors: {size} bytes")
         try:
-            tree: dict[str, Any] = json.loads(source.read(length))
+            tree: dict[str, Any] = parse_json(source.read(length))
             tree.pop("__metadata__", None)
             entries = [
                 TensorEntry(

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from melllm_jax.errors import Fault
+from melllm_jax.json_text import parse_json
 
 FILE_NAME = "goodput.jsonl"
 KINDS = {  # what a second may be spent on, and how the summary says it
@@ -42,13 +43,20 @@ class Goodput:
             self._append({"after": 0, "time": self._began} | self.seconds)
 
     def resume(self, after: int) -> None:
-        """Add what earlier starts counted up to that update, after which this start goes on."""
-        lines = [line for line in self._lines() if line["after"] <= after]
-        if lines:  # no line where a whole checkpoint stands: the file was taken away
-            last = lines[-1]
-            for kind in KINDS:
-                self.seconds[kind] += last[kind]
-            self.seconds["lost"] += max(self._began - last["time"], 0.0)  # clocks may differ
+        """Add what earlier starts counted up to that update, after which this start goes on.
+
+        Raises Fault for a file that is damaged.
+        """
+        try:
+            lines = [line for line in self._lines() if line["after"] <= after]
+            if lines:  # no line where a whole checkpoint stands: the file was taken away
+                last = lines[-1]
+                for kind in KINDS:
+                    self.seconds[kind] += last[kind]
+                self.seconds["lost"] += max(self._began - last["time"], 0.0)  # clocks may differ
+        except (UnicodeDecodeError, TypeError, KeyError) as error:
+            rule = "is damaged: without the file, what earlier starts took is not counted"
+            raise Fault(f"{self._path}: {rule}: {error!r}") from error
 
     def switch_to(self, kind: str) -> None:
         """Charge time from now on to that kind."""
@@ -117,7 +125,7 @@ class Goodput:
         text = self._path.read_text() if self._path.exists() else ""
         for line in text.splitlines():
             with contextlib.suppress(json.JSONDecodeError):  # cut off by a full disk
-                yield json.loads(line)
+                yield parse_json(line)
 
 
 def _format_duration(seconds: float) -> str:

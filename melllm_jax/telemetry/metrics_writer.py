@@ -13,6 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from melllm_jax import files
 from melllm_jax.errors import Fault
+from melllm_jax.json_text import parse_json
 
 
 class MetricsWriter:
@@ -27,9 +28,8 @@ class MetricsWriter:
         # Sorts after the files of earlier starts: TensorBoard reads them in order of their names.
         events = folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
         with _disk_errors_as_faults(self._path):
-            kept = [
-                line for line in _complete_lines(self._path) if json.loads(line)["step"] <= first
-            ]
+            lines = _complete_lines(self._path)
+            kept = [line for line in lines if _step(line, self._path) <= first]
             files.write_text(self._path, "".join(line + "\n" for line in kept))
             folder.mkdir(exist_ok=True)
             self._file = self._path.open("a")
@@ -75,13 +75,11 @@ class NullMetricsWriter:
 
 @contextlib.contextmanager
 def _disk_errors_as_faults(path: pathlib.Path) -> Iterator[None]:
-    """A context in which trouble with the disk or with old lines raises Fault."""
+    """A context in which trouble with the disk raises Fault."""
     try:
         yield
     except OSError as error:
         raise Fault(f"{error.filename or path}: cannot be written: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise Fault(f"{path}: holds a line that is no JSON: {error.doc[:60]!r}") from error
 
 
 def _event(step: int, metrics: dict[str, Any]) -> event_pb2.Event:
@@ -104,5 +102,21 @@ def _flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _complete_lines(path: pathlib.Path) -> list[str]:
     """The whole lines of a file; a last line cut off by a kill is left out."""
-    text = path.read_text() if path.exists() else ""
+    try:
+        text = path.read_text() if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise Fault(f"{path}: is no text: {error.reason} at byte {error.start}") from error
     return [line for line in text.split("\n")[:-1] if line.strip()]
+
+
+def _step(line: str, path: pathlib.Path) -> int:
+    """The update that a line of metrics tells of. Raises Fault for a line that tells of none."""
+    try:
+        step = parse_json(line)["step"]
+    except json.JSONDecodeError as error:
+        raise Fault(f"{path}: holds a line that is no JSON: {line[:60]!r}") from error
+    except (TypeError, KeyError) as error:
+        raise Fault(f"{path}: holds a line without step: {line[:60]!r}") from error
+    if type(step) is not int:
+        raise Fault(f"{path}: holds a line whose step is no whole number: {line[:60]!r}")
+    return step

@@ -8,7 +8,6 @@ import io
 import random
 import re
 import shutil
-import signal
 import socket
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from launch import cli
 from launch.terminal import subcommands
 from melllm_jax.errors import Mistake
+from tests.support.fuzzing import outcome
 from tests.support.runs import TINY, corpus, everything
 
 # Where each command would begin what takes long, starts processes or asks the network.
@@ -75,7 +75,6 @@ WORDS = (
     *("=", ":", "3:5", "5:3", "a=b=c", "0:", "drop", "keep", "é", "\n", "\udcff", "%s", "{}", "~"),
     *("../..", "/", "x" * 5000, "file:///etc", "gs://b/x", "nope://x", "--", "--json", "-h"),
 )
-SECONDS = 120  # that a line may take, refused or not
 
 
 @pytest.fixture(scope="module")
@@ -176,27 +175,6 @@ class Lines:
             if name in word:
                 return word.replace(name, self._draw.choice(choices))
         return word
-
-
-def outcome(words, capsys):
-    """How `melllm WORDS` ends: its status, standard error, and what was wrong with it."""
-
-    def late(*_):
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        status = cli.main(words)
-    except SystemExit as end:
-        status = end.code or 0
-    except BaseException as error:  # whatever it is, it is what is looked for
-        capsys.readouterr()
-        return None, f"{type(error).__name__}: {error}"
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    return status, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""Parses JSON of whatever origin, with one kind of error for all that may be wrong with it."""
+
+from collections.abc import Callable
+import json
+from typing import Any
+
+
+def parse_json(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:
+    """The value that `text` holds; of bytes, its encoding is known by their mark.
+
+    Raises json.JSONDecodeError, and nothing else, for what is none, is no text, is nested deeper
+    than Python's stack, or has a whole number of more digits than Python converts; and what
+    `parse_constant` raises for NaN and the infinities.
+    """
+    try:
+        return json.loads(text, parse_constant=parse_constant)
+    except RecursionError as error:
+        raise json.JSONDecodeError("is nested too deeply", _shown(text), 0) from error
+    except UnicodeDecodeError as error:
+        raise json.JSONDecodeError(f"is no text: {error.reason}", _shown(text), 0) from error
+    except ValueError as error:
+        if type(error) is ValueError and parse_constant is None:  # the digits of a number
+            raise json.JSONDecodeError(str(error).partition(";")[0], _shown(text), 0) from error
+        raise
+
+
+def _shown(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode(errors="replace")
