@@ -15,6 +15,7 @@ from etils import epath
 import numpy as np
 
 from melllm_jax.config.features import Mel
+from melllm_jax.config.overrides import written_tree
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.files import write_bytes
 from melllm_jax.json_text import parse_json
@@ -115,7 +116,7 @@ def write_index(folder: epath.Path, index: ShardIndex) -> None:
     tree = {
         "version": _VERSION,
         "stores": "mel" if index.mel else index.sound,
-        "mel": index.mel and dataclasses.asdict(index.mel),
+        "mel": index.mel and written_tree(index.mel),
         "tokenizer": index.tokenizer and {"digest": index.tokenizer},
         "statistics": index.statistics and dataclasses.asdict(index.statistics),
         "loudness": {source: dict(values) for source, values in index.loudness.items()},

@@ -85,15 +85,15 @@ def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def to_json(cfg: Run | ModelSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
-    return json.dumps(_written_tree(cfg), indent=1) + "\n"
+    return json.dumps(written_tree(cfg), indent=1) + "\n"
 
 
-def _written_tree(value: Any) -> Any:
-    """All fields as JSON has them, but for those that came later and are as before."""
+def written_tree(value: Any) -> Any:
+    """A dataclass as a JSON tree, without fields that came later and are as before."""
     if dataclasses.is_dataclass(value):
         written = (f for f in dataclasses.fields(value) if not _is_as_before(f, value))
-        return {f.name: _written_tree(getattr(value, f.name)) for f in written}
-    return [_written_tree(item) for item in value] if isinstance(value, tuple) else value
+        return {f.name: written_tree(getattr(value, f.name)) for f in written}
+    return [written_tree(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:

@@ -1,8 +1,9 @@
 """Files damaged at random end in one line: no traceback, no hang, nothing half-written.
 
 A valid file of each kind is damaged again and again, and the command that reads it run in this
-process; where it would begin to train, it is stopped. The long test takes 2,000 files of a kind,
-but 500 of what converts, fits or prepares, and 200 of what sets up a training.
+process; where it would begin to train, it is stopped. The long test takes MELLLM_FUZZ_FILES files
+of a kind, 2,000 at most, but 500 of what converts, fits or prepares, and 200 of what sets up a
+training.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from melllm_jax.telemetry.goodput import Goodput
 from melllm_jax.telemetry.metrics_writer import MetricsWriter
 from tests.support import families, laws, phi_files, sweep_folders
 from tests.support.corpora import write_corpus
-from tests.support.fuzzing import damaged, damaged_safetensors, outcome
+from tests.support.fuzzing import MOST, SEED, damaged, damaged_safetensors, outcome
 from tests.support.runs import TINY, everything
 
 LINES = 4  # of a corpus
@@ -36,7 +37,7 @@ class Kind:
     file: str
     words: str
     damage: object = damaged
-    short: int = 16  # files of the short test
+    short: int = 8  # files of the short test
     long: int = 2000
 
 
@@ -168,7 +169,7 @@ KINDS = {
         jsonl,
         "train.jsonl",
         "prepare IN --out OUT --kind jsonl --bad 1 --runner inline",
-        short=8,
+        short=4,
         long=500,
     ),
     "nemo": Kind(nemo, "train_manifest.json", f"{IMPORT} nemo"),
@@ -183,37 +184,37 @@ KINDS = {
     "shard": Kind(
         shards, "shards/train-00000.array_record", "data inspect IN/shards --listen 2 --json"
     ),
-    "config.json": Kind(phi("text"), "config.json", "convert import IN OUT", short=8, long=500),
+    "config.json": Kind(phi("text"), "config.json", "convert import IN OUT", short=4, long=500),
     "multimodal config.json": Kind(
-        phi("microsoft"), "config.json", "convert import IN OUT", short=8, long=500
+        phi("microsoft"), "config.json", "convert import IN OUT", short=4, long=500
     ),
     "safetensors": Kind(
         phi("text"),
         "model.safetensors",
         "convert import IN OUT",
         damaged_safetensors,
-        short=8,
+        short=4,
         long=500,
     ),
     "safetensors index": Kind(
         phi("text in files"),
         "model.safetensors.index.json",
         "convert import IN OUT",
-        short=8,
+        short=4,
         long=500,
     ),
     "adapter": Kind(
         phi("transformers"),
         "speech-lora/adapter_config.json",
         "convert import IN OUT",
-        short=8,
+        short=4,
         long=500,
     ),
     "tokenizer.json": Kind(
         tokenizer,
         "tokenizer/tokenizer.json",
         "prepare IN/raw --out OUT --tokenizer IN/tokenizer --runner inline --bad 1",
-        short=8,
+        short=4,
         long=500,
     ),
     "tokenizer_config.json": Kind(
@@ -239,7 +240,7 @@ KINDS = {
     "sweep.json": Kind(sweep, "sweep/sweep.json", "sweep status IN/sweep --once --json"),
     "law.json": Kind(law, "law.json", "scaling predict IN/law.json --flops 1e20 --json"),
     "runs.csv": Kind(
-        law, "runs.csv", "scaling fit IN/runs.csv --out OUT --bootstrap 20", short=8, long=500
+        law, "runs.csv", "scaling fit IN/runs.csv --out OUT --bootstrap 20", short=4, long=500
     ),
     "ref.jsonl": Kind(transcripts, "ref.jsonl", "wer IN/ref.jsonl IN/hyp.jsonl --json"),
     "ref.txt": Kind(transcripts, "ref.txt", "wer IN/ref.txt IN/hyp.jsonl"),
@@ -303,8 +304,8 @@ def test_fuzzed_files_end_in_a_line_and_leave_nothing_half_written(
     cell = sorted(path.stem for path in (folder / "sweep/runs").glob("*"))[:1]
     file = folder / kind.file.replace("CELL", "".join(cell))
     words = _filled(kind.words, folder, out)
-    seed = random.randrange(1, 10**9) if long else 0
-    for number in range(kind.long if long else kind.short):
+    seed = SEED if long else 0
+    for number in range(min(kind.long, MOST) if long else kind.short):
         draw = random.Random(f"{name} {seed} {number}")
         file.write_bytes(kind.damage(draw, there[file]))
         before = _without_claims(folder)

@@ -114,12 +114,10 @@ def test_training_terminated_while_compiling_saves_its_first_update(straight, da
     assert steps_on_disk(tmp_path) == [1]
 
 
-def test_second_start_of_a_run_is_refused_and_the_first_ends_as_if_alone(
-    straight, data, environment, tmp_path
-):
-    first = started(train(data, tmp_path), **environment)
+def test_second_start_of_a_run_is_refused_and_the_first_ends_as_if_alone(straight, data, tmp_path):
+    first = started(train(data, tmp_path))
     reached(first, (tmp_path / "claims/1").exists)
-    status, out, err = done(train(data, tmp_path), **environment)
+    status, out, err = done(train(data, tmp_path))
     assert (status, out, err.count("\n")) == (2, "", 1), err
     assert f"workdir={tmp_path}: is in use by process {first.pid} on " in err
     _, err = first.communicate(timeout=120)

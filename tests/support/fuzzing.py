@@ -1,12 +1,16 @@
 """Files that are damaged at random from a seed, and how a command of this process ends."""
 
 import json
+import os
 import re
 import signal
 import struct
 
 from launch import cli
 
+# Of the slow tests: more files, and others, are asked for by the environment.
+SEED = int(os.environ.get("MELLLM_FUZZ_SEED", "1"))
+MOST = int(os.environ.get("MELLLM_FUZZ_FILES", "100"))  # of a kind
 SECONDS = 120  # that a command may take, refused or not
 DEEP = 100_000  # levels: more than any parser's stack
 RAW = {  # JSON texts that `json.dumps` does not write, by the word that stands for them
