@@ -191,7 +191,10 @@ BAD = {
     ),
     "cut in the numbers": (packed({"x": entry(0, 8)}, bytes(7)), "x ends at "),
     "no JSON": (packed(b"{x", ROOM), "its header is no safetensors header: JSONDecodeError"),
-    "no UTF-8": (packed(b'{"\xff": 1}', ROOM), "its header is no safetensors header: JSONDecodeError"),
+    "no UTF-8": (
+        packed(b'{"\xff": 1}', ROOM),
+        "its header is no safetensors header: JSONDecodeError",
+    ),
     "a list": (packed([1], ROOM), "its header is no safetensors header"),
     "null": (packed(b"null", ROOM), "its header is no safetensors header"),
     "no object": (packed({"x": 3}, ROOM), "its header is no safetensors header"),
