@@ -139,7 +139,7 @@ def _make_record(
         record = encode_record(dataclasses.replace(stored, audio=audio, channel=channel))
     elif record_config.store != "nothing":  # a part of an original file becomes FLAC
         encode = to_opus if record_config.store == "opus" else to_flac
-        audio = encode(sound.wave, sound.rate)
+        audio = encode(heard.wave, heard.rate)
         record = encode_record(dataclasses.replace(stored, audio=audio))
     return PreparedRecord(stored, record, level, moments, digest)
 

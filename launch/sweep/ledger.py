@@ -238,6 +238,7 @@ def _damage_as_fault(path: epath.Path) -> Iterator[None]:
         raise Fault(f"{path}: is damaged: {error!r}; remove it to have it made anew") from error
 
 
+_WORDS = ("chip", "preset")  # of a result, which else holds figures
 Kept = TypeVar("Kept", Cell, Sweep)
 
 
@@ -253,6 +254,9 @@ def _checked(kept: Kept) -> Kept:
     for name, value in figures:
         if isinstance(value, list) or (isinstance(value, dict) and name != "rejected"):
             raise TypeError(f"{name}={repr(value)[:40]}")
+    for name, value in (kept.result or {}).items() if isinstance(kept, Cell) else ():
+        if isinstance(value, str) and name not in _WORDS:
+            raise TypeError(f"{name}={value[:40]!r}")
     return kept
 
 

