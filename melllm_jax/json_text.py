@@ -2,7 +2,12 @@
 
 from collections.abc import Callable
 import json
+import os
 from typing import Any
+
+from etils import epath
+
+from melllm_jax.errors import Fault, Mistake
 
 
 def parse_json(text: str | bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:
@@ -22,6 +27,25 @@ def parse_json(text: str | bytes, parse_constant: Callable[[str], Any] | None = 
         if type(error) is ValueError and parse_constant is None:  # the digits of a number
             raise json.JSONDecodeError(str(error).partition(";")[0], _shown(text), 0) from error
         raise
+
+
+def read_object(path: os.PathLike[str]) -> dict[str, Any]:
+    """The object of fields in a JSON file that a user gave, which may begin with a byte order mark.
+
+    Raises Mistake where there is none, Fault where it cannot be read.
+    """
+    file = epath.Path(path)
+    try:
+        tree = parse_json(file.read_bytes())
+    except FileNotFoundError as error:
+        raise Mistake(f"{file.parent}: holds no {file.name}") from error
+    except OSError as error:
+        raise Fault(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Mistake(f"{file}: is no JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise Mistake(f"{file}: must be an object of fields")
+    return tree
 
 
 def _shown(text: str | bytes) -> str:

@@ -1,12 +1,11 @@
-"""Decodes sound files to mono float32 and encodes them; alone imports soundfile and soxr.
+"""Decodes sound files to mono float32 and encodes them; alone imports soundfile.
 
 A file that cannot be read in full is refused with a reason, never shortened: `Unusable.reason` is
 what the pipeline counts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
-import dataclasses
 import errno
 import io
 import os
@@ -18,58 +17,28 @@ from typing import Literal
 from jaxtyping import Float32, Int16
 import numpy as np
 import soundfile
-import soxr
 
 from data_pipelines.audio import flac_header, mp3_header, ogg_pages, wav_header
+from data_pipelines.audio.sound import MAX_AMPLITUDE, MAX_RATE, MIN_RATE, Sound, to_mono
 from data_pipelines.audio.sound_stream import SoundStream
 from data_pipelines.reject import Unusable
 from melllm_jax.errors import Fault
-from melllm_jax.features.mel_filters import SAMPLE_RATE, TELEPHONE_RATE
+from melllm_jax.features.mel_filters import SAMPLE_RATE
 
-MIN_RATE, MAX_RATE = 8_000, 48_000  # Hz: below telephone speech nothing is left to recognise
 TRUNCATION_LOG = re.compile(  # libsndfile's log on a WAV, and on an Ogg file in three places
     r"data : (\d+) \(should be (\d+)\)|File ended unexpectedly|lacks an end-of-stream|Junk after"
 )
 
 # What the system says of a path that names no file, and not of a disk in trouble.
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-# 40 dB over full scale: floats beyond it are damaged, or on the scale of integers.
-MAX_AMPLITUDE = 100.0
 OPUS_LEVEL = 0.9  # libsndfile's scale from most bits (0) to fewest (1)
 # Samples of all channels decoded at a time: a damaged header may promise terabytes.
 BLOCK_SAMPLES = 1 << 22
 # In these libsndfile 1.2 may seek to a wrong sample, by 128 at the end of Vorbis.
 LOSSY_FORMATS = ("MP3", "OGG")
-# Where the mean of all channels is this much quieter than that of the loudest one and silent ones,
-# by 14 dB, they are a sound and its opposite. Vorbis leaves it 22 dB quieter.
-CANCELLED = 0.2
-
 AudioReason = Literal[
     "missing", "undecodable", "empty", "not finite", "rate", "channels cancel each other"
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sound:
-    """Samples in [-1, 1] of one channel, at the rate of telephone speech or at 16 kHz."""
-
-    wave: Float32[np.ndarray, "w"]
-    rate: int  # Hz: 8,000 where the file has that rate, else 16,000
-
-    @property
-    def seconds(self) -> float:
-        """How long it lasts."""
-        return self.wave.size / self.rate
-
-    def at(self, rate: int) -> "Sound":
-        """The same sound at `rate` Hz, 8,000 or 16,000."""
-        return self if rate == self.rate else Sound(resample(self.wave, self.rate, rate), rate)
-
-    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> "Sound":
-        """The sound after `change`, which takes samples at 16 kHz; itself where that gives them."""
-        before = self.at(SAMPLE_RATE).wave
-        after = change(before)
-        return self if after is before else Sound(after, SAMPLE_RATE).at(self.rate)
 
 
 def decode_audio(
@@ -111,42 +80,10 @@ def decode_sound(
     peak = max(wave.max(initial=0.0), -wave.min(initial=0.0))
     if not peak <= MAX_AMPLITUDE:  # also where it is NaN
         raise Unusable("not finite", f"{name}: holds samples up to {peak:g}: full scale is 1")
-    if rate != TELEPHONE_RATE:
-        wave, rate = resample(wave, rate), SAMPLE_RATE
-    if not wave.size:
+    found = Sound.of(wave, rate)
+    if not found.wave.size:
         raise Unusable("empty", f"{name}: holds no sample at {SAMPLE_RATE} Hz")
-    return Sound(np.ascontiguousarray(wave), rate)
-
-
-def to_mono(
-    sound: Float32[np.ndarray, "w c"], channel: int | None, name: str
-) -> Float32[np.ndarray, "w"]:
-    """One channel of the sound, the mean of all where `channel` is None.
-
-    Raises Unusable where it has no such channel, or all cancel each other.
-    """
-    count = sound.shape[1]
-    if channel is not None and channel >= count:
-        raise Unusable("missing", f"{name}: channel={channel}: has {count} channels, from 0")
-    if channel is not None or count == 1:
-        return np.ascontiguousarray(sound[:, channel or 0])
-    with np.errstate(over="ignore", invalid="ignore"):  # what is no sound is found out later
-        wave = sound.mean(axis=1)
-        loudest = max(np.dot(channel, channel) for channel in sound.T)
-        cancelled = np.dot(wave, wave) < (CANCELLED / count) ** 2 * loudest
-    if cancelled:
-        rule = "their mean is silent, as of a channel and its opposite: keep one of them"
-        raise Unusable("channels cancel each other", f"{name}: {count} channels: {rule}")
-    return wave
-
-
-def resample(
-    wave: Float32[np.ndarray, "w"], rate: int, wanted: int = SAMPLE_RATE
-) -> Float32[np.ndarray, "resampled"]:
-    """The sound at `wanted` Hz instead of `rate` Hz, by soxr's HQ filter (20 bits)."""
-    if rate != wanted:
-        wave = soxr.resample(wave, rate, wanted, quality="HQ")
-    return np.ascontiguousarray(wave)
+    return found
 
 
 def read_duration(source: bytes | str | os.PathLike[str], name: str | None = None) -> float:

@@ -10,7 +10,8 @@ from typing import BinaryIO
 from etils import epath
 import numpy as np
 
-from data_pipelines.audio.file_io import Sound, decode_sound, open_file
+from data_pipelines.audio.file_io import decode_sound, open_file
+from data_pipelines.audio.sound import Sound
 from data_pipelines.corpora import parquet_audio, table_samples, tfds_audio
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference

@@ -9,7 +9,8 @@ from etils import epath
 from jaxtyping import Float32
 import numpy as np
 
-from data_pipelines.audio.file_io import Sound, decode_sound
+from data_pipelines.audio.file_io import decode_sound
+from data_pipelines.audio.sound import Sound
 from data_pipelines.corpora import audio_reference, shard_index
 from data_pipelines.corpora.manifest import MANIFEST_SUFFIX, Manifest, map_file
 from data_pipelines.corpora.shard_reader import ShardReader

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, Sound, resample, to_mono
+from data_pipelines.audio.sound import MAX_RATE, MIN_RATE, Sound, to_mono
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable
-from melllm_jax.features.mel_filters import SAMPLE_RATE, TELEPHONE_RATE
 
 INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default in int64
 
@@ -39,7 +38,4 @@ def samples_to_sound(
     if not np.isfinite(sound).all():
         raise Unusable("not finite", f"{where}: holds samples that are NaN or infinite")
     columns = sound if sound.ndim == 2 else sound[:, None]
-    wave = to_mono(columns, channel, where)
-    if location.rate == TELEPHONE_RATE:
-        return Sound(wave, TELEPHONE_RATE)
-    return Sound(resample(wave, location.rate), SAMPLE_RATE)
+    return Sound.of(to_mono(columns, channel, where), location.rate)

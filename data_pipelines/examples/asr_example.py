@@ -14,8 +14,9 @@ from jaxtyping import Float, Float32
 import ml_dtypes
 import numpy as np
 
-from data_pipelines.audio.file_io import AudioReason, Sound
+from data_pipelines.audio.file_io import AudioReason
 from data_pipelines.audio.log_mel import frame_count, normalized_log_mel
+from data_pipelines.audio.sound import Sound
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import load_utterance_sound
 from data_pipelines.corpora.utterance import Utterance

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 import numpy as np
 import scipy.fft
 
-from data_pipelines.audio.file_io import resample
+from data_pipelines.audio.sound import resample
 from data_pipelines.audio.spec_augment import RandomStreams
 from data_pipelines.corpora.corpus import Corpus, load_utterance_wave, open_corpus, split_digest
 from data_pipelines.reject import Unusable

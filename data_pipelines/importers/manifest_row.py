@@ -17,7 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.audio.file_io import MAX_RATE, MIN_RATE, read_duration
+from data_pipelines.audio.file_io import read_duration
+from data_pipelines.audio.sound import MAX_RATE, MIN_RATE
 from data_pipelines.corpora import audio_reference
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable

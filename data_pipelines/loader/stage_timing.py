@@ -14,7 +14,7 @@ import grain
 from jaxtyping import Float
 import numpy as np
 
-from data_pipelines.audio.file_io import Sound
+from data_pipelines.audio.sound import Sound
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import Corpus, load_utterance_sound
 from data_pipelines.corpora.utterance import Utterance

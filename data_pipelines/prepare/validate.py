@@ -11,8 +11,9 @@ import math
 from typing import Literal
 
 from data_pipelines.audio import loudness, pauses
-from data_pipelines.audio.file_io import Sound, to_flac, to_int16, to_opus
+from data_pipelines.audio.file_io import to_flac, to_int16, to_opus
 from data_pipelines.audio.log_mel import Moments, extract_log_mel, frame_count, normalize_mel
+from data_pipelines.audio.sound import Sound
 from data_pipelines.corpora import audio_reference
 from data_pipelines.corpora.corpus import load_utterance_sound
 from data_pipelines.corpora.utterance import Utterance, encode_record

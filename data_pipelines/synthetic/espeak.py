@@ -17,7 +17,8 @@ import typing
 from jaxtyping import Float32, Int16
 import numpy as np
 
-from data_pipelines.audio.file_io import resample, to_flac
+from data_pipelines.audio.file_io import to_flac
+from data_pipelines.audio.sound import resample
 from data_pipelines.synthetic.grammar import Split, sentence
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.features.mel_filters import SAMPLE_RATE

@@ -16,7 +16,7 @@ from jinja2 import ext, nodes, parser, sandbox
 
 from data_pipelines.reject import first_line
 from melllm_jax.errors import Mistake
-from melllm_jax.json_text import parse_json
+from melllm_jax.json_text import read_object
 
 # Where a template may stand, the one that counts first, and the names of special tokens.
 TEMPLATE_FILE, CONFIG_FILE, PROCESSOR_FILE = (
@@ -78,7 +78,11 @@ class ChatTemplate:
 
 def read_chat_template(folder: epath.Path) -> ChatTemplate | None:
     """The chat template of a tokenizer's folder, if it has one. Raises Mistake for what is none."""
-    trees = {name: _read_json(folder / name) for name in FILES if name != TEMPLATE_FILE}
+    trees = {
+        name: read_object(folder / name) if (folder / name).exists() else {}
+        for name in FILES
+        if name != TEMPLATE_FILE
+    }
     config, processor, names = trees.values()
     tokens = {
         name: text
@@ -109,19 +113,6 @@ def _token_name(value: Any) -> str | None:
     """A special token's name, as a config says it: the name, or an object with it."""
     name = value.get("content") if isinstance(value, Mapping) else value
     return name if isinstance(name, str) else None
-
-
-def _read_json(path: epath.Path) -> Mapping[str, Any]:
-    """The object in a file, empty where there is no file. Raises Mistake where it is none."""
-    if not path.exists():
-        return {}
-    try:
-        tree = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise Mistake(f"{path}: is no JSON: {error}") from error
-    if not isinstance(tree, Mapping):
-        raise Mistake(f"{path}: must be an object of fields")
-    return tree
 
 
 class _Generation(ext.Extension):

@@ -15,8 +15,8 @@ from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.config.run import Run
 from melllm_jax.convert import hf_config
-from melllm_jax.convert.json_files import read_object
 from melllm_jax.errors import Mistake
+from melllm_jax.json_text import read_object
 
 ROWS = 64  # a vocabulary that grows becomes a multiple of this, which meshes divide
 

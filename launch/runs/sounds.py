@@ -7,11 +7,11 @@ from jaxtyping import Float32
 import numpy as np
 
 from data_pipelines.audio import file_io
+from data_pipelines.audio.sound import MAX_AMPLITUDE, MAX_RATE, MIN_RATE, Sound
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import sound_to_mel
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import SAMPLE_RATE, TELEPHONE_RATE
 
 SoundSource = str | os.PathLike[str] | np.ndarray  # samples are floats [w] in [-1, 1]
 
@@ -21,7 +21,7 @@ def sound_name(sound: SoundSource) -> str:
     return os.fspath(sound) if isinstance(sound, str | os.PathLike) else "samples"
 
 
-def load_sound(sound: SoundSource, rate: int | None = None) -> file_io.Sound:
+def load_sound(sound: SoundSource, rate: int | None = None) -> Sound:
     """The sound of a file, or of samples that were taken `rate` times a second.
 
     Raises Mistake for a file as `file_io.decode_sound` does, and for what is no samples.
@@ -34,16 +34,13 @@ def load_sound(sound: SoundSource, rate: int | None = None) -> file_io.Sound:
         raise Mistake(f"samples: are {sound.dtype} {shape}: {rule}")
     if rate is None:
         raise Mistake("rate: samples need theirs, in Hz")
-    if not file_io.MIN_RATE <= rate <= file_io.MAX_RATE:
-        rule = f"must be from {file_io.MIN_RATE} to {file_io.MAX_RATE} Hz"
+    if not MIN_RATE <= rate <= MAX_RATE:
+        rule = f"must be from {MIN_RATE} to {MAX_RATE} Hz"
         raise Mistake(f"rate={rate}: {rule}")
     peak = np.abs(sound).max(initial=0.0)
-    if not peak <= file_io.MAX_AMPLITUDE:  # also where it is NaN
+    if not peak <= MAX_AMPLITUDE:  # also where it is NaN
         raise Mistake(f"samples: reach {peak:g}: full scale is 1")
-    samples = sound.astype(np.float32)
-    if rate == TELEPHONE_RATE:
-        return file_io.Sound(samples, rate)
-    return file_io.Sound(file_io.resample(samples, rate), SAMPLE_RATE)
+    return Sound.of(sound.astype(np.float32), rate)
 
 
 def load_mel(sound: SoundSource, rate: int | None, cfg: Mel) -> Float32[np.ndarray, "frames m"]:

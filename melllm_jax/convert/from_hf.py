@@ -18,7 +18,6 @@ from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.config.model import Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
 from melllm_jax.convert import block_copy, hf_config, peft_adapter, phi, safetensors_files
-from melllm_jax.convert.json_files import read_object
 from melllm_jax.convert.safetensors_files import TensorEntry
 from melllm_jax.convert.weight_map import (
     ForeignTensor,
@@ -29,6 +28,7 @@ from melllm_jax.convert.weight_map import (
 )
 from melllm_jax.errors import Mistake
 from melllm_jax.files import is_litter, new_folder
+from melllm_jax.json_text import read_object
 from melllm_jax.models.parameters import abstract_from_spec
 
 AdapterChoice = Literal["keep", "merge", "drop"]

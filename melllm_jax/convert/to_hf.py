@@ -19,10 +19,10 @@ from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.convert import block_copy, hf_config_writer, phi, safetensors_files
 from melllm_jax.convert.from_hf import ADAPTER_FILES, ADAPTER_FOLDER, AdapterChoice
-from melllm_jax.convert.json_files import read_object
 from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
 from melllm_jax.errors import Mistake
 from melllm_jax.files import new_folder
+from melllm_jax.json_text import read_object
 from melllm_jax.models.parameters import abstract_from_spec
 
 DtypeChoice = Literal["stored", "float32", "float16", "bfloat16"]

@@ -117,7 +117,11 @@ def test_training_terminated_while_compiling_saves_its_first_update(straight, da
 def test_second_start_of_a_run_is_refused_and_the_first_ends_as_if_alone(straight, data, tmp_path):
     first = started(train(data, tmp_path))
     reached(first, (tmp_path / "claims/1").exists)
+    first.send_signal(signal.SIGSTOP)  # so that it has not ended before the second asks
+    before = everything(tmp_path)
     status, out, err = done(train(data, tmp_path))
+    assert everything(tmp_path) == before
+    first.send_signal(signal.SIGCONT)
     assert (status, out, err.count("\n")) == (2, "", 1), err
     assert f"workdir={tmp_path}: is in use by process {first.pid} on " in err
     _, err = first.communicate(timeout=120)

@@ -15,10 +15,10 @@ from data_pipelines.audio.file_io import (
     decode_audio,
     decode_sound,
     read_duration,
-    resample,
     to_flac,
     to_opus,
 )
+from data_pipelines.audio.sound import resample
 from data_pipelines.reject import Unusable
 from melllm_jax.errors import Fault, Mistake
 from tests.support.paths import FSDD

@@ -166,14 +166,16 @@ def test_an_iterator_may_be_collected_in_a_thread_of_its_own(forty, monkeypatch,
 
 def _collected_by_its_own(forty, monkeypatch, ahead):
     """Let an iterator go while its threads wait to make examples: whether one collected it."""
-    permits, plain = threading.Semaphore(0), ExampleMaker.train
+    permits, plain, inside = threading.Semaphore(0), ExampleMaker.train, []
     dropped, alone = threading.Event(), threading.Lock()
 
     def train(self, *args):
+        inside.append(1)
         permits.acquire()
         with alone:  # what one thread asks for, another's collection finds in use
             if dropped.is_set() and gone():
                 gc.collect()
+        inside.pop()
         return plain(self, *args)
 
     with monkeypatch.context() as patch:
@@ -189,12 +191,11 @@ def _collected_by_its_own(forty, monkeypatch, ahead):
             while asking.is_alive():
                 permits.release()
                 asking.join(0.002)
-            del asking, iterator  # its threads wait in `train`
+            del asking, iterator
             dropped.set()
             permits.release(1000)
-            end = time.monotonic() + 5
-            while gone() and time.monotonic() < end:
-                time.sleep(0.01)
+            while inside:  # those that waited in `train` when it was let go
+                time.sleep(0.001)
         finally:
             gc.enable()
         collected = gone() is None

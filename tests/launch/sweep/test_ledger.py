@@ -149,9 +149,9 @@ def test_heartbeat_of_an_older_attempt_is_no_sign_of_life_of_the_newest(tmp_path
     one = made(tmp_path)
     elsewhere = claim_owner.current_owner() | {"host": "elsewhere"}
     first = one.claim("aa", elsewhere, gone)
-    assert time.time() - first.beat < 60
     # The second owner claimed long ago and was heard no more: the cell is still the first's.
     (tmp_path / "claims/aa.2").write_text(json.dumps(elsewhere | {"claimed": 5.0}))
+    assert first.beat > 5.0
     asked = []
     third = one.claim("aa", elsewhere, lambda owner: asked.append(owner) or gone(owner))
     assert [(owner["beat"], owner["claimed"]) for owner in asked] == [(None, 5.0)]
