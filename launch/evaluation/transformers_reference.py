@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from melllm_jax.config.model import ModelSpec
-from melllm_jax.convert import hf_config_writer
+from melllm_jax.convert.hf_config import writer
 
 LOAD_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
 MATRICES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
@@ -50,7 +50,7 @@ def load_reference(folder: pathlib.Path, spec: ModelSpec, lora: bool) -> Any:
     logging.disable_progress_bar()
     tree = json.loads((folder / "config.json").read_bytes())
     if tree["model_type"] == "phi4mm":
-        theirs = Phi4MultimodalConfig(**hf_config_writer.phi4_multimodal_config(spec, "float32"))
+        theirs = Phi4MultimodalConfig(**writer.phi4_multimodal_config(spec, "float32"))
         tensors = {_rename(name): x for name, x in _tensors(folder) if not _is_left_out(name)}
         model: Any = Phi4MultimodalForCausalLM.from_pretrained(
             None, config=theirs, state_dict=tensors, **LOAD_OPTIONS

@@ -14,7 +14,7 @@ from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.config.run import Run
-from melllm_jax.convert import hf_config
+from melllm_jax.convert.hf_config import reader
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import read_object
 
@@ -67,4 +67,4 @@ def stored_id(folder: str, spec: ModelSpec) -> int:
 def _config_id(folder: str) -> int | None:
     """The placeholder that the imported config.json in a folder of ours names, if any."""
     path = epath.Path(folder) / run_folder.TOKENIZER / "config.json"
-    return hf_config.audio_token_id(read_object(path)) if path.exists() else None
+    return reader.audio_token_id(read_object(path)) if path.exists() else None

@@ -17,8 +17,10 @@ from melllm_jax import interrupts
 from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.config.model import Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
-from melllm_jax.convert import block_copy, hf_config, peft_adapter, phi, safetensors_files
+from melllm_jax.convert import block_copy, safetensors_files
+from melllm_jax.convert.hf_config import peft_adapter, reader
 from melllm_jax.convert.safetensors_files import TensorEntry
+from melllm_jax.convert.tensor_names import phi
 from melllm_jax.convert.weight_map import (
     ForeignTensor,
     IgnoredTensors,
@@ -75,7 +77,7 @@ def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> Import
     tree = read_object(source / "config.json")
     folder = _adapter_folder(source, tree.get("model_type"))
     adapter_config = read_object(folder / "adapter_config.json") if folder else None
-    parsed = hf_config.parse_config(tree, adapter_config, f"{source}/config.json", adapter)
+    parsed = reader.parse_config(tree, adapter_config, f"{source}/config.json", adapter)
     spec, names = parsed.spec, phi.TENSOR_NAMES[parsed.layout]
     beside = _adapter_entries(folder, entries) if folder else {}
     entries |= beside

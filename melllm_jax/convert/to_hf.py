@@ -17,8 +17,10 @@ import numpy as np
 
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import ModelSpec
-from melllm_jax.convert import block_copy, hf_config_writer, phi, safetensors_files
+from melllm_jax.convert import block_copy, safetensors_files
 from melllm_jax.convert.from_hf import ADAPTER_FILES, ADAPTER_FOLDER, AdapterChoice
+from melllm_jax.convert.hf_config import writer
+from melllm_jax.convert.tensor_names import phi
 from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
 from melllm_jax.errors import Mistake
 from melllm_jax.files import new_folder
@@ -125,11 +127,11 @@ def _fill_folder(
                 shutil.copyfile(path, scratch / path.name)
         if (companions / "config.json").exists():
             original = read_object(companions / "config.json")
-    tokens = {name: original[name] for name in hf_config_writer.TOKEN_ID_FIELDS if name in original}
+    tokens = {name: original[name] for name in writer.TOKEN_ID_FIELDS if name in original}
     number = plan.dtypes["model.embed_tokens.weight"].name
-    describe = hf_config_writer.phi3_config
+    describe = writer.phi3_config
     if plan.spec.model.front == "conv":
-        describe = hf_config_writer.phi4_multimodal_config
+        describe = writer.phi4_multimodal_config
         if plan.sound_token is not None:
             tokens["audio_token_id"] = plan.sound_token
     _write_json(scratch / "config.json", describe(plan.spec, number, tokens))
@@ -137,7 +139,7 @@ def _fill_folder(
     if plan.adapter:
         folder = scratch / ADAPTER_FOLDER
         folder.mkdir()
-        described = hf_config_writer.adapter_config(plan.spec, str(target.absolute()))
+        described = writer.adapter_config(plan.spec, str(target.absolute()))
         _write_json(folder / "adapter_config.json", described)
         _write_tensors(plan, folder, plan.adapter, "adapter_model.safetensors", progress)
 

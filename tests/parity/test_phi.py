@@ -9,7 +9,7 @@ import pytest
 
 from melllm_jax import sharding
 from melllm_jax.config.model import Lora, Model, Rope
-from melllm_jax.convert import phi
+from melllm_jax.convert.tensor_names import phi
 from melllm_jax.nn import attention
 from melllm_jax.nn.layers import rotary
 from tests.support import models

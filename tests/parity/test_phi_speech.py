@@ -8,7 +8,7 @@ from data_pipelines.audio.log_mel import normalized_log_mel
 from melllm_jax import sharding
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model, Rope
-from melllm_jax.convert import phi
+from melllm_jax.convert.tensor_names import phi
 from tests.support import models
 from tests.support.references import (
     assert_equal,

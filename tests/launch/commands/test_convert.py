@@ -5,7 +5,7 @@ import pytest
 
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
-from melllm_jax.convert import phi
+from melllm_jax.convert.tensor_names import phi
 from melllm_jax.convert.weight_map import IgnoredTensors, Rule, check_tensors, expand_rules
 from melllm_jax.errors import Mistake
 from melllm_jax.models import parameters

@@ -17,7 +17,8 @@ from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.features import Text
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.config.overrides import override, to_json
-from melllm_jax.convert import block_copy, hf_config, to_hf
+from melllm_jax.convert import block_copy, to_hf
+from melllm_jax.convert.hf_config import reader
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training import warm_start
 from melllm_jax.training.train_step import Update
@@ -135,7 +136,7 @@ def test_tokenizer_travels_back_and_the_config_is_ours(brought, tmp_path):
     tree = json.loads((back / "config.json").read_text())
     adapter = json.loads((back / "speech-lora/adapter_config.json").read_text())
     spec = run_folder.read_spec(str(folder / "ours"))
-    assert hf_config.parse_config(tree, adapter).spec.model == spec.model
+    assert reader.parse_config(tree, adapter).spec.model == spec.model
     assert (tree["bos_token_id"], tree["eos_token_id"], tree["pad_token_id"]) == (1, 2, 0)
     assert tree["audio_config"]["audio_token_id"] == 63
     assert tree["audio_config"]["num_blocks"] == 0

@@ -1,7 +1,7 @@
 """Writes a ModelSpec as the config.json and adapter_config.json of transformers and PEFT.
 
-The dialect is one that transformers 4 and 5 both read. `melllm_jax.convert.hf_config` reads them
-back to the same ModelSpec.
+The dialect is one that transformers 4 and 5 both read; the module `reader` reads them back to the
+same ModelSpec.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import types
 from typing import Any
 
 from melllm_jax.config.model import Model, ModelSpec
-from melllm_jax.convert.peft_adapter import LORA_TARGETS
+from melllm_jax.convert.hf_config.peft_adapter import LORA_TARGETS
 from melllm_jax.errors import Mistake
 
 NO_TOKEN_IDS: Mapping[str, Any] = types.MappingProxyType({})

@@ -9,7 +9,7 @@ import pytest
 
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model, ModelSpec, Rope
-from melllm_jax.convert import hf_config, hf_config_writer
+from melllm_jax.convert.hf_config import reader, writer
 from melllm_jax.errors import Mistake
 from melllm_jax.nn.layers import rotary
 
@@ -314,25 +314,23 @@ THREE, FOUR = Text(template="phi3"), Text(template="phi4")
     ids=["Phi-3-mini-4k", "Phi-3.5-mini", "Phi-3-medium-4k", "Phi-4", "Phi-4-mini"],
 )
 def test_a_text_model_is_read_to_its_sizes(tree, model, text):
-    found = hf_config.parse_config(tree)
-    assert found == hf_config.HfConfig(ModelSpec(model, text=text, lora=Lora(r=0)), "phi3")
+    found = reader.parse_config(tree)
+    assert found == reader.HfConfig(ModelSpec(model, text=text, lora=Lora(r=0)), "phi3")
 
 
 def test_phi_4_multimodal_is_read_from_microsofts_file():
-    assert hf_config.parse_config(MICROSOFT) == hf_config.HfConfig(MULTIMODAL, "microsoft")
+    assert reader.parse_config(MICROSOFT) == reader.HfConfig(MULTIMODAL, "microsoft")
 
 
 def test_phi_4_multimodal_is_read_from_transformers_files():
-    assert hf_config.parse_config(TRANSFORMERS, ADAPTER) == hf_config.HfConfig(
-        MULTIMODAL, "transformers"
-    )
+    assert reader.parse_config(TRANSFORMERS, ADAPTER) == reader.HfConfig(MULTIMODAL, "transformers")
     bare = dataclasses.replace(MULTIMODAL, lora=Lora(r=0))
-    assert hf_config.parse_config(TRANSFORMERS).spec == bare
+    assert reader.parse_config(TRANSFORMERS).spec == bare
 
 
 def test_target_modules_may_be_a_list_in_any_order():
     listed = ADAPTER | {"target_modules": ["o_proj", "down_proj", "qkv_proj", "gate_up_proj"]}
-    assert hf_config.parse_config(TRANSFORMERS, listed).spec == MULTIMODAL
+    assert reader.parse_config(TRANSFORMERS, listed).spec == MULTIMODAL
 
 
 @pytest.mark.parametrize(
@@ -346,7 +344,7 @@ def test_target_modules_may_be_a_list_in_any_order():
 )
 def test_longrope_is_read_whatever_it_is_called(rope):
     tree = PHI_4_MINI | {"rope_scaling": {"short_factor": SHORT_48, "long_factor": LONG_48} | rope}
-    assert hf_config.parse_config(tree).spec.model == FOUR_MINI
+    assert reader.parse_config(tree).spec.model == FOUR_MINI
 
 
 def test_the_scale_that_is_asked_for_is_the_one_that_rotary_applies():
@@ -354,7 +352,7 @@ def test_the_scale_that_is_asked_for_is_the_one_that_rotary_applies():
     at, length = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32)
     scale = float(rotary(FOUR_MINI.rope, FOUR_MINI.rotary_dims, at, length)[0][0, 0, 0])
     with pytest.raises(Mistake) as caught:
-        hf_config.parse_config(changed(PHI_4_MINI, {"rope_scaling.attention_factor": 2.0}))
+        reader.parse_config(changed(PHI_4_MINI, {"rope_scaling.attention_factor": 2.0}))
     says = "config.json: rope_scaling.attention_factor=2.0: must be 1.190238 (or absent)"
     assert str(caught.value) == says
     assert scale == pytest.approx(1.190238, rel=1e-6)
@@ -372,12 +370,12 @@ def test_transformers_5_says_rotary_in_one_field():
     drop = ("rope_scaling", "rope_theta", "partial_rotary_factor", "torch_dtype")
     tree = {name: value for name, value in PHI_4_MINI.items() if name not in drop}
     new = tree | {"rope_parameters": rope, "dtype": "bfloat16"}
-    assert hf_config.parse_config(new) == hf_config.parse_config(PHI_4_MINI)
+    assert reader.parse_config(new) == reader.parse_config(PHI_4_MINI)
 
 
 def test_heads_may_have_a_width_of_their_own():
     tree = {"model_type": "phi3", "head_dim": 64}  # the rest by default: 3072 / 32 would be 96
-    assert hf_config.parse_config(tree).spec.model.h == 64
+    assert reader.parse_config(tree).spec.model.h == 64
 
 
 GONE = object()
@@ -508,7 +506,7 @@ REFUSALS = [
 @pytest.mark.parametrize(("tree", "name", "value", "says"), REFUSALS)
 def test_what_we_cannot_follow_is_refused_by_name_value_and_rule(tree, name, value, says):
     with pytest.raises(Mistake) as caught:
-        hf_config.parse_config(changed(tree, {name: value}), where="HF_DIR/config.json")
+        reader.parse_config(changed(tree, {name: value}), where="HF_DIR/config.json")
     message = str(caught.value)
     named = "rope_scaling." if says.endswith("type=longrope") else name  # the factors left behind
     named = "rope_scaling.type" if says.endswith("rope_type=default") else named
@@ -549,7 +547,7 @@ def test_what_we_cannot_follow_is_refused_by_name_value_and_rule(tree, name, val
 )
 def test_an_adapter_of_another_kind_is_refused(name, value, says):
     with pytest.raises(Mistake) as caught:
-        hf_config.parse_config(TRANSFORMERS, changed(ADAPTER, {name: value}))
+        reader.parse_config(TRANSFORMERS, changed(ADAPTER, {name: value}))
     assert str(caught.value).startswith(f"adapter_config.json: {name}{says}")
 
 
@@ -562,22 +560,22 @@ def test_an_adapter_of_another_kind_is_refused(name, value, says):
     ],
 )
 def test_other_words_for_one_rank_and_scale_are_read(more, lora):
-    assert hf_config.parse_config(TRANSFORMERS, ADAPTER | more).spec.lora == lora
+    assert reader.parse_config(TRANSFORMERS, ADAPTER | more).spec.lora == lora
 
 
 def test_bookkeeping_fields_and_full_attention_change_nothing():
     more = {"unsloth_fixed": True, "_flash_attn_2_enabled": True, "_new": [1]}
     more |= {"layer_types": ["full_attention"] * PHI_4["num_hidden_layers"]}
-    assert hf_config.parse_config(PHI_4 | more) == hf_config.parse_config(PHI_4)
+    assert reader.parse_config(PHI_4 | more) == reader.parse_config(PHI_4)
 
 
 def test_an_adapter_beside_microsofts_layout_is_refused():
     with pytest.raises(Mistake, match=r"takes no adapter: its LoRA is in its main files"):
-        hf_config.parse_config(MICROSOFT, ADAPTER)
+        reader.parse_config(MICROSOFT, ADAPTER)
 
 
 def test_a_text_model_may_have_an_adapter():
-    found = hf_config.parse_config(PHI_4, ADAPTER)
+    found = reader.parse_config(PHI_4, ADAPTER)
     assert (found.layout, found.spec.lora.r) == ("phi3", ADAPTER["r"])
 
 
@@ -615,67 +613,60 @@ def as_json(tree):
 @KINDS
 def test_a_written_llm_is_read_back_equal(model):
     alone = ModelSpec(dataclasses.replace(model, front="none", c=1024), text=FOUR)
-    assert (
-        hf_config.parse_config(as_json(hf_config_writer.phi3_config(alone, "float32"))).spec
-        == alone
-    )
-    found = hf_config.parse_config(as_json(hf_config_writer.phi3_config(spec(model), "float32")))
-    assert found == hf_config.HfConfig(alone, "phi3")
+    assert reader.parse_config(as_json(writer.phi3_config(alone, "float32"))).spec == alone
+    found = reader.parse_config(as_json(writer.phi3_config(spec(model), "float32")))
+    assert found == reader.HfConfig(alone, "phi3")
 
 
 @KINDS
 def test_a_written_multimodal_model_is_read_back_equal(model):
     whole = spec(model)
-    tree = as_json(
-        hf_config_writer.phi4_multimodal_config(whole, "bfloat16", {"audio_token_id": 63})
-    )
-    adapter = as_json(hf_config_writer.adapter_config(whole))
-    assert hf_config.parse_config(tree, adapter) == hf_config.HfConfig(whole, "transformers")
+    tree = as_json(writer.phi4_multimodal_config(whole, "bfloat16", {"audio_token_id": 63}))
+    adapter = as_json(writer.adapter_config(whole))
+    assert reader.parse_config(tree, adapter) == reader.HfConfig(whole, "transformers")
 
 
 @pytest.mark.parametrize(
     ("write", "says"),
     [
         (
-            lambda: hf_config_writer.phi4_multimodal_config(
+            lambda: writer.phi4_multimodal_config(
                 spec(dataclasses.replace(SMALL, front="linear")), ""
             ),
             "model.front=linear: must be conv for a Phi-4-multimodal config",
         ),
         (
-            lambda: hf_config_writer.phi4_multimodal_config(
+            lambda: writer.phi4_multimodal_config(
                 spec(dataclasses.replace(SMALL, speech="bidirectional")), ""
             ),
             "model.speech=bidirectional: must be causal for a Phi-4-multimodal config",
         ),
         (
-            lambda: hf_config_writer.phi4_multimodal_config(
+            lambda: writer.phi4_multimodal_config(
                 dataclasses.replace(spec(SMALL), mel=Mel(normalize="utterance")), ""
             ),
             "mel.normalize=utterance: must be none for a Phi-4-multimodal config",
         ),
         (
-            lambda: hf_config_writer.adapter_config(spec(SMALL, Lora(r=0))),
+            lambda: writer.adapter_config(spec(SMALL, Lora(r=0))),
             "lora.r=0: must be above 0 for an adapter",
         ),
         (
-            lambda: hf_config_writer.phi3_config(spec(SMALL), "", {"pad_token_id": 64}),
+            lambda: writer.phi3_config(spec(SMALL), "", {"pad_token_id": 64}),
             "tokens.pad_token_id=64: must lie below model.v=64",
         ),
         (
-            lambda: hf_config_writer.phi3_config(spec(SMALL), "", {"audio_token_id": 63}),
+            lambda: writer.phi3_config(spec(SMALL), "", {"audio_token_id": 63}),
             "tokens.audio_token_id=63: must be one of bos_token_id, eos_token_id, pad_token_id",
         ),
         (
-            lambda: hf_config_writer.phi3_config(
+            lambda: writer.phi3_config(
                 spec(dataclasses.replace(SMALL, rope=Rope(partial=0.4))), ""
             ),
             "model.rope.partial=0.4: turns 3 of 8: must be even",
         ),
         (
-            lambda: hf_config_writer.phi3_config(
-                spec(dataclasses.replace(SMALL, d=48, rope=SMALL_LONG)), ""
-            ),
+            lambda: writer.phi3_config(spec(dataclasses.replace(SMALL, d=48, rope=SMALL_LONG)), ""),
             "model.h=8: must be d / n: transformers counts LongRoPE's factors so",
         ),
     ],
@@ -730,7 +721,7 @@ def test_phi_3_of_the_installed_transformers_is_read(transformers, tmp_path, kin
     model = dataclasses.replace(MODELS[kind], front="none", c=1024)
     assert model.rope.longest == longest
     for tree in saved(transformers.Phi3Config(**THEIR_SIZES, **more), tmp_path):
-        assert hf_config.parse_config(tree).spec == ModelSpec(model, text=FOUR)
+        assert reader.parse_config(tree).spec == ModelSpec(model, text=FOUR)
 
 
 @pytest.mark.parametrize(
@@ -744,15 +735,13 @@ def test_phi_4_multimodal_of_the_installed_transformers_is_read(
     audio = {"hidden_size": 8, "nemo_conv_channels": 8, "num_blocks": 0}
     theirs = transformers.Phi4MultimodalConfig(**THEIR_SIZES, **more, audio_config=audio)
     for tree in saved(theirs, tmp_path):
-        assert hf_config.parse_config(tree).spec == spec(model, Lora(r=0))
+        assert reader.parse_config(tree).spec == spec(model, Lora(r=0))
 
 
 @pytest.mark.parametrize("name", ["Phi3Config", "Phi4MultimodalConfig"])
 def test_our_defaults_are_those_of_the_installed_transformers(transformers, name):
     whole = as_json(getattr(transformers, name)().to_dict())
-    assert hf_config.parse_config({"model_type": whole["model_type"]}) == hf_config.parse_config(
-        whole
-    )
+    assert reader.parse_config({"model_type": whole["model_type"]}) == reader.parse_config(whole)
 
 
 def loaded(transformers, tree, folder):
@@ -794,9 +783,7 @@ def assert_attributes(theirs, m):
 
 @KINDS
 def test_transformers_reads_our_llm(transformers, tmp_path, model):
-    tree = hf_config_writer.phi3_config(
-        spec(model), "float16", {"bos_token_id": 1, "eos_token_id": 2}
-    )
+    tree = writer.phi3_config(spec(model), "float16", {"bos_token_id": 1, "eos_token_id": 2})
     theirs = loaded(transformers, tree, tmp_path)
     assert type(theirs) is transformers.Phi3Config
     assert theirs.architectures == ["Phi3ForCausalLM"]
@@ -811,7 +798,7 @@ def test_transformers_reads_our_llm(transformers, tmp_path, model):
 @KINDS
 def test_transformers_reads_our_multimodal_model(transformers, tmp_path, model):
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "audio_token_id": 63}
-    tree = hf_config_writer.phi4_multimodal_config(spec(model), "float16", tokens)
+    tree = writer.phi4_multimodal_config(spec(model), "float16", tokens)
     theirs = loaded(transformers, tree, tmp_path)
     assert type(theirs) is transformers.Phi4MultimodalConfig
     assert theirs.architectures == ["Phi4MultimodalForCausalLM"]

@@ -11,7 +11,8 @@ import re
 from typing import Any, NoReturn
 
 from melllm_jax.config.model import Lora
-from melllm_jax.convert.hf_config_fields import PEFT, read_fields, refuse_field
+from melllm_jax.convert.hf_config.fields import read_fields, refuse_field
+from melllm_jax.convert.hf_config.peft_fields import PEFT
 from melllm_jax.errors import Mistake
 
 # Of each layer: the modules that LoRA stands beside, and others that it must leave alone.
