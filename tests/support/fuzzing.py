@@ -10,7 +10,8 @@ from launch import cli
 
 # Of the slow tests: more files, and others, are asked for by the environment.
 SEED = int(os.environ.get("MELLLM_FUZZ_SEED", "1"))
-MOST = int(os.environ.get("MELLLM_FUZZ_FILES", "100"))  # of a kind
+FILES = int(os.environ.get("MELLLM_FUZZ_FILES", "25"))  # of a kind
+LINES = int(os.environ.get("MELLLM_FUZZ_LINES", "500"))
 SECONDS = 120  # that a command may take, refused or not
 DEEP = 100_000  # levels: more than any parser's stack
 RAW = {  # JSON texts that `json.dumps` does not write, by the word that stands for them
