@@ -15,7 +15,7 @@ import pytest
 from launch import cli
 from launch.terminal import subcommands
 from melllm_jax.errors import Mistake
-from tests.support.fuzzing import LINES, SEED, outcome
+from tests.support.fuzzing import COMMAND_LINES, SEED, outcome
 from tests.support.runs import TINY, corpus, everything
 
 # Where each command would begin what takes long, starts processes or asks the network.
@@ -179,7 +179,7 @@ class Lines:
 
 @pytest.mark.parametrize(
     ("seed", "count"),
-    [(0, 120), pytest.param(SEED, LINES, marks=pytest.mark.slow)],
+    [(0, 120), pytest.param(SEED, COMMAND_LINES, marks=pytest.mark.slow)],
     ids=["short", "long"],
 )
 def test_fuzzed_command_lines_end_in_a_line_and_write_nothing(

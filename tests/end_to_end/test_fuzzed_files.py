@@ -22,7 +22,7 @@ from melllm_jax.telemetry.goodput import Goodput
 from melllm_jax.telemetry.metrics_writer import MetricsWriter
 from tests.support import families, laws, phi_files, sweep_folders
 from tests.support.corpora import write_corpus
-from tests.support.fuzzing import FILES, SEED, damaged, damaged_safetensors, outcome
+from tests.support.fuzzing import FILES_OF_A_KIND, SEED, damaged, damaged_safetensors, outcome
 from tests.support.runs import TINY, everything
 
 LINES = 4  # of a corpus
@@ -306,7 +306,7 @@ def test_fuzzed_files_end_in_a_line_and_leave_nothing_half_written(
     file = folder / kind.file.replace("CELL", "".join(cell))
     words = _filled(kind.words, folder, out)
     seed = SEED if long else 0
-    for number in range(min(kind.long, FILES) if long else kind.short):
+    for number in range(min(kind.long, FILES_OF_A_KIND) if long else kind.short):
         draw = random.Random(f"{name} {seed} {number}")
         file.write_bytes(kind.damage(draw, there[file]))
         before = _without_claims(folder)

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 
+from tests.support.patience import HANG
 from tests.support.runs import (
     ANEW,
     arguments,
@@ -90,7 +91,7 @@ def test_training_terminated_saves_at_once_and_goes_on_right_there(straight, dat
     process = started(train(data, tmp_path))
     reached(process, lambda: last(tmp_path) >= 10)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
     stopped = last(tmp_path)
     assert stopped < STEPS
@@ -107,7 +108,7 @@ def test_training_terminated_while_compiling_saves_its_first_update(straight, da
     while "compiling" not in process.stderr.readline():
         assert process.poll() is None
     process.terminate()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
     assert err.endswith("stopped by a signal after update 1: saved\n")
     assert losses(tmp_path) == {1: straight[1]}
@@ -124,7 +125,7 @@ def test_second_start_of_a_run_is_refused_and_the_first_ends_as_if_alone(straigh
     first.send_signal(signal.SIGCONT)
     assert (status, out, err.count("\n")) == (2, "", 1), err
     assert f"workdir={tmp_path}: is in use by process {first.pid} on " in err
-    _, err = first.communicate(timeout=120)
+    _, err = first.communicate(timeout=HANG)
     assert first.returncode == 0, err
     assert losses(tmp_path) == straight
     assert [row["step"] for row in lines(tmp_path)] == list(range(1, STEPS + 1))

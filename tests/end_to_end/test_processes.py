@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import models
 from tests.support.paths import ROOT
+from tests.support.patience import HANG
 
 pytestmark = pytest.mark.slow  # each of the two compiles four times
 
@@ -33,7 +34,7 @@ def found(tmp_path_factory):
         for number in range(2)
     ]
     try:
-        said = [process.communicate(timeout=300)[0] for process in both]
+        said = [process.communicate(timeout=HANG)[0] for process in both]
     finally:
         for process in both:
             process.kill()

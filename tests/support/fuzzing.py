@@ -10,9 +10,9 @@ from launch import cli
 
 # Of the slow tests: more files, and others, are asked for by the environment.
 SEED = int(os.environ.get("MELLLM_FUZZ_SEED", "1"))
-FILES = int(os.environ.get("MELLLM_FUZZ_FILES", "25"))  # of a kind
-LINES = int(os.environ.get("MELLLM_FUZZ_LINES", "500"))
-SECONDS = 120  # that a command may take, refused or not
+FILES_OF_A_KIND = int(os.environ.get("MELLLM_FUZZ_FILES", "25"))
+COMMAND_LINES = int(os.environ.get("MELLLM_FUZZ_LINES", "500"))
+SECONDS = 600  # that a command may take, refused or not
 DEEP = 100_000  # levels: more than any parser's stack
 RAW = {  # JSON texts that `json.dumps` does not write, by the word that stands for them
     "@deep list": "[" * DEEP + "]" * DEEP,

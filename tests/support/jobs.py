@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 
+from tests.support.patience import HANG
 from tests.support.runs import losses, reached, started
 
 DEVICE = {"JAX_NUM_CPU_DEVICES": "1"}
@@ -36,9 +37,9 @@ def job(words, count=2, each=None, **environment):
             process.wait()
 
 
-def ended(processes, within=120):
+def ended(processes):
     """Statuses and standard errors of processes that end by themselves."""
-    said = [process.communicate(timeout=within)[1] for process in processes]
+    said = [process.communicate(timeout=HANG)[1] for process in processes]
     return [process.returncode for process in processes], said
 
 

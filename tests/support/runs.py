@@ -23,6 +23,7 @@ from melllm_jax.training.loop import Telemetry, train
 from melllm_jax.training.train_step import Update
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
+from tests.support.patience import HANG
 
 # `melllm train digits` with these is as small as it gets; 8 rows and d = 16 suit eight devices.
 SMALL = {
@@ -194,13 +195,13 @@ def started(words, **environment):
 def done(words, **environment):
     """`melllm WORDS` to its end in another process: status, standard output and error."""
     process = started(words, **environment)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANG)
     return process.returncode, out, err
 
 
-def reached(process, condition, within=120.0):
+def reached(process, condition):
     """Wait until `condition()` holds while the process lives; fails where it never does."""
-    end = time.monotonic() + within
+    end = time.monotonic() + HANG
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, "it never came to that"

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from tests.support.patience import HANG
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")
 SBIN = "/usr/sbin:/sbin"  # where Debian puts daemons, which is on root's path alone
 
@@ -75,9 +77,9 @@ def cluster(folder):
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def until(condition, within=60.0):
+def until(condition):
     """Wait until `condition()` holds; fails where it never does."""
-    end = time.monotonic() + within
+    end = time.monotonic() + HANG
     while not (found := condition()):
         assert time.monotonic() < end, "it never came to that"
         time.sleep(0.05)
@@ -106,9 +108,9 @@ def _start(folder):
         ["slurmctld", "-i"],
         ["slurmd"],
     ):
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=HANG)
         assert done.returncode == 0, f"{words[0]}: {done.stderr}"
-    until(lambda: "idle" in _state(), within=20)
+    until(lambda: "idle" in _state())
 
 
 def _state():

@@ -6,6 +6,7 @@ import pathlib
 import signal
 
 from launch.sweep.ledger import Ledger
+from tests.support.patience import HANG
 from tests.support.runs import SMALL, started
 
 HERE = {"JAX_NUM_CPU_DEVICES": "1"}
@@ -45,9 +46,9 @@ def resumed(workdir, *more):
     return started(["sweep", "resume", str(workdir), *map(str, more)], **HERE)
 
 
-def finished(process, status=0, within=300):
+def finished(process, status=0):
     """What a process said, once it has ended with that status."""
-    out, err = process.communicate(timeout=within)
+    out, err = process.communicate(timeout=HANG)
     assert process.returncode == status, err
     return out, err
 

@@ -87,9 +87,7 @@ def test_global_batch_is_the_same_for_any_number_of_hosts(forty, hosts):
         assert same(batch(one), batch(several))
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [(2, 1), pytest.param(2, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(2, 4, marks=pytest.mark.slow)])
 def test_place_saved_by_some_hosts_is_gone_on_from_by_others(forty, tmp_path, before, after):
     run = over(forty)
     for step in (1, 9):  # in the first rows, and past them

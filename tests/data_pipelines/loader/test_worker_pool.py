@@ -20,6 +20,7 @@ from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.errors import Fault, Mistake
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
+from tests.support.patience import HANG
 
 BYTES = load_tokenizer("bytes")
 GONE = {"audio_filepath": "none.flac"}
@@ -82,9 +83,9 @@ def opened():
     return sorted(link for link in links if link.startswith(("pipe:", "/memfd:melllm")))
 
 
-def ended(pids, within=30):
+def ended(pids):
     """Whether all of them are gone in time."""
-    end = time.monotonic() + within
+    end = time.monotonic() + HANG
     while any(map(is_worker, pids)) and time.monotonic() < end:
         time.sleep(0.01)
     return not any(map(is_worker, pids))

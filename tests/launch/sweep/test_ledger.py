@@ -17,6 +17,7 @@ from launch.sweep import claim_owner, ledger
 from launch.sweep.ledger import Cell, Ledger, Sweep
 from melllm_jax.errors import Fault, Mistake
 from tests.support.buckets import bucket
+from tests.support.patience import HANG
 
 NAMES = ("aa", "bb", "cc")
 
@@ -235,7 +236,7 @@ def test_owner_is_alive_while_its_process_is_and_not_as_a_later_one_of_its_numbe
     assert claim_owner.is_alive(owner)
     assert not claim_owner.is_alive(owner | {"born": "another boot"})
     process.kill()
-    end = time.monotonic() + 10
+    end = time.monotonic() + HANG
     while claim_owner.is_alive(owner):  # a zombie until it is waited for
         assert time.monotonic() < end
     process.communicate()

@@ -27,6 +27,7 @@ from melllm_jax.models import parameters
 from melllm_jax.models.speech_lm import SpeechLM
 from tests.support import models, phi_files
 from tests.support.paths import ROOT
+from tests.support.patience import HANG
 from tests.support.phi_files import (
     ADAPTER,
     AUDIO,
@@ -655,7 +656,7 @@ def test_control_c_ends_the_command_with_130_and_leaves_nothing(tmp_path):
     embed = tmp_path / ".ours.unfinished/checkpoints/0/weights/embed/c"
     reached(process, embed.exists)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG)
     assert (process.returncode, out) == (130, ""), err
     assert "Traceback" not in err
     assert listing(tmp_path) == before

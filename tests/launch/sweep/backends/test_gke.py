@@ -23,6 +23,7 @@ from launch.sweep.ledger import Cell, Sweep
 from melllm_jax.errors import Fault, Mistake
 from tests.support import jobset_fields
 from tests.support.api_server import serving
+from tests.support.patience import HANG
 
 BUCKET = "gs://bucket/sweep"
 IDS = ["0123456789", "12e3456789", "abcdef0123"]
@@ -182,7 +183,7 @@ def test_pod_ends_as_its_cell_but_where_it_was_told_to_stop(code, told, status):
         if told:
             process.stdout.readline()
             process.terminate()
-        assert process.wait(timeout=30) == status
+        assert process.wait(timeout=HANG) == status
 
 
 @pytest.fixture

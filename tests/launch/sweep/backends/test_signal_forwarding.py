@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from launch.sweep.backends.signal_forwarding import RUN_FORWARDING_SIGTERM
+from tests.support.patience import HANG
 
 SHELLS = ("sh", "bash")
 TOLD = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit({})); print(1, flush=True)"
@@ -21,7 +22,7 @@ def ended(shell, code, told):
         if told:
             process.stdout.readline()
             process.terminate()
-        return process.communicate(timeout=30)[0].strip()
+        return process.communicate(timeout=HANG)[0].strip()
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -179,7 +179,7 @@ def test_task_requeued_by_slurm_goes_on_where_it_was(sweep):
 def test_task_at_its_time_limit_saves_and_goes_on(sweep):
     started(sweep, ["a1"], ENDLESS, time="1", grace=60)  # so it is told as soon as it begins
     _, task = owner(sweep, "a1")
-    until(lambda: state(task) == "PENDING", within=90)
+    until(lambda: state(task) == "PENDING")
     saved = at(sweep, "a1")
     (sweep / "target").write_text(str(saved + 1))
     until(lambda: finished(sweep) == {"a1"})
@@ -249,12 +249,12 @@ def test_sweep_whose_cells_are_stopped_and_killed_ends_as_one_that_nothing_inter
     folder = tmp_path / "sweep"
     sweeps.finished(sweeps.sweep(path, data, folder, "--backend", "slurm", "--slurm.at-once", "2"))
     names = [cell.id for cell in sweeps.cells(folder)]
-    until(lambda: sweeps.held(folder, 25), within=120)
+    until(lambda: sweeps.held(folder, 25))
     stopped, killed = (cell.owner for cell in sweeps.cells(folder))
     asked("scancel", "--signal=TERM", "--batch", stopped["job"].removeprefix("slurm:"))
     sweeps.let_go([stopped["pid"]])
     sweeps.killed(killed["pid"])
-    until(lambda: len(sweeps.losses(folder)) == 2, within=240)
+    until(lambda: len(sweeps.losses(folder)) == 2)
     assert sweeps.losses(folder) == sweeps.losses(tmp_path / "plain")
     assert [cell.attempt for cell in sweeps.cells(folder)] == [2, 2]
     for name in names:
