@@ -129,6 +129,9 @@ class Run:
     def __post_init__(self) -> None:
         if self.model.front == "conv":
             require("mel.r", self.mel.r, self.mel.r == 8, "must be 8 for the conv front end")
+        if self.model.front == "whisper":
+            rule = "must be 2 or more for the whisper front end, which halves the frames itself"
+            require("mel.r", self.mel.r, self.mel.r >= 2, rule)
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
         layers = self.optim.freeze
