@@ -75,7 +75,7 @@ def fit(
     sharding.check_mesh(run, mesh)
     _check_scoring(run)
     lanes = sharding.host_lanes(run, sharding.device_owners(mesh), jax.process_index())
-    if run.optim.train == "lora" and inputs.warm is None:
+    if run.optim.train == "lora" and not run.init.path:
         raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
     score = dev_score(run, tokenizer) if run.scoring.every else None
     with jax.set_mesh(mesh):

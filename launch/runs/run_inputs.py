@@ -22,7 +22,8 @@ from launch.runs import sound_token
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
-from melllm_jax.training import warm_start
+from melllm_jax.training import front_start, warm_start
+from melllm_jax.training.front_start import FrontStart
 from melllm_jax.training.warm_start import WarmStart
 
 
@@ -32,7 +33,7 @@ class RunInputs:
 
     run: Run
     tokenizer: Tokenizer
-    warm: WarmStart | None  # the checkpoint that it starts from
+    warm: WarmStart | FrontStart | None  # the checkpoints that it starts from
 
 
 def complete_run(run: Run) -> RunInputs:
@@ -59,13 +60,16 @@ def complete_run(run: Run) -> RunInputs:
             found = split_digest(sounds.path, sounds.split)
             changes[f"data.augment.{name}.digest"] = found
     grown = sound_token.grown_vocabulary(run)
-    warm = warm_start.resolve(run.init.path, grown) if run.init.path else None
-    if warm is not None:
-        changes["init.digest"] = warm.digest
+    llm = warm_start.resolve(run.init.path, grown) if run.init.path else None
+    if llm is not None:
+        changes["init.digest"] = llm.digest
+    front = front_start.resolve(run, llm) if run.init.front else None
+    if front is not None:
+        changes["init.front_digest"] = front.digest
     reads_sound = run.model.front != "none"
     if reads_sound and run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))
-    return RunInputs(override(run, changes), tokenizer, warm)
+    return RunInputs(override(run, changes), tokenizer, front or llm)
 
 
 def mel_statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -103,3 +103,12 @@ class ModelSpec:
     mel: Mel = Mel()
     text: Text = Text()
     lora: Lora = Lora()
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontSpec:
+    """What a front end alone is, without its weights: `front.json` beside an imported encoder."""
+
+    front: Literal["whisper"]
+    mel: Mel  # that it hears; r is no part of the encoder
+    whisper: Whisper

@@ -19,11 +19,10 @@ from jaxtyping import Array, Float, Int
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.encoders import Whisper
-from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Model
 from melllm_jax.encoders.transformer_encoder import TransformerEncoder, WrapFn
 from melllm_jax.nn import attention, attention_kernels, remat
-from melllm_jax.nn.layers import NonTrainable, constant, einsum, weight
+from melllm_jax.nn.layers import NonTrainable, Sizes, constant, einsum, weight
 
 TAPS = 3  # mel frames that either convolution sees
 STRIDE = 2  # mel frames a position of the encoder
@@ -106,18 +105,18 @@ class WhisperFrontend(nnx.Module):
     convolution nor attention leaves it. The projector is no part of Whisper.
     """
 
-    def __init__(self, rngs: nnx.Rngs, cfg: Model, mel: Mel):
-        size = {"u": mel.r // STRIDE * cfg.whisper.d, "d": cfg.d, "e": cfg.d}
-        self.cfg, self.mel = cfg, mel
-        self.encoder = WhisperEncoder(rngs, cfg.whisper, mel.m, cfg.attention)
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model):
+        self.cfg, self.m, self.r = cfg, size["m"], size["p"] // size["m"]
+        self.encoder = WhisperEncoder(rngs, cfg.whisper, self.m, cfg.attention)
+        size = dict(size) | {"u": self.r // STRIDE * cfg.whisper.d}
         self.up = weight(rngs, size, "u d", fan_in="u")
         self.up_bias = constant(size, "d", 0.0)
         self.down = weight(rngs, size, "e d", fan_in="e")
         self.down_bias = constant(size, "d", 0.0)
 
     def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
-        (b, t), r = batch.frames.shape, self.mel.r
-        mels_bfm = attention.gather_time(batch.patches).reshape(b, t * r, self.mel.m)
+        (b, t), r = batch.frames.shape, self.r
+        mels_bfm = attention.gather_time(batch.patches).reshape(b, t * r, self.m)
         sequences_bf = clip_sequences(batch, r, STRIDE * self.cfg.whisper.positions)
         wrap = lambda layer: remat.wrap_layer(layer, self.cfg)
         unroll = 1 if self.cfg.scan else self.cfg.whisper.l

@@ -155,11 +155,10 @@ class Stack(nnx.Module):
         return jax.tree.map(lambda x: x[i], self.blocks)
 
 
-# Each makes its module from (rngs, sizes, model, mel).
-FRONTS: Mapping[str, Callable[..., nnx.Module]] = {
-    "linear": lambda rngs, size, *_: frontends.LinearFrontend(rngs, size),
-    "conv": lambda rngs, size, *_: frontends.ConvFrontend(rngs, size),
-    "whisper": lambda rngs, _, cfg, mel: WhisperFrontend(rngs, cfg, mel),
+FRONTS: Mapping[str, Callable[[nnx.Rngs, Sizes, Model], nnx.Module]] = {
+    "linear": lambda rngs, size, _: frontends.LinearFrontend(rngs, size),
+    "conv": lambda rngs, size, _: frontends.ConvFrontend(rngs, size),
+    "whisper": WhisperFrontend,
 }
 
 
@@ -178,7 +177,7 @@ class SpeechLM(nnx.Module):
         self.cfg = cfg
         self.embed = weight(rngs, size, "v d", fan_in="d")
         if cfg.front != "none":
-            self.front = FRONTS[cfg.front](rngs, size, cfg, mel)
+            self.front = FRONTS[cfg.front](rngs, size, cfg)
         self.stack = Stack(rngs, size, cfg, lora)
         self.norm = RMSNorm(size, cfg.eps)
         if not cfg.tied:

@@ -1,4 +1,8 @@
-"""Whisper's encoder against transformers' WhisperEncoder: each part, all layers, sound to states."""
+"""Whisper's encoder against transformers' WhisperEncoder: parts, layers, sound to states."""
+
+import copy
+import os
+import pathlib
 
 from flax import nnx
 import jax
@@ -116,3 +120,46 @@ def test_positions_of_a_random_encoder_are_theirs():
         ours = WhisperEncoder(nnx.Rngs(0), Whisper(d=64, n=2, f=8, l=1), M).positions[...]
     expected = transformers.models.whisper.modeling_whisper.sinusoids(1500, 64)
     np.testing.assert_allclose(ours, expected.numpy(), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("positions", [1, 7])
+def test_a_sequence_of_its_own_length_equals_their_encoder_of_that_length(both, positions):
+    """Theirs takes whole windows: it is given fewer positions, and ours other sequences too."""
+    theirs, ours = both
+    short = copy.deepcopy(theirs)
+    short.config.max_source_positions = positions
+    short.embed_positions = torch.nn.Embedding.from_pretrained(
+        theirs.embed_positions.weight[:positions].detach()
+    )
+    mels = noise(1, 2 * positions)
+    around = np.concatenate([noise(1, 6, seed=1), mels, noise(1, 10, seed=2)], axis=1)
+    sequences = np.repeat(np.array([[1, 2, 3]], np.int32), [6, 2 * positions, 10], axis=1)
+    with models.one_device():
+        found = models.jitted(lambda m, x, s: m(x, s))(ours, around, sequences)
+    assert_equal(found[:, 3 : 3 + positions], their_states(short, mels)[1], 1e-5)
+
+
+@pytest.mark.slow
+def test_real_whisper_hears_a_padded_window_as_theirs_from_sound():
+    """All layers, from the waveform; extractors differ by 1e-4 of a frame, and states reach 100."""
+    root = pathlib.Path(os.environ.get("MELLLM_MODELS", ""))
+    folder = root / "whisper-tiny.en"
+    if not os.environ.get("MELLLM_MODELS") or not folder.is_dir():
+        pytest.skip("MELLLM_MODELS names no folder with whisper-tiny.en")
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    ).model
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+    wave = np.random.default_rng(0).normal(0, 0.1, 16_000 * 5).astype(np.float32)
+    wave *= np.sin(np.arange(wave.size) / 700).astype(np.float32)
+    their_mels = extractor(wave, sampling_rate=16_000, return_tensors="pt").input_features
+    silence = np.zeros(16_000 * 30 - wave.size, np.float32)
+    mels = normalized_log_mel(np.concatenate([wave, silence]), Mel("whisper", normalize="none"))
+    with torch.no_grad():
+        found = theirs.encoder(their_mels, output_hidden_states=True)
+    with models.one_device():
+        ours = weights_of(Whisper(), 80, theirs)
+    hidden, output = our_states(ours, mels[None])
+    for x, expected in zip(hidden[:-1], found.hidden_states[:-1], strict=True):
+        assert_equal(x, expected, 1e-4)
+    assert_equal(output, found.last_hidden_state, 1e-4)

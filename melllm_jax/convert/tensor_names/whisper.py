@@ -44,7 +44,9 @@ def encoder_rules(prefix: str = "model.") -> list[Rule]:
 def _rules(prefix: str) -> Iterator[Rule]:
     yield Rule(f"{prefix}{ENCODER}embed_positions.weight", (f"{OURS}positions",), ("t d -> t d",))
     matrices = [(f"{ENCODER}{theirs}", f"{OURS}{ours}", *rest) for theirs, ours, *rest in OUTSIDE]
-    matrices += [(f"{BLOCK}{theirs}", f"{OUR_BLOCK}{ours}", *rest) for theirs, ours, *rest in IN_BLOCK]
+    matrices += [
+        (f"{BLOCK}{theirs}", f"{OUR_BLOCK}{ours}", *rest) for theirs, ours, *rest in IN_BLOCK
+    ]
     for theirs, ours, pattern, bias in matrices:
         yield Rule(f"{prefix}{theirs}.weight", (ours,), (pattern,))
         if bias:
