@@ -88,6 +88,8 @@ def fit(
         _check_first_batch(run, stream, workdir)
         check = held.enter_context(own_run_folder(run, workdir, tokenizer, work))
         bar = bar or (ProgressBar(run.optim.steps) if jax.process_index() == 0 else None)
+        if inputs.news and bar is not None:
+            bar.log(inputs.news)
         with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
             telemetry = Telemetry(bar or SILENT, score, profile, check)
             with jax.set_mesh(mesh):

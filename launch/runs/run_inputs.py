@@ -34,6 +34,7 @@ class RunInputs:
     run: Run
     tokenizer: Tokenizer
     warm: WarmStart | FrontStart | None  # the checkpoints that it starts from
+    news: str  # what the run makes of its start that nobody asked for by name; "" is nothing
 
 
 def complete_run(run: Run) -> RunInputs:
@@ -43,7 +44,7 @@ def complete_run(run: Run) -> RunInputs:
     """
     if not run.data.sources:
         raise Mistake("data: give at least one corpus with --data DIR")
-    tokenizer = load_tokenizer(run.text.tokenizer)
+    run, tokenizer = sound_token.add_specials(run, load_tokenizer(run.text.tokenizer))
     if tokenizer.size > run.model.v:
         raise Mistake(f"model.v={run.model.v}: the tokenizer has {tokenizer.size} ids")
     run = sound_token.give_placeholder(run, tokenizer)
@@ -59,7 +60,7 @@ def complete_run(run: Run) -> RunInputs:
         if sounds.path:
             found = split_digest(sounds.path, sounds.split)
             changes[f"data.augment.{name}.digest"] = found
-    grown = sound_token.grown_vocabulary(run)
+    grown = sound_token.grown_vocabulary(run, tokenizer)
     llm = warm_start.resolve(run.init.path, grown) if run.init.path else None
     if llm is not None:
         changes["init.digest"] = llm.digest
@@ -69,7 +70,10 @@ def complete_run(run: Run) -> RunInputs:
     reads_sound = run.model.front != "none"
     if reads_sound and run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))
-    return RunInputs(override(run, changes), tokenizer, front or llm)
+    stored = run.model.v if llm is None else llm.tokens
+    news = f"vocabulary: {run.model.v - stored} rows more than the {stored} of {run.init.path}"
+    news = f"{news}, each the mean of those" if run.model.v > stored else ""
+    return RunInputs(override(run, changes), tokenizer, front or llm, news)
 
 
 def mel_statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:

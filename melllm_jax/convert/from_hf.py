@@ -76,6 +76,8 @@ def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> Import
     entries = safetensors_files.list_tensors(source)
     tree = read_object(source / "config.json")
     if tree.get("model_type") == whisper_config.MODEL_TYPE:
+        if adapter != "keep":
+            raise Mistake(f"lora={adapter}: a Whisper encoder has none")
         return _plan_encoder(source, tree, entries)
     folder = _adapter_folder(source, tree.get("model_type"))
     adapter_config = read_object(folder / "adapter_config.json") if folder else None

@@ -116,7 +116,7 @@ class WhisperFrontend(nnx.Module):
 
     def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
         (b, t), r = batch.frames.shape, self.r
-        mels_bfm = attention.gather_time(batch.patches).reshape(b, t * r, self.m)
+        mels_bfm = _reshape_time(attention.gather_time(batch.patches), (b, t * r, self.m))
         sequences_bf = clip_sequences(batch, r, STRIDE * self.cfg.whisper.positions)
         wrap = lambda layer: remat.wrap_layer(layer, self.cfg)
         unroll = 1 if self.cfg.scan else self.cfg.whisper.l
@@ -147,7 +147,14 @@ def clip_sequences(batch: Batch, r: int, window: int) -> Int[Array, "b f"]:
     offset = index[..., None] * r + inside - start
     first = start + offset // window * window
     real = (inside < frames[..., None]) & (clips > 0)[..., None]
-    return jnp.where(real, first + 1, 0).reshape(clips.shape[0], -1)
+    b, t = clips.shape
+    return _reshape_time(jnp.where(real, first + 1, 0), (b, t * r))
+
+
+def _reshape_time(x: Array, shape: tuple[int, ...]) -> Array:
+    """`x` [b …] in another shape [b …], its rows on the devices that they are on."""
+    rows = jax.typeof(x).sharding.spec[0]
+    return jax.lax.reshape(x, shape, out_sharding=jax.P(rows, *[None] * (len(shape) - 1)))
 
 
 def _changes(x_bt: Array) -> Array:
@@ -164,7 +171,7 @@ def _places(sequences_bt: Array) -> Int[Array, "b t"]:
 
 
 def _taps(x: Array, sequences_bf: Array, stride: int) -> Float[Array, "b t taps c"]:
-    """What a convolution of three taps and that stride sees of `x` [b f c], zeros beyond a sequence.
+    """What a convolution of three taps sees of `x` [b f c], zeros beyond each sequence.
 
     Laid out by positions, so that each device multiplies its own.
     """

@@ -31,6 +31,11 @@ class WarmStart:
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
     v: int = 0  # tokens that the run's vocabulary has grown to, if it has
 
+    @property
+    def tokens(self) -> int:
+        """Rows of the checkpoint's embedding."""
+        return self.shapes.get("embed", (0,))[0]
+
     def fresh_names(self, kinds: Kinds, lora_rank: int) -> list[str]:
         """The weights among `kinds` that are not in the checkpoint: they start at random.
 

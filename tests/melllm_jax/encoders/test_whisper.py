@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -96,7 +97,7 @@ def test_sequences_are_clips_and_their_windows():
         frames=np.array([[0, 2, 2, 1, 2, 0, 0]]),
     )
     with models.one_device():
-        found = clip_sequences(jax.tree.map(np.int32, batch), 2, 4)
+        found = clip_sequences(jax.tree.map(jnp.int32, batch), 2, 4)
     # Frames 2 to 5 are a window, 6 the next; the other segment's clip begins at frame 8.
     np.testing.assert_array_equal(found, [[0, 0, 3, 3, 3, 3, 7, 0, 9, 9, 0, 0, 0, 0]])
 
