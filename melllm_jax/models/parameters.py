@@ -90,15 +90,16 @@ def abstract_from_spec(spec: ModelSpec) -> tuple[Skeleton[SpeechLM], Weights]:
         return abstract_model(build)
 
 
-def abstract_encoder(spec: FrontSpec) -> tuple[Skeleton[nnx.Module], Weights]:
-    """As `abstract_from_spec`, of an encoder alone, its weights named as a model's front end's."""
-
-    def build(rngs: nnx.Rngs) -> nnx.Module:
-        encoder = nnx.Dict(encoder=WhisperEncoder(rngs, spec.whisper, spec.mel.m))
-        return nnx.Dict(front=encoder)
-
+def abstract_encoder(spec: FrontSpec) -> tuple[Skeleton[nnx.Dict], Weights]:
+    """As `abstract_from_spec`, of an encoder alone."""
     with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
-        return abstract_model(build)
+        return abstract_model(lambda rngs: build_encoder(spec, rngs))
+
+
+def build_encoder(spec: FrontSpec, rngs: nnx.Rngs) -> nnx.Dict:
+    """An encoder alone, at `.front.encoder`: its weights have the names that a model's have."""
+    encoder = WhisperEncoder(rngs, spec.whisper, spec.mel.m)
+    return nnx.Dict(front=nnx.Dict(encoder=encoder))
 
 
 def is_front(name: str) -> bool:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from data_pipelines.audio.log_mel import normalized_log_mel
+from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.config.encoders import Whisper
 from melllm_jax.config.features import Mel
 from melllm_jax.convert.tensor_names import whisper as names
 from melllm_jax.encoders.whisper import WhisperEncoder
-from melllm_jax.models.parameters import abstract_model
+from melllm_jax.models.parameters import abstract_encoder, abstract_model
 from melllm_jax.nn import attention
-from tests.support import models
+from tests.support import models, phi_files
 from tests.support.references import (
     assert_equal,
     converted,
@@ -140,8 +141,8 @@ def test_a_sequence_of_its_own_length_equals_their_encoder_of_that_length(both, 
 
 
 @pytest.mark.slow
-def test_real_whisper_hears_a_padded_window_as_theirs_from_sound():
-    """All layers, from the waveform; extractors differ by 1e-4 of a frame, and states reach 100."""
+def test_real_whisper_hears_a_padded_window_as_theirs_from_sound(tmp_path):
+    """All layers of the import, from the waveform; extractors differ by 1e-4 of a frame."""
     root = pathlib.Path(os.environ.get("MELLLM_MODELS", ""))
     folder = root / "whisper-tiny.en"
     if not os.environ.get("MELLLM_MODELS") or not folder.is_dir():
@@ -157,8 +158,12 @@ def test_real_whisper_hears_a_padded_window_as_theirs_from_sound():
     mels = normalized_log_mel(np.concatenate([wave, silence]), Mel("whisper", normalize="none"))
     with torch.no_grad():
         found = theirs.encoder(their_mels, output_hidden_states=True)
+    phi_files.told("import", folder, tmp_path / "ours")
+    stored = weight_store.WeightReader(tmp_path / "ours/checkpoints/0")
+    skeleton = abstract_encoder(run_folder.read_front(str(tmp_path / "ours")))[0]
+    read = {name: jnp.asarray(stored.read(name), np.float32) for name in stored.shapes}
     with models.one_device():
-        ours = weights_of(Whisper(), 80, theirs)
+        ours = skeleton.model(read).front.encoder
     hidden, output = our_states(ours, mels[None])
     for x, expected in zip(hidden[:-1], found.hidden_states[:-1], strict=True):
         assert_equal(x, expected, 1e-4)
