@@ -6,7 +6,8 @@ those of the reference. As a front end each clip is a sequence of its own, of it
 attention stays within it and positions start at 0, with no silence after it. Such a clip does not
 equal the same clip padded to 30 s, by design: its rows hold no silence, and a clip that is the
 padded window itself equals the reference here too. A clip of more than `Whisper.positions`
-positions of 20 ms is heard in windows of so many, each a sequence of its own.
+positions of 20 ms is heard in windows of so many, each a sequence of its own; the mel of all of
+them has the floor of the clip's own peak, where the reference takes each window's.
 """
 
 from typing import Any

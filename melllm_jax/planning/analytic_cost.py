@@ -94,6 +94,8 @@ def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     all_trained = run.optim.train == "all"
     state = trained * (4 + 8) + (0 if all_trained else (here["ends"] + here["layers"]) * 2)
     state += here["encoder"] * 4 if run.optim.encoder == "frozen" else 0
+    if run.model.front == "whisper":
+        state += 4 * run.model.whisper.positions * run.model.whisper.d  # its table, never trained
     if run.optim.kind == "muon" and all_trained:
         state -= here["layers"] * 4  # one moment, of the layers' matrices alone
     # Gradients in float32, once more while micro-batches are added up; the cast to bfloat16.
