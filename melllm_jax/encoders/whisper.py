@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.encoders import Whisper
-from melllm_jax.config.model import Model
+from melllm_jax.config.model import FrontSpec, Model
 from melllm_jax.encoders.transformer_encoder import TransformerEncoder, WrapFn
 from melllm_jax.nn import attention, attention_kernels, remat
 from melllm_jax.nn.layers import NonTrainable, Sizes, constant, einsum, weight
@@ -97,6 +97,13 @@ class WhisperEncoder(nnx.Module):
             return attention_kernels.make_attend_fn(kernel, ranges, **RULES)
         seen = attention.visibility_mask(ids, ids, **RULES)
         return lambda q, k, v: remat.name_activation(attention.attend(q, k, v, seen), "attended")
+
+
+class EncoderAlone(nnx.Module):
+    """An encoder without a model, at `.front.encoder`: its weights have the names of a model's."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: FrontSpec):
+        self.front = nnx.Dict(encoder=WhisperEncoder(rngs, spec.whisper, spec.mel.m))
 
 
 class WhisperFrontend(nnx.Module):

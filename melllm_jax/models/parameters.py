@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from melllm_jax import sharding
 from melllm_jax.config.model import FrontSpec, ModelSpec
-from melllm_jax.encoders.whisper import WhisperEncoder
+from melllm_jax.encoders.whisper import EncoderAlone
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.layers import NonTrainable
 
@@ -90,16 +90,10 @@ def abstract_from_spec(spec: ModelSpec) -> tuple[Skeleton[SpeechLM], Weights]:
         return abstract_model(build)
 
 
-def abstract_encoder(spec: FrontSpec) -> tuple[Skeleton[nnx.Dict], Weights]:
+def abstract_encoder(spec: FrontSpec) -> tuple[Skeleton[EncoderAlone], Weights]:
     """As `abstract_from_spec`, of an encoder alone."""
     with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
-        return abstract_model(lambda rngs: build_encoder(spec, rngs))
-
-
-def build_encoder(spec: FrontSpec, rngs: nnx.Rngs) -> nnx.Dict:
-    """An encoder alone, at `.front.encoder`: its weights have the names that a model's have."""
-    encoder = WhisperEncoder(rngs, spec.whisper, spec.mel.m)
-    return nnx.Dict(front=nnx.Dict(encoder=encoder))
+        return abstract_model(lambda rngs: EncoderAlone(rngs, spec))
 
 
 def is_front(name: str) -> bool:
