@@ -46,7 +46,7 @@ from melllm_jax.objectives.objective import Companion, LossSums, Objective
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets.catalog import PRESETS, preset
 from melllm_jax.sharding import make_mesh, shard_batch
-from melllm_jax.training import warm_start
+from melllm_jax.training.front_start import run_from
 from melllm_jax.training.preemption import StopRequest
 from melllm_jax.training.train_step import Update
 
@@ -136,17 +136,18 @@ def train(
     overrides: Mapping[str, Any] = NO_CHANGES,
     *,
     init: Path = "",
+    front: Path = "",
     objective: Callable[[Run], Objective[Any]] = objective_of,
 ) -> Training:
     """Train a run in `workdir` on all devices here, or go on where it stopped.
 
-    `run`, `data`, `overrides` and `init` are those of `configure`; `objective` makes what is learnt
-    from the complete run. The same call resumes; it does what `melllm train` does, in one process:
-    on several machines use the command. Raises Mistake for whatever of the run, its data or its
-    folder does not fit together, and nothing is written then; Fault where the loss is not finite or
-    the disk does not take a checkpoint.
+    `run`, `data`, `overrides`, `init` and `front` are those of `configure`; `objective` makes what
+    is learnt from the complete run. The same call resumes; it does what `melllm train` does, in one
+    process: on several machines use the command. Raises Mistake for whatever of the run, its data
+    or its folder does not fit together, and nothing is written then; Fault where the loss is not
+    finite or the disk does not take a checkpoint.
     """
-    wanted = configure(run, data, overrides, init=init)
+    wanted = configure(run, data, overrides, init=init, front=front)
     folder, stop = pathlib.Path(workdir), StopRequest()
     with compile_cache.use_folder(compile_cache.FOLDER):
         left = fit(wanted, str(folder), stop=stop, objective=objective)
@@ -178,18 +179,19 @@ def configure(
     overrides: Mapping[str, Any] = NO_CHANGES,
     *,
     init: Path = "",
+    front: Path = "",
 ) -> Run:
     """The run that `melllm train RUN --data … --init … --FIELD VALUE …` trains.
 
     `run` is a Run or the name of a preset. `data` is a folder of manifests or shards, a list of
     folders, or a dict of folders and their shares; None keeps the run's own. `overrides` are dotted
     fields, {"model.d": 512}. `init` is the folder of a run or an import, whose sizes, mel,
-    tokenizer and weights the run takes over. Raises Mistake for names and fields that do not exist,
+    tokenizer and weights the run takes over; `front` that of a run or an imported encoder, whose
+    front end it takes over, weights and mel. Raises Mistake for names and fields that do not exist,
     and for values that they do not take.
     """
     found = preset(run) if isinstance(run, str) else run
-    if init:
-        found = warm_start.adopt_model(found, os.fspath(init))
+    found = run_from(found, os.fspath(init), os.fspath(front))
     sources = {} if data is None else {"data.sources": _sources(data)}
     return override(found, {**sources, **overrides})
 

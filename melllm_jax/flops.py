@@ -48,7 +48,7 @@ class ParameterCounts:
     embed: int  # input embedding
     head: int  # output head; 0 where it is tied to the embedding
     layers: int  # the stack with its norms and the last norm
-    front: int  # patch or conv front end, fixed statistics left out
+    front: int  # front end, fixed statistics and positions left out
     lora: int
 
     @property
@@ -92,7 +92,29 @@ def forward_flops(run: Run) -> float:
     """
     p, m, t = count_parameters(run), run.model, run.data.t
     attention = m.l * 4 * m.n * m.h * mean_attended_positions(m, t)
-    return 2.0 * (p.layers + p.lora + m.v * m.d + p.front) + attention
+    return 2.0 * (p.layers + p.lora + m.v * m.d) + front_flops(run) + attention
+
+
+def front_flops(run: Run) -> float:
+    """FLOPs of one position's forward pass through the front end."""
+    if run.model.front != "whisper":
+        return 2.0 * count_parameters(run).front
+    return encoder_flops(run) + 2.0 * (count_parameters(run).front - encoder_parameters(run))
+
+
+def encoder_flops(run: Run) -> float:
+    """FLOPs of one position's forward pass through the front end's encoder or stem.
+
+    Whisper's first convolution is at work r times a position of the LLM, all that follows r / 2
+    times; attention is counted as if one clip filled the row, or a window where that is shorter.
+    """
+    w, r = run.model.whisper, run.mel.r
+    if run.model.front != "whisper":
+        return 2.0 * encoder_parameters(run)
+    first = 3 * run.mel.m * w.d + w.d
+    seen = min(run.data.t * r // 2, w.positions)
+    once = 2.0 * (encoder_parameters(run) - first) + 4.0 * w.l * w.d * seen
+    return 2.0 * r * first + r / 2 * once
 
 
 def mean_attended_positions(model: Model, t: int) -> float:
@@ -105,14 +127,16 @@ def update_flops(run: Run) -> float:
     """FLOPs of one update: forward, and twice that backward for what must be differentiated.
 
     Weights that are frozen still pass gradients to the activations before them, so they cost 2
-    and not 3 times the forward pass. What remat computes again does not count.
+    and not 3 times the forward pass; those of a frozen encoder, before which nothing learns, cost
+    it once. What remat computes again does not count.
     """
-    forward = forward_flops(run) * run.data.b * run.data.t
+    forward, positions = forward_flops(run) * run.data.b * run.data.t, run.data.b * run.data.t
+    spared = 2 * _frozen_encoder_flops(run) * positions
     if run.optim.train == "all":
-        return 3 * forward
+        return 3 * forward - spared
     p = count_parameters(run)
-    frozen = 2 * (p.layers + run.model.v * run.model.d) * run.data.b * run.data.t
-    return 3 * forward - frozen
+    frozen = 2 * (p.layers + run.model.v * run.model.d) * positions
+    return 3 * forward - frozen - spared
 
 
 def matmul_parameters(run: Run) -> int:
@@ -132,8 +156,30 @@ def training_flops(run: Run, speech: float, text: float) -> float:
     the head counts at both, as the layers do, while what the front end makes of text is no use.
     """
     row = run.data.b * run.data.t
-    front = 3 * 2.0 * count_parameters(run).front
+    front = 3 * front_flops(run) - 2 * _frozen_encoder_flops(run)
     return (speech + text) * update_flops(run) / row - text * front
+
+
+def trained_parameters(run: Run) -> int:
+    """Weights that change."""
+    p = count_parameters(run)
+    trained = p.total if run.optim.train == "all" else p.front + p.lora
+    return trained - (encoder_parameters(run) if run.optim.encoder == "frozen" else 0)
+
+
+def encoder_parameters(run: Run) -> int:
+    """Weights of the front end's encoder or stem: all of it but the projector to the LLM."""
+    m, mel, w = run.model, run.mel, run.model.whisper
+    if m.front in ("none", "linear"):
+        return 0
+    if m.front == "whisper":
+        layer = 4 * w.d * w.d + 3 * w.d + 2 * w.d * w.f + w.f + w.d + 4 * w.d
+        return 3 * mel.m * w.d + 3 * w.d * w.d + 2 * w.d + w.l * layer + 2 * w.d
+    bands = mel.m
+    for _ in range(3):
+        bands = (bands + 1) // 2
+    c = m.c
+    return 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c
 
 
 def _front_parameters(run: Run) -> int:
@@ -142,9 +188,10 @@ def _front_parameters(run: Run) -> int:
         return 0
     if m.front == "linear":
         return mel.p * m.d + m.d
-    bands = mel.m
-    for _ in range(3):
-        bands = (bands + 1) // 2
-    c = m.c
-    stem = 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c
-    return stem + c * m.d + m.d + m.d * m.d + m.d
+    width = mel.r // 2 * m.whisper.d if m.front == "whisper" else m.c
+    return encoder_parameters(run) + width * m.d + m.d + m.d * m.d + m.d
+
+
+def _frozen_encoder_flops(run: Run) -> float:
+    """FLOPs of one position's forward pass through an encoder that stays as it is."""
+    return encoder_flops(run) if run.optim.encoder == "frozen" else 0.0

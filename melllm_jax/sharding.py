@@ -93,6 +93,9 @@ def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
         ("tp", "model.v", model.v),
         ("seq", "data.t", data.t),
     ]
+    if model.front == "whisper":
+        for axis, name in (("fsdp", "d"), ("tp", "n"), ("tp", "f")):
+            splits.append((axis, f"model.whisper.{name}", getattr(model.whisper, name)))
     for axis, name, value in splits:
         if value % size[axis]:
             raise Mistake(f"mesh.{axis}={size[axis]}: does not divide {name}={value}")

@@ -82,6 +82,13 @@ class JsonTokenizer(Tokenizer):
         mute = set(self.specials.values())
         return self.table.decode([i for i in ids if 0 <= i < self.size and i not in mute])
 
+    def with_specials(self, names: Sequence[str]) -> Tokenizer:
+        table = tokenizers.Tokenizer.from_str(self.source)
+        table.add_special_tokens(
+            [tokenizers.AddedToken(name, normalized=False, special=True) for name in names]
+        )
+        return JsonTokenizer(table.to_str(), self.chat)
+
     def digest(self) -> str:
         return content_hash(b"json", self.source.encode())
 

@@ -77,6 +77,17 @@ def _special(tokenizer: Tokenizer, name: str) -> int:
         raise Mistake(f"{error}; --text.template chat takes the tokenizer's own words") from error
 
 
+def template_specials(cfg: Text) -> tuple[str, ...]:
+    """Names of the special tokens that `cfg.template` needs; a chat template has its tokenizer's.
+
+    What ends a reply comes first: of new tokens, which are all as likely, greedy decoding says the
+    first.
+    """
+    if cfg.template == "chat":
+        return ()
+    return ("<|end|>", "<|assistant|>", *(() if cfg.template == "plain" else ("<|user|>",)))
+
+
 def end_id(tokenizer: Tokenizer, cfg: Text) -> int:
     """Id that ends a transcript. Raises Mistake where the tokenizer has none."""
     return chat_ids(tokenizer, cfg)[2] if cfg.template == "chat" else _special(tokenizer, "<|end|>")

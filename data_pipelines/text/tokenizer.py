@@ -62,6 +62,13 @@ class Tokenizer(Protocol):
             raise Mistake(f"tokenizer has no special token {name}: it has {known}")
         return self.specials[name]
 
+    def with_specials(self, names: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with special tokens of these names, new ids after its own.
+
+        Raises Mistake where its files take no new tokens.
+        """
+        raise Mistake(f"text.missing=added: {names[0]}: only a tokenizer.json takes new tokens")
+
     def digest(self) -> str:
         """Hash of what decides the ids: 16 hexadecimal digits."""
 

@@ -11,7 +11,7 @@ from launch.terminal.flags import RunArguments, run_arguments
 from melllm_jax.config.run import Run
 from melllm_jax.presets import catalog
 from melllm_jax.telemetry.profiler import parse_update_range
-from melllm_jax.training import warm_start
+from melllm_jax.training.front_start import run_from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,14 @@ def main(argv: Sequence[str]) -> int:
 def _preset(argv: Sequence[str]) -> Callable[[str], Run]:
     """Presets by name; where `argv` says --init DIR, with the sizes of the model in DIR.
 
-    They are the values that the other flags then change.
+    Where it says --init.front DIR, with the front end in DIR. They are the values that the other
+    flags then change.
     """
     finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     finder.add_argument("--init", "--init.path", default="")
+    finder.add_argument("--init.front", dest="front", default="")
     try:
-        folder = finder.parse_known_args(argv)[0].init
+        found = finder.parse_known_args(argv)[0]
     except argparse.ArgumentError:  # no value: told in full when all flags are read
-        folder = ""
-    if not folder:
         return catalog.preset
-    return lambda name: warm_start.adopt_model(catalog.preset(name), folder)
+    return lambda name: run_from(catalog.preset(name), found.init, found.front)

@@ -75,7 +75,7 @@ def fit(
     sharding.check_mesh(run, mesh)
     _check_scoring(run)
     lanes = sharding.host_lanes(run, sharding.device_owners(mesh), jax.process_index())
-    if run.optim.train == "lora" and inputs.warm is None:
+    if run.optim.train == "lora" and not run.init.path:
         raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
     score = dev_score(run, tokenizer) if run.scoring.every else None
     with jax.set_mesh(mesh):
@@ -88,6 +88,8 @@ def fit(
         _check_first_batch(run, stream, workdir)
         check = held.enter_context(own_run_folder(run, workdir, tokenizer, work))
         bar = bar or (ProgressBar(run.optim.steps) if jax.process_index() == 0 else None)
+        if inputs.news and bar is not None:
+            bar.log(inputs.news)
         with contextlib.closing(bar) if bar is not None else contextlib.nullcontext():
             telemetry = Telemetry(bar or SILENT, score, profile, check)
             with jax.set_mesh(mesh):

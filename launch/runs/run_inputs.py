@@ -22,7 +22,8 @@ from launch.runs import sound_token
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
-from melllm_jax.training import warm_start
+from melllm_jax.training import front_start, warm_start
+from melllm_jax.training.front_start import FrontStart
 from melllm_jax.training.warm_start import WarmStart
 
 
@@ -32,7 +33,8 @@ class RunInputs:
 
     run: Run
     tokenizer: Tokenizer
-    warm: WarmStart | None  # the checkpoint that it starts from
+    warm: WarmStart | FrontStart | None  # the checkpoints that it starts from
+    news: str  # what the run makes of its start that nobody asked for by name; "" is nothing
 
 
 def complete_run(run: Run) -> RunInputs:
@@ -42,7 +44,7 @@ def complete_run(run: Run) -> RunInputs:
     """
     if not run.data.sources:
         raise Mistake("data: give at least one corpus with --data DIR")
-    tokenizer = load_tokenizer(run.text.tokenizer)
+    run, tokenizer = sound_token.add_specials(run, load_tokenizer(run.text.tokenizer))
     if tokenizer.size > run.model.v:
         raise Mistake(f"model.v={run.model.v}: the tokenizer has {tokenizer.size} ids")
     run = sound_token.give_placeholder(run, tokenizer)
@@ -58,14 +60,20 @@ def complete_run(run: Run) -> RunInputs:
         if sounds.path:
             found = split_digest(sounds.path, sounds.split)
             changes[f"data.augment.{name}.digest"] = found
-    grown = sound_token.grown_vocabulary(run)
-    warm = warm_start.resolve(run.init.path, grown) if run.init.path else None
-    if warm is not None:
-        changes["init.digest"] = warm.digest
+    grown = sound_token.grown_vocabulary(run, tokenizer)
+    llm = warm_start.resolve(run.init.path, grown) if run.init.path else None
+    if llm is not None:
+        changes["init.digest"] = llm.digest
+    front = front_start.resolve(run, llm) if run.init.front else None
+    if front is not None:
+        changes["init.front_digest"] = front.digest
     reads_sound = run.model.front != "none"
     if reads_sound and run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))
-    return RunInputs(override(run, changes), tokenizer, warm)
+    stored = run.model.v if llm is None else llm.tokens
+    news = f"vocabulary: {run.model.v - stored} rows more than the {stored} of {run.init.path}"
+    news = f"{news}, each the mean of those" if run.model.v > stored else ""
+    return RunInputs(override(run, changes), tokenizer, front or llm, news)
 
 
 def mel_statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:

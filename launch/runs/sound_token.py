@@ -1,7 +1,8 @@
-"""The token id at the positions of a clip, where a model's vocabulary has no token for sound.
+"""Tokens that a run needs and a model's vocabulary lacks: for sound, and of a template.
 
-The front end's output takes the place of that id's embedding, so that any row serves that stands
-for no text: its number is all that is used.
+At the positions of a clip the front end's output takes the place of the id's embedding, so that any
+row serves that stands for no text: its number is all that is used. The special tokens of a template
+get rows of their own, which the tokenizer that the run keeps then names.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import dataclasses
 from etils import epath
 
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from data_pipelines.text.prompt import named_placeholder, placeholder_id
+from data_pipelines.text.prompt import named_placeholder, placeholder_id, template_specials
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import ModelSpec
@@ -46,15 +47,33 @@ def give_placeholder(run: Run, tokenizer: Tokenizer) -> Run:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, v=_rows_for(chosen)))
 
 
-def grown_vocabulary(run: Run) -> int:
-    """Tokens of a run whose vocabulary grew for `text.placeholder`; 0 where it did not."""
-    v, chosen = run.model.v, run.text.placeholder
-    return v if chosen >= 0 and v == _rows_for(chosen) else 0
+def add_specials(run: Run, tokenizer: Tokenizer) -> tuple[Run, Tokenizer]:
+    """Both with the special tokens that the run's template needs, where `text.missing` says so.
+
+    The vocabulary grows for those that the model has no row for. Raises Mistake where the
+    tokenizer takes no new tokens.
+    """
+    lacking = [x for x in template_specials(run.text) if x not in tokenizer.specials]
+    if run.text.missing == "refused" or not lacking:
+        return run, tokenizer
+    tokenizer = tokenizer.with_specials(lacking)
+    if tokenizer.size <= run.model.v:
+        return run, tokenizer
+    model = dataclasses.replace(run.model, v=_rows_for(tokenizer.size - 1))
+    return dataclasses.replace(run, model=model), tokenizer
 
 
-def _rows_for(placeholder: int) -> int:
+def grown_vocabulary(run: Run, tokenizer: Tokenizer) -> int:
+    """Tokens of a run whose vocabulary grew for its template or its sound; 0 where it did not."""
+    v, last = run.model.v, run.text.placeholder
+    if run.text.missing == "added":
+        last = max(last, tokenizer.size - 1)
+    return v if last >= 0 and v == _rows_for(last) else 0
+
+
+def _rows_for(last: int) -> int:
     """Tokens of a vocabulary that grows to hold an id."""
-    return -(-(placeholder + 1) // ROWS) * ROWS
+    return -(-(last + 1) // ROWS) * ROWS
 
 
 def stored_id(folder: str, spec: ModelSpec) -> int:

@@ -12,6 +12,7 @@ from rich.table import Table
 from launch.bench.matmul_rate import measure_matmul_rate
 from launch.sweep.spec import SweepCell, SweepSpec, differing_fields
 from launch.terminal import text_table
+from launch.terminal.flags import format_source
 from launch.terminal.number_format import format_count, shorten
 from melllm_jax import flops
 from melllm_jax.errors import Mistake
@@ -76,13 +77,21 @@ def table(sweep: SweepSpec, figures: Sequence[Mapping[str, Any]]) -> Table:
     numbers = ("weights", "updates", "tokens", "FLOPs", "hours ≥", "cost ≥")
     rows = []
     for index, (cell, one) in enumerate(zip(sweep.cells, figures, strict=True)):
-        values = (shorten(cell.overrides.get(field, "")) for field in fields)
+        values = (shorten(_shown(cell, field)) for field in fields)
         rows.append((str(index), cell.id, *values, *_numbers(one, cell.run.optim.steps)))
     updates = sum(cell.run.optim.steps for cell in sweep.cells)
     rows.append(("", "all", *[""] * len(fields), *_numbers(_total(figures), updates)))
     first = 2 + len(fields)  # the column of the first number
     heads = ("", "cell", *fields, *numbers)
     return text_table.table(heads, rows, right=range(first, len(heads)), elastic=range(2, first))
+
+
+def _shown(cell: SweepCell, field: str) -> Any:
+    """A cell's own value of a field; of corpora what `--data` would be given."""
+    value = cell.overrides.get(field, "")
+    if field == "data.sources" and value:
+        return " ".join(map(format_source, cell.run.data.sources))
+    return value
 
 
 def _total(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A sweep's specification: a Python file of cells, put together by `grid`, `zipped` and `chain`.
 
 A cell is a dict of dotted fields of `config.Run`, as `--model.d 512` or an override has them, and
-"preset", the name of the run that they change. SPEC.py has a function `cells()` that returns a
-list of them:
+"preset", the name of the run that they change. "init", a folder, first gives the run the model in
+it, sizes, tokenizer and weights, as `melllm train --init` does, and "front" the front end in it,
+as --init.front; "" leaves the preset's. SPEC.py has a function `cells()` that returns a list of
+them:
 
     from launch.sweep import spec
     def cells():
@@ -25,8 +27,10 @@ from melllm_jax.config.overrides import override, with_new_names, with_old_names
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
+from melllm_jax.training.front_start import run_from
 
-Cell = dict[str, Any]  # dotted fields of config.Run, and "preset"
+Cell = dict[str, Any]  # dotted fields of config.Run, "preset", and those of STARTS
+STARTS = ("init", "front")  # folders of a model and of a front end
 GridAxis = Mapping[str, Sequence[Any]] | Sequence[Cell]  # values by field, or cells as they are
 SPECS = pathlib.Path(__file__).parent / "specs"
 
@@ -97,7 +101,11 @@ def run(cell: Mapping[str, Any], common: Mapping[str, Any]) -> Run:
         raise Mistake("names no preset")
     own = {field: value for field, value in cell.items() if field != "preset"}
     changes = {**with_new_names(common), **with_new_names(own)}
-    return override(catalog.preset(cell["preset"]), changes)
+    folders = {name: changes.pop(name, "") for name in STARTS}
+    for name, folder in folders.items():
+        if type(folder) is not str:
+            raise Mistake(f"{name}={folder!r}: must be a folder, or empty")
+    return override(run_from(catalog.preset(cell["preset"]), **folders), changes)
 
 
 def differing_fields(cells: Sequence[Mapping[str, Any]]) -> list[str]:

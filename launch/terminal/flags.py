@@ -81,6 +81,8 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
     Init: {
         "path": Annotated[str, arg(aliases=("--init",), metavar="DIR")],
         "digest": Annotated[str, Suppress],
+        "front": Annotated[str, arg(metavar="DIR")],
+        "front_digest": Annotated[str, Suppress],
     },
     Data: {
         "sources": Annotated[

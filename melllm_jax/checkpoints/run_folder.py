@@ -2,7 +2,8 @@
 
 run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/  claims/
 
-An imported checkpoint is such a folder with `model.json` in place of `run.json`, and no metrics.
+An imported checkpoint is such a folder with `model.json` in place of `run.json`, and no metrics; an
+imported encoder one with `front.json`.
 """
 
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ from typing import Any
 from etils import epath
 
 from melllm_jax import files
-from melllm_jax.config.model import ModelSpec
+from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.overrides import from_json, identity, to_json
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 
 RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "tokenizer"
+FRONT = "front.json"
 
 
 def claim(workdir: str, run: Run) -> None:
@@ -81,12 +83,20 @@ def read_spec(folder: str) -> ModelSpec:
     elif (path.parent / RUN).exists():
         run = read_run(folder)
         found = ModelSpec(run.model, run.mel, run.text, run.lora)
+    elif (path.parent / FRONT).exists():
+        raise Mistake(f"checkpoint={folder}: holds a front end alone: --init.front takes it")
     else:
         raise Mistake(f"checkpoint={folder}: holds neither {SPEC} nor {RUN}")
     if found.text.tokenizer == "bytes":
         return found
     text = dataclasses.replace(found.text, tokenizer=f"{folder}/{TOKENIZER}")
     return dataclasses.replace(found, text=text)
+
+
+def read_front(folder: str) -> FrontSpec | None:
+    """The front end alone whose folder this is; None where it is none."""
+    path = files.place(folder) / FRONT
+    return from_json(path.read_bytes(), FrontSpec) if path.exists() else None
 
 
 def _unchangeable_fields(run: Run, other: Run) -> Iterator[tuple[str, Any]]:

@@ -54,6 +54,9 @@ class Text:
     placeholder: int = dataclasses.field(
         default=-1, metadata=LATER
     )  # id at the positions of a clip; -1: that of the tokenizer's token for it, or a free row
+    missing: Literal["refused", "added"] = dataclasses.field(
+        default="refused", metadata=LATER
+    )  # special tokens of plain, phi3 and phi4 that the tokenizer lacks: added as rows of their own
 
     def __post_init__(self) -> None:
         require("text.placeholder", self.placeholder, self.placeholder >= -1, "is no id")

@@ -6,8 +6,9 @@ Plain data, no JAX. A size is named by its letter of the one alphabet (see `mell
 import dataclasses
 from typing import Literal
 
+from melllm_jax.config.encoders import Whisper
 from melllm_jax.config.features import Mel, Text
-from melllm_jax.config.validation import WHERE, require
+from melllm_jax.config.validation import LATER, WHERE, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,11 @@ class Model:
     rope: Rope = Rope()
     tied: bool = True  # tie_word_embeddings
     window: int = 0  # sliding_window: positions seen back, itself included; 0 sees all
-    front: Literal["none", "linear", "conv"] = "linear"  # text alone, patch → d, Phi-4-MM's stem
+    front: Literal["none", "linear", "conv", "whisper"] = (
+        "linear"  # text alone, patch → d, Phi-4-MM's stem, Whisper's encoder
+    )
     c: int = 1024  # channels of the conv stem
+    whisper: Whisper = dataclasses.field(default=Whisper(), metadata=LATER)  # of that front end
     speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip
     attention: Literal["auto", "whole", "blocks", "splash", "cudnn"] = dataclasses.field(
         default="auto", metadata=WHERE
@@ -99,3 +103,12 @@ class ModelSpec:
     mel: Mel = Mel()
     text: Text = Text()
     lora: Lora = Lora()
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontSpec:
+    """What a front end alone is, without its weights: `front.json` beside an imported encoder."""
+
+    front: Literal["whisper"]
+    mel: Mel  # that it hears; r is no part of the encoder
+    whisper: Whisper

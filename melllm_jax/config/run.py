@@ -11,7 +11,7 @@ from typing import Literal
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model
-from melllm_jax.config.validation import WHERE, require
+from melllm_jax.config.validation import LATER, WHERE, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Optim:
     )  # micro-batches whose gradients are added up for one update
     train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
     freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
+    encoder: Literal["trained", "frozen"] = dataclasses.field(
+        default="trained", metadata=LATER
+    )  # frozen: the front end's encoder or stem stays as it is; its projector is trained
     compute: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward and backward pass
 
     def __post_init__(self) -> None:
@@ -104,6 +107,12 @@ class Init:
 
     path: str = dataclasses.field(default="", metadata=WHERE)  # folder of an import or of a run
     digest: str = ""  # content hash of its checkpoint, filled in when a run starts
+    front: str = dataclasses.field(
+        default="", metadata={**WHERE, **LATER}
+    )  # folder that the front end's weights come from, in place of path's
+    front_digest: str = dataclasses.field(
+        default="", metadata=LATER
+    )  # content hash of its checkpoint, filled in when a run starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +138,15 @@ class Run:
     def __post_init__(self) -> None:
         if self.model.front == "conv":
             require("mel.r", self.mel.r, self.mel.r == 8, "must be 8 for the conv front end")
+        if self.model.front == "whisper":
+            rule = "must be 2 or more for the whisper front end, which halves the frames itself"
+            require("mel.r", self.mel.r, self.mel.r >= 2, rule)
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
+        if self.optim.encoder == "frozen":
+            there = self.model.front not in ("none", "linear")
+            rule = f'model.front="{self.model.front}" has no encoder to be frozen'
+            require("optim.encoder", self.optim.encoder, there, rule)
         layers = self.optim.freeze
         known = all(0 <= layer < self.model.l for layer in layers)
         require("optim.freeze", layers, known, f"layers run from 0 to {self.model.l - 1}")

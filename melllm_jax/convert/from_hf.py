@@ -11,16 +11,16 @@ import json
 import math
 import pathlib
 import shutil
-from typing import Literal
+from typing import Any, Literal
 
 from melllm_jax import interrupts
 from melllm_jax.checkpoints import run_folder, weight_store
-from melllm_jax.config.model import Lora, ModelSpec
+from melllm_jax.config.model import FrontSpec, Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
 from melllm_jax.convert import block_copy, safetensors_files
-from melllm_jax.convert.hf_config import peft_adapter, reader
+from melllm_jax.convert.hf_config import peft_adapter, reader, whisper_config
 from melllm_jax.convert.safetensors_files import TensorEntry
-from melllm_jax.convert.tensor_names import phi
+from melllm_jax.convert.tensor_names import phi, whisper
 from melllm_jax.convert.weight_map import (
     ForeignTensor,
     IgnoredTensors,
@@ -31,7 +31,7 @@ from melllm_jax.convert.weight_map import (
 from melllm_jax.errors import Mistake
 from melllm_jax.files import is_litter, new_folder
 from melllm_jax.json_text import read_object
-from melllm_jax.models.parameters import abstract_from_spec
+from melllm_jax.models.parameters import abstract_encoder, abstract_from_spec
 
 AdapterChoice = Literal["keep", "merge", "drop"]
 ORIGIN_FILE = "import.json"  # beside the checkpoint: where it came from, and what was not read
@@ -58,7 +58,7 @@ class ImportPlan:
 
     source: pathlib.Path
     adapter: AdapterChoice
-    spec: ModelSpec
+    spec: ModelSpec | FrontSpec  # the latter for an encoder alone
     tensors: Mapping[str, ForeignTensor]  # to be read, by their names
     entries: Mapping[str, TensorEntry]  # where they are
     blanks: Mapping[str, weight_store.WeightLayout]  # to be written, by our names
@@ -75,6 +75,10 @@ def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> Import
     """Plan the import of the folder `source`. Raises Mistake for whatever is wrong with it."""
     entries = safetensors_files.list_tensors(source)
     tree = read_object(source / "config.json")
+    if tree.get("model_type") == whisper_config.MODEL_TYPE:
+        if adapter != "keep":
+            raise Mistake(f"lora={adapter}: a Whisper encoder has none")
+        return _plan_encoder(source, tree, entries)
     folder = _adapter_folder(source, tree.get("model_type"))
     adapter_config = read_object(folder / "adapter_config.json") if folder else None
     parsed = reader.parse_config(tree, adapter_config, f"{source}/config.json", adapter)
@@ -116,6 +120,22 @@ def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> Import
     return ImportPlan(source, adapter, spec, tensors, entries, blanks, merged, omitted)
 
 
+def _plan_encoder(
+    source: pathlib.Path, tree: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+) -> ImportPlan:
+    """The plan of a Whisper checkpoint: its encoder, as the weights of a front end."""
+    spec = whisper_config.encoder_spec(tree, f"{source}/config.json")
+    skeleton, abstract = abstract_encoder(spec)
+    shapes = {name: tuple(x.shape) for name, x in abstract.items()}
+    prefix = "model." if any(name.startswith("model.") for name in entries) else ""
+    tensors = expand_rules(whisper.encoder_rules(prefix), shapes)
+    found = {name: x.shape for name, x in entries.items()}
+    omitted = check_tensors(tensors, found, whisper.IGNORED_TENSORS, str(source))
+    dims = {name: kind.dims for name, kind in skeleton.kinds.items()}
+    blanks = _blanks(tensors, entries, dims, shapes)
+    return ImportPlan(source, "keep", spec, tensors, entries, blanks, {}, omitted)
+
+
 def import_checkpoint(
     plan: ImportPlan, target: pathlib.Path, progress: Callable[[int], None]
 ) -> None:
@@ -128,7 +148,9 @@ def import_checkpoint(
         _fill_folder(plan, scratch, progress)
         origin = {"source": str(plan.source), "lora": plan.adapter, "left_out": plan.left_out}
         (scratch / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n")
-        (scratch / run_folder.SPEC).write_text(to_json(plan.spec))
+        alone = isinstance(plan.spec, FrontSpec)
+        file = run_folder.FRONT if alone else run_folder.SPEC
+        (scratch / file).write_text(to_json(plan.spec))
 
 
 def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[int], None]) -> None:
@@ -150,6 +172,8 @@ def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[in
 
     block_copy.run_in_threads(move, _pieces_in_file_order(plan), progress)
     writer.seal()
+    if isinstance(plan.spec, FrontSpec):
+        return  # an encoder alone reads and writes no text
     companions = scratch / run_folder.TOKENIZER
     companions.mkdir()
     for pattern in COMPANION_FILES:

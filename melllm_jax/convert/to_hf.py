@@ -77,9 +77,11 @@ def plan_export(
             )
     if front == "drop":
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, front="none"))
-    if spec.model.front == "linear":
+    if spec.model.front in ("linear", "whisper"):
+        what = "joins a Whisper encoder and this LLM"
+        what = "reads mel patches" if spec.model.front == "linear" else what
         raise Mistake(
-            'model.front="linear": no class of transformers reads mel patches; '
+            f'model.front="{spec.model.front}": no class of transformers {what}; '
             "--front drop exports the LLM alone"
         )
     if spec.model.speech == "bidirectional" and spec.model.front != "none":

@@ -13,9 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from melllm_jax import sharding
-from melllm_jax.config.model import ModelSpec
+from melllm_jax.config.model import FrontSpec, ModelSpec
+from melllm_jax.encoders.whisper import EncoderAlone
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.layers import NonTrainable
+
+# What brings a front end's output to the LLM's width: all of a linear one, the end of the others.
+PROJECTOR = frozenset(
+    f"front.{name}" for name in ("kernel", "bias", "up", "up_bias", "down", "down_bias")
+)
 
 Weights = dict[str, Any]  # arrays, or their shapes where nothing is computed
 Kinds = Mapping[str, nnx.Param]  # what each weight is, by name: its type, `dims`, `fan_in`
@@ -82,6 +88,22 @@ def abstract_from_spec(spec: ModelSpec) -> tuple[Skeleton[SpeechLM], Weights]:
     build = lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
     with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
         return abstract_model(build)
+
+
+def abstract_encoder(spec: FrontSpec) -> tuple[Skeleton[EncoderAlone], Weights]:
+    """As `abstract_from_spec`, of an encoder alone."""
+    with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
+        return abstract_model(lambda rngs: EncoderAlone(rngs, spec))
+
+
+def is_front(name: str) -> bool:
+    """Whether a weight is of a front end."""
+    return name.startswith("front.")
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a weight is of a front end's encoder or stem: not of its projector to the LLM."""
+    return is_front(name) and name not in PROJECTOR
 
 
 def _key(part: str) -> str | int:

@@ -120,6 +120,22 @@ class RMSNorm(nnx.Module):
         return (x32 * jax.lax.rsqrt(mean + self.eps)).astype(x_btd.dtype) * self.scale[None, None]
 
 
+class LayerNorm(nnx.Module):
+    """(x - mean) / deviation · scale + bias, in float32 and rounded once (arXiv 1607.06450)."""
+
+    def __init__(self, size: Sizes, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = constant(size, "d", 1.0)
+        self.bias = constant(size, "d", 0.0)
+
+    def __call__(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        x32 = x_btd.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        scale, bias = (x[...].astype(jnp.float32)[None, None] for x in (self.scale, self.bias))
+        return (x32 * scale + bias).astype(x_btd.dtype)
+
+
 class LowRank(nnx.Module):
     """What LoRA adds to one projection: x · A · B_i · alpha / r, for each output i.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from melllm_jax.batch import Batch
 from melllm_jax.config.run import Optim, Run
-from melllm_jax.models.parameters import Kinds, Net, Weights
+from melllm_jax.models.parameters import Kinds, Net, Weights, is_encoder, is_front
 from melllm_jax.nn.layers import LoraParam, NonTrainable
 
 
@@ -73,9 +73,13 @@ class Objective(Protocol[Net]):
 
 
 def trainable_names(cfg: Optim, kinds: Kinds) -> frozenset[str]:
-    """The weights that change: all but fixed statistics, or LoRA and the front end alone."""
+    """The weights that change: all but fixed statistics, or LoRA and the front end alone.
+
+    A frozen encoder leaves of the front end its projector.
+    """
     chosen = lambda name, kind: (
-        cfg.train == "all" or isinstance(kind, LoraParam) or name.startswith("front.")
+        (cfg.train == "all" or isinstance(kind, LoraParam) or is_front(name))
+        and not (cfg.encoder == "frozen" and is_encoder(name))
     )
     return frozenset(
         name

@@ -52,19 +52,39 @@ def _weights_per_chip(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     """
     p, m, fsdp, tp = flops.count_parameters(run), run.model, sizes["fsdp"], sizes["tp"]
     inner = 2 * (m.n + m.k) * m.h + 3 * m.f
-    wide = 0 if m.front == "none" else (run.mel.p if m.front == "linear" else m.c + m.d) * m.d
+    encoder, projector = _front_per_chip(run, sizes)
     return {
         "ends": (p.embed + p.head) / (fsdp * tp),
         "layers": p.layers / (fsdp * tp),
         "lora": m.l * run.lora.r * (4 * m.d / fsdp + inner / tp),
-        "front": wide / fsdp + p.front - wide,
+        "encoder": encoder,
+        "projector": projector,
     }
+
+
+def _front_per_chip(run: Run, sizes: Mapping[str, int]) -> tuple[float, float]:
+    """Weights on a chip of the front end's encoder, and of its projector.
+
+    The conv stem is whole on every chip; Whisper's matrices are split as the LLM's are, its
+    convolutions by fsdp alone.
+    """
+    p, m, fsdp = flops.count_parameters(run), run.model, sizes["fsdp"]
+    whole = flops.encoder_parameters(run)
+    wide = p.front - whole  # the projector: matrices, and a bias or two
+    if m.front in ("none", "linear", "conv"):
+        biases = {"none": 0, "linear": m.d, "conv": 2 * m.d}[m.front]
+        return whole, (wide - biases) / fsdp + biases
+    w = m.whisper
+    blocks = w.l * (4 * w.d * w.d + 2 * w.d * w.f)
+    return blocks / (fsdp * sizes["tp"]) + (whole - blocks) / fsdp, wide / fsdp
 
 
 def _trainable_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
     """Numbers on a chip that change."""
     here = _weights_per_chip(run, sizes)
-    return sum(here.values()) if run.optim.train == "all" else here["lora"] + here["front"]
+    trained = sum(here.values()) - here["ends"] - here["layers"]
+    trained -= here["encoder"] if run.optim.encoder == "frozen" else 0
+    return trained + (here["ends"] + here["layers"] if run.optim.train == "all" else 0)
 
 
 def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
@@ -73,6 +93,9 @@ def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     here, trained = _weights_per_chip(run, sizes), _trainable_per_chip(run, sizes)
     all_trained = run.optim.train == "all"
     state = trained * (4 + 8) + (0 if all_trained else (here["ends"] + here["layers"]) * 2)
+    state += here["encoder"] * 4 if run.optim.encoder == "frozen" else 0
+    if run.model.front == "whisper":
+        state += 4 * run.model.whisper.positions * run.model.whisper.d  # its table, never trained
     if run.optim.kind == "muon" and all_trained:
         state -= here["layers"] * 4  # one moment, of the layers' matrices alone
     # Gradients in float32, once more while micro-batches are added up; the cast to bfloat16.
@@ -111,7 +134,22 @@ def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> fl
         stays += 3 * m.d + m.f / tp  # norms, and the MLP's product
     working = 6 * m.d + 2 * sum(width / split[name] for name, width in widths.items())
     scores = tokens * min(CHUNK, m.v / tp) * 4 * 2
-    return number * tokens * (m.l * stays + working) + scores
+    return number * tokens * (m.l * stays + working + _encoder_widths(run)) + scores
+
+
+def _encoder_widths(run: Run) -> float:
+    """Numbers a position that a Whisper encoder holds: its stream at the start of each layer.
+
+    A frozen one keeps that of the layer at work alone.
+    """
+    m, w = run.model, run.model.whisper
+    if m.front != "whisper":
+        return 0.0
+    layers = w.l if run.optim.encoder == "trained" else 1
+    inside = 6 * w.d + 2 * w.f  # of the layer at work
+    if run.optim.encoder == "trained" and m.remat in ("none", "dots"):
+        return run.mel.r / 2 * w.l * (w.d + inside)
+    return run.mel.r / 2 * (layers * w.d + inside)
 
 
 def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:
@@ -128,7 +166,10 @@ def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) 
     head = (
         2 * m.d * m.v if m.v / sizes["tp"] > CHUNK else 0
     )  # scores are made again, chunk by chunk
-    return float(positions * (m.l * sum(cost[name] for name in cost if name not in kept) + head))
+    again = m.l * sum(cost[name] for name in cost if name not in kept) + head
+    if m.front == "whisper" and m.remat != "none" and run.optim.encoder == "trained":
+        again += flops.encoder_flops(run)  # but for products that a policy keeps
+    return float(positions * again)
 
 
 def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dict[str, float]:
@@ -137,7 +178,7 @@ def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dic
     Ring collectives: (n − 1) / n of what is gathered or scattered, twice that when summed.
     """
     m, p, tp = run.model, flops.count_parameters(run), sizes["tp"]
-    trained = p.total if run.optim.train == "all" else p.front + p.lora
+    trained = flops.trained_parameters(run)
     summed_up = _trainable_per_chip(run, sizes)  # over copies, once an update
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _positions_per_chip(run, sizes), run.optim.micro

@@ -197,7 +197,6 @@ def estimate_plan(run: Run, pod: topology.Pod, sizes: Mapping[str, int]) -> Plan
         "ici": inside / ici,
         "dcn": outside / dcn,
     }
-    trained = count.total if run.optim.train == "all" else count.front + count.lora
     return Plan(
         preset=run.name,
         pod=str(pod),
@@ -207,7 +206,7 @@ def estimate_plan(run: Run, pod: topology.Pod, sizes: Mapping[str, int]) -> Plan
         micro=run.optim.micro,
         source="arithmetic",
         total=count.total,
-        trained=trained,
+        trained=flops.trained_parameters(run),
         positions=run.data.b * run.data.t,
         useful_flops=flops.update_flops(run),
         executed_flops=cost.executed_flops,

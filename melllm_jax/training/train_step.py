@@ -17,9 +17,11 @@ from melllm_jax.models.parameters import (
     abstract_model,
     init_model,
     init_weights,
+    is_front,
 )
 from melllm_jax.objectives.objective import LossSums, Objective
 from melllm_jax.training import optimizer
+from melllm_jax.training.front_start import FrontStart
 from melllm_jax.training.warm_start import WarmStart
 
 
@@ -27,7 +29,7 @@ class State(NamedTuple):
     """All that an update changes, and the frozen weights beside it."""
 
     trained: Weights  # float32 masters
-    frozen: Weights  # bfloat16, but for fixed statistics
+    frozen: Weights  # bfloat16, but for what is of the front end
     opt: optax.OptState
     step: Array  # int32, updates made
     halted: Array  # bool: an update was not finite, and nothing has changed since
@@ -40,7 +42,7 @@ class Update(Generic[Net]):
     `warm` is the checkpoint that a run starts from in place of random weights.
     """
 
-    def __init__(self, objective: Objective[Net], warm: WarmStart | None = None):
+    def __init__(self, objective: Objective[Net], warm: WarmStart | FrontStart | None = None):
         self.objective, self.run, self.warm = objective, objective.run, warm
         self.skeleton: Skeleton[Net] = abstract_model(objective.build)[0]
         self.names = objective.trained(self.skeleton.kinds)
@@ -196,7 +198,7 @@ def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Ar
 
 
 def _as_frozen(name: str, x: Array) -> Array:
-    return x if name.startswith("front.") else x.astype(jnp.bfloat16)
+    return x if is_front(name) else x.astype(jnp.bfloat16)
 
 
 def _with_layouts(shapes: Any, mesh: jax.sharding.Mesh) -> Any:

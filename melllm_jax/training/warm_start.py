@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
-from melllm_jax.config.run import Init, Run
+from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
-from melllm_jax.models.parameters import Kinds, Weights
+from melllm_jax.models.parameters import Kinds, Weights, is_front
 from melllm_jax.nn.layers import NonTrainable
 
 VOCABULARY = {"embed": 0, "head": 1}  # weights with an axis of tokens, and which it is
+FRONT_FIELDS = ("front", "c", "whisper")  # of a model: its front end, and the sizes of that
 COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
 
 
@@ -30,15 +31,20 @@ class WarmStart:
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
     v: int = 0  # tokens that the run's vocabulary has grown to, if it has
 
+    @property
+    def tokens(self) -> int:
+        """Rows of the checkpoint's embedding."""
+        return self.shapes.get("embed", (0,))[0]
+
     def fresh_names(self, kinds: Kinds, lora_rank: int) -> list[str]:
         """The weights among `kinds` that are not in the checkpoint: they start at random.
 
         Raises Mistake for weights that only one of the two has, front end and LoRA excepted, and
         for those that differ in shape.
         """
-        own_front = any(_is_front(name) for name in self.shapes.keys() & kinds.keys())
+        own_front = any(is_front(name) for name in self.shapes.keys() & kinds.keys())
         for name, shape in self.shapes.items():
-            if _is_front(name):
+            if is_front(name):
                 continue
             if name not in kinds:
                 raise Mistake(
@@ -50,17 +56,17 @@ class WarmStart:
                 raise Mistake(f"init={self.folder}: {name} is {shape}, the run's is {theirs}")
         same_shape = lambda name: self.shapes.get(name) == kinds[name].shape
         # A stem of other sizes is made anew, but the statistics of its input stay what they are.
-        same_front = own_front and all(same_shape(name) for name in kinds if _is_front(name))
+        same_front = own_front and all(same_shape(name) for name in kinds if is_front(name))
         fresh = [
             name
             for name, kind in kinds.items()
             if name not in self.shapes
-            or _is_front(name)
+            or is_front(name)
             and not same_front
             and not (isinstance(kind, NonTrainable) and same_shape(name))
         ]
         for name in fresh:
-            if not _is_front(name) and "_lora." not in name:
+            if not is_front(name) and "_lora." not in name:
                 raise Mistake(f"init={self.folder}: has no {name}, which the run needs")
         return fresh
 
@@ -112,7 +118,7 @@ def adopt_model(run: Run, folder: str) -> Run:
     own = {name: getattr(run.model, name) for name in (*COMPUTE_FIELDS, "speech")}
     mel = spec.mel
     if spec.model.front == "none":
-        own |= {"front": run.model.front, "c": run.model.c}
+        own |= {name: getattr(run.model, name) for name in FRONT_FIELDS}
         mel = run.mel
     lora = run.lora
     if spec.lora.r:
@@ -120,12 +126,8 @@ def adopt_model(run: Run, folder: str) -> Run:
     theirs = {x: getattr(spec.text, x) for x in ("tokenizer", "template", "placeholder")}
     text = dataclasses.replace(run.text, **theirs)
     model = dataclasses.replace(spec.model, **own)
-    init = Init(path=folder)
+    init = dataclasses.replace(run.init, path=folder)
     return dataclasses.replace(run, model=model, mel=mel, lora=lora, text=text, init=init)
-
-
-def _is_front(name: str) -> bool:
-    return name.startswith("front.")
 
 
 def _without_split(

@@ -7,6 +7,7 @@ import pytest
 from melllm_jax import flops, sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Data
+from melllm_jax.config.encoders import Whisper
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model, Rope
 from melllm_jax.config.run import Optim, Run
@@ -35,6 +36,9 @@ PHI = Run(
     optim=Optim(steps=1),
     lora=Lora(r=320),
 )
+
+HEARS = Whisper(d=16, n=2, f=24, l=2, positions=12)
+WHISPER = models.run(dataclasses.replace(models.MODEL, front="whisper", whisper=HEARS))
 
 
 def shapes_of(run):
@@ -65,8 +69,9 @@ def test_phi_4_mini_counts_what_its_checkpoint_has():
         models.run(),
         models.run(dataclasses.replace(models.MODEL, tied=False), lora=Lora()),
         models.run(dataclasses.replace(models.MODEL, front="conv", k=4), mel=Mel()),
+        WHISPER,
     ],
-    ids=["phi-4-mini", "linear", "untied", "conv"],
+    ids=["phi-4-mini", "linear", "untied", "conv", "whisper"],
 )
 def test_parameters_equal_the_models_own_shapes(run):
     with models.one_device():
@@ -124,6 +129,35 @@ def test_forward_counts_two_a_weight_and_the_pairs_that_see_each_other():
     far = dataclasses.replace(run, model=dataclasses.replace(model, window=100))
     assert flops.forward_flops(far) == flops.forward_flops(run)
     assert flops.update_flops(run) == 3 * 14 * flops.forward_flops(run)
+
+
+def test_whisper_counts_each_weight_as_often_as_it_is_at_work():
+    """Eight frames a position: the first convolution 8 times, all else 4, and the projector once.
+
+    A row of 32 positions is 128 of the encoder's, of which each sees a window of 12.
+    """
+    first, second = 3 * 8 * 16 + 16, 3 * 16 * 16 + 16
+    layer = 4 * 16 * 16 + 3 * 16 + 2 * 16 * 24 + 24 + 16 + 2 * 2 * 16
+    weights = 8 * first + 4 * (second + 2 * layer + 2 * 16)
+    scores = 4 * 2 * (2 * 2 * 16) * 12
+    assert flops.encoder_flops(WHISPER) == 2 * weights + scores
+    projector = 4 * 16 * 32 + 32 + 32 * 32 + 32
+    assert flops.front_flops(WHISPER) == 2 * weights + scores + 2 * projector
+    short = dataclasses.replace(WHISPER, data=dataclasses.replace(WHISPER.data, t=2))
+    assert flops.encoder_flops(short) == 2 * weights + scores * 8 / 12
+
+
+def test_a_frozen_encoder_costs_its_forward_pass_once():
+    conv = models.run(dataclasses.replace(models.MODEL, front="conv"), mel=Mel())
+    for run in (WHISPER, conv):
+        frozen = dataclasses.replace(run.optim, encoder="frozen")
+        frozen = dataclasses.replace(run, optim=frozen)
+        positions = float(run.data.b * run.data.t)
+        spared = 2 * flops.encoder_flops(run) * positions
+        assert flops.update_flops(frozen) == flops.update_flops(run) - spared
+        assert flops.training_flops(frozen, positions, 0.0) == flops.update_flops(frozen)
+        left = flops.trained_parameters(run) - flops.trained_parameters(frozen)
+        assert left == flops.encoder_parameters(run) > 0
 
 
 def test_a_step_that_trains_lora_alone_spares_the_frozen_weights_gradients():

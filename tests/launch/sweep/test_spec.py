@@ -4,7 +4,12 @@ import textwrap
 
 import pytest
 
-from launch.sweep import spec
+from launch.sweep import cost, spec
+from launch.terminal import text_table
+from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import FrontSpec, Model, ModelSpec
+from melllm_jax.config.overrides import to_json
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 
@@ -208,3 +213,48 @@ def test_cell_with_both_names_of_a_field_is_refused(tmp_path):
     """
     message = ": cell 0: keep.every: is the old name of checkpoints.every, which is set as well"
     assert told(tmp_path, text) == message
+
+
+def test_init_and_front_are_axes_that_give_a_run_its_sizes(tmp_path):
+    """Random weights of the same sizes are init with an empty init.path; the table tells hours."""
+    folders = {"llm": tmp_path / "llm", "front": tmp_path / "front"}
+    model = Model(d=32, n=4, k=2, h=8, f=48, l=2, v=64, front="none")
+    whisper = Whisper(d=16, n=2, f=24, l=2, positions=50)
+    for name, written in (
+        ("llm", {"model.json": ModelSpec(model)}),
+        ("front", {"front.json": FrontSpec("whisper", Mel("whisper"), whisper)}),
+    ):
+        folders[name].mkdir()
+        for file, one in written.items():
+            (folders[name] / file).write_text(to_json(one))
+    llm, front = (str(folder) for folder in folders.values())
+    file = tmp_path / "starts.py"
+    file.write_text(
+        "from launch.sweep import budgets, spec\n"
+        "def cells():\n"
+        f"    starts = [{{'init': {llm!r}, 'init.path': ''}}, {{'init': {llm!r}}}]\n"
+        f"    fronts = [{{'front': ''}}, {{'front': {front!r}, 'optim.encoder': 'frozen'}}]\n"
+        "    small = {'preset': ['mel_llm_asr'], 'optim.train': ['all'], 'lora.r': [0, 4]}\n"
+        "    rows = budgets.RowShares(speech=0.7, fill=0.9)\n"
+        "    grid = spec.grid(small, starts, fronts)\n"
+        "    return budgets.fixed_data(grid, 'corpora/x', [10.0, 100.0], 2, rows)\n"
+    )
+    found = spec.load(str(file), {})
+    assert len(found.cells) == 16
+    assert {one.run.model.d for one in found.cells} == {32}
+    first, second = found.cells[0].run, found.cells[3].run
+    assert (first.init.path, first.model.front, first.mel.kind) == ("", "conv", "phi4")
+    assert (second.init.path, second.init.front) == (llm, front)
+    assert (second.model.front, second.model.whisper, second.mel.kind) == (
+        "whisper",
+        whisper,
+        "whisper",
+    )
+    figures = cost.plan_cells(found, "", 0.0, cost.unknown_rate)
+    shown = "\n".join(text_table.lines(cost.table(found, figures)))
+    assert "corpora/x=1:100h" in shown
+    assert "frozen" in shown
+    text = "def cells(): return [{'preset': 'digits', 'init': 'nothing'}]"
+    file.write_text(text)
+    with pytest.raises(Mistake, match="cell 0: checkpoint=nothing: holds neither model.json"):
+        spec.load(str(file), {})

@@ -15,6 +15,11 @@ from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
 from tests.support import models, plans
 
+WHISPER = {"model.front": "whisper", "model.whisper.d": 16, "model.whisper.n": 2} | {
+    "model.whisper.f": 24,
+    "model.whisper.l": 2,
+    "model.whisper.positions": 12,
+}
 OPTIMS = {
     "adamw": {},
     "muon": {"optim.kind": "muon"},
@@ -23,6 +28,9 @@ OPTIMS = {
     "head apart": {"model.tied": False},
     "text alone": {"model.front": "none"},
     "conv stem": {"model.front": "conv"},
+    "stem frozen": {"model.front": "conv", "optim.encoder": "frozen"},
+    "whisper": WHISPER,
+    "whisper frozen": WHISPER | {"optim.encoder": "frozen", "optim.train": "lora"},
 }
 
 pytestmark = pytest.mark.libtpu
@@ -37,6 +45,9 @@ def test_state_is_that_of_the_arrays_but_for_norms_biases_and_counts(split, chan
     with jax.set_mesh(mesh):
         shapes = Update(objective_of(run)).shapes(mesh)
     vectors = (2 * run.model.l + 1) * run.model.d + 2 * run.model.d
+    if run.model.front == "whisper":
+        w = run.model.whisper
+        vectors += w.l * (8 * w.d + w.f) + 4 * w.d
     told = analytic_cost.estimate_cost(run, dict(mesh.shape)).state
     assert told <= device_memory.bytes_per_device(shapes) <= told + 12 * vectors + 100
 

@@ -1,0 +1,132 @@
+"""Starting a run's front end from another checkpoint: an encoder alone, or that of a model."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from melllm_jax import files
+from melllm_jax.checkpoints import integrity, run_folder, weight_store
+from melllm_jax.checkpoints.checkpointer import load_weights
+from melllm_jax.config.features import Mel
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Mistake
+from melllm_jax.models.parameters import PROJECTOR, Kinds, Weights, is_encoder, is_front
+from melllm_jax.training.warm_start import FRONT_FIELDS, WarmStart, adopt_model
+
+FREE_RATE = ("whisper",)  # front ends of which the projector alone depends on mel.r
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontStart:
+    """A whole checkpoint that a front end starts from, and the one that the rest starts from.
+
+    The encoder or stem is taken over as it is; so is the projector where all of it is of the run's
+    sizes, else it starts at random.
+    """
+
+    folder: str  # of an import or of a run, as the user named it
+    checkpoint: pathlib.Path  # the newest whole one in it
+    digest: str  # hash of its content
+    shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
+    llm: WarmStart | None  # of all but the front end; None: random weights
+
+    def fresh_names(self, kinds: Kinds, lora_rank: int) -> list[str]:
+        """The weights among `kinds` that are in neither checkpoint: they start at random.
+
+        Raises Mistake for an encoder's weight that is not there or of another shape, and as
+        `WarmStart.fresh_names` does.
+        """
+        rest = {name: kind for name, kind in kinds.items() if not is_front(name)}
+        fresh = list(rest) if self.llm is None else self.llm.fresh_names(rest, lora_rank)
+        for name in filter(is_encoder, kinds):
+            shape, ours = self.shapes.get(name), kinds[name].shape
+            if shape is None:
+                raise Mistake(f"init.front={self.folder}: has no {name}, which the run needs")
+            if shape != ours:
+                raise Mistake(f"init.front={self.folder}: {name} is {shape}, the run's is {ours}")
+        projector = [name for name in kinds if name in PROJECTOR]
+        if all(self.shapes.get(name) == kinds[name].shape for name in projector):
+            return fresh
+        if not any(map(is_encoder, kinds)):
+            raise Mistake(f"init.front={self.folder}: its {projector[0]} is not of the run's sizes")
+        return fresh + projector
+
+    def load(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Weights:
+        """The weights of these names, each device reading its own part in the dtype asked for."""
+        front = {name: x for name, x in shapes.items() if is_front(name)}
+        rest = {name: x for name, x in shapes.items() if name not in front}
+        found = {} if self.llm is None else self.llm.load(rest)
+        return found | load_weights(self.checkpoint, front)
+
+
+def resolve(run: Run, llm: WarmStart | None) -> FrontStart:
+    """The newest whole checkpoint in `run.init.front`, which holds a front end of the run's kind.
+
+    Raises Mistake where there is none, or one of another kind or mel.
+    """
+    folder = run.init.front
+    theirs, mel = _read_front(folder)
+    kind = run.model.front
+    if theirs["front"] != kind:
+        raise Mistake(
+            f'init.front={folder}: its front end is "{theirs["front"]}", model.front="{kind}"'
+        )
+    if kind in FREE_RATE:
+        mel = dataclasses.replace(mel, r=run.mel.r)
+    for field in dataclasses.fields(mel):
+        value, own = getattr(mel, field.name), getattr(run.mel, field.name)
+        if value != own:
+            name = field.name
+            raise Mistake(
+                f"init.front={folder}: hears mel.{name}={_shown(value)}, the run {_shown(own)}"
+            )
+    checkpoint = integrity.newest_checkpoint(
+        pathlib.Path(files.resolve_uri(folder)) / run_folder.CHECKPOINTS
+    )
+    stored = weight_store.WeightReader(checkpoint).shapes
+    return FrontStart(
+        folder,
+        checkpoint,
+        integrity.checkpoint_digest(checkpoint),
+        {name: shape for name, (_, shape) in stored.items() if is_front(name)},
+        llm,
+    )
+
+
+def run_from(run: Run, init: str, front: str) -> Run:
+    """`run` with the sizes of the model in `init`, and the front end in `front`, where given."""
+    run = adopt_model(run, init) if init else run
+    return adopt_front(run, front) if front else run
+
+
+def adopt_front(run: Run, folder: str) -> Run:
+    """`run` with the front end in `folder`: its kind, its sizes and its mel.
+
+    The token rate stays the run's where an encoder alone was imported, which has none. Raises
+    Mistake where `folder` holds no front end.
+    """
+    fields, mel = _read_front(folder)
+    if run_folder.read_front(folder) is not None:
+        mel = dataclasses.replace(mel, r=run.mel.r)
+    model = dataclasses.replace(run.model, **fields)
+    init = dataclasses.replace(run.init, front=folder)
+    return dataclasses.replace(run, model=model, mel=mel, init=init)
+
+
+def _read_front(folder: str) -> tuple[dict[str, Any], Mel]:
+    """The fields of a model that say which front end is in `folder`, and the mel that it hears."""
+    alone = run_folder.read_front(folder)
+    if alone is not None:
+        return {"front": alone.front, "whisper": alone.whisper}, alone.mel
+    spec = run_folder.read_spec(folder)
+    if spec.model.front == "none":
+        raise Mistake(f"init.front={folder}: holds no front end: its model reads text alone")
+    return {name: getattr(spec.model, name) for name in FRONT_FIELDS}, spec.mel
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; of many numbers, how many there are."""
+    return f"{len(value)} values" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,188 @@
+"""Starting a front end from another checkpoint than the LLM, frozen or trained."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from launch import cli
+from melllm_jax.checkpoints import integrity, run_folder, weight_store
+from melllm_jax.config.overrides import override
+from melllm_jax.models.parameters import is_encoder, is_front
+from melllm_jax.objectives.next_token import NextToken
+from melllm_jax.presets import catalog
+from melllm_jax.training import front_start, warm_start
+from melllm_jax.training.train_step import Update
+from tests.support import models, phi_files, whisper_files
+from tests.support.families import FAMILIES, write_checkpoint
+from tests.support.runs import compiled_once, compiled_quickly, corpus, losses, refused
+
+once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+SMALL = {"data.t": 160, "data.b": 8, "data.bins": 1, "data.threads": 1} | {
+    "lora.r": phi_files.R,
+    "lora.alpha": float(phi_files.ALPHA),
+    "lora.dropout": 0.0,
+    "optim.compute": "float32",
+    "optim.warmup": 0,
+    "text.instruction": "Hi",
+    "model.remat": "none",
+    "checkpoints.every": 1,
+    "optim.steps": 1,
+}
+FLAGS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+POSITIONS = "front.encoder.positions"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Imports: `text` of SmolLM2's names, `speech` of Phi-4-MM and `whisper`; and `data`."""
+    folder = tmp_path_factory.mktemp("fronts")
+    corpus(folder / "data", count=8)
+    write_checkpoint(folder / "hf-text", FAMILIES["SmolLM2"])
+    write_checkpoint(folder / "hf-speech", FAMILIES["Phi-4-multimodal, transformers'"])
+    whisper_files.write(folder / "hf-whisper")
+    for name in ("text", "speech", "whisper"):
+        phi_files.told("import", folder / f"hf-{name}", folder / name)
+    return folder
+
+
+def stored(folder):
+    found = weight_store.WeightReader(integrity.newest_checkpoint(folder / "checkpoints"))
+    return {name: found.read(name) for name in found.shapes}
+
+
+def begun(folder, init, front, **changes):
+    """The run of both starts, and its update before anything is loaded."""
+    init, front = (str(folder / name) if name else "" for name in (init, front))
+    run = front_start.run_from(catalog.preset("mel_llm_asr"), init, front)
+    run = override(run, SMALL | changes)
+    llm = warm_start.resolve(init) if init else None
+    return run, Update(NextToken(run), front_start.resolve(run, llm))
+
+
+def state_of(update):
+    first = jax.device_get(update.init_state())
+    return first.trained | first.frozen
+
+
+def test_a_run_takes_sizes_and_mel_of_the_front_end_and_the_rest_of_the_llm(folder):
+    run, _ = begun(folder, "text", "whisper")
+    text = run_folder.read_spec(str(folder / "text")).model
+    alone = run_folder.read_front(str(folder / "whisper"))
+    assert (run.model.d, run.model.v, run.model.tied) == (text.d, text.v, text.tied)
+    assert (run.model.front, run.model.whisper) == ("whisper", alone.whisper)
+    assert (run.mel.kind, run.mel.normalize, run.mel.r) == ("whisper", "none", 8)
+    assert (run.init.path, run.init.front) == (str(folder / "text"), str(folder / "whisper"))
+
+
+@pytest.mark.parametrize("init", ["text", ""])
+def test_the_encoder_is_the_checkpoint_s_and_the_projector_is_made_anew(folder, init):
+    changes = {} if init else {"optim.train": "all", "model.d": 32, "model.v": 320}
+    changes |= {} if init else {"model.l": 2, "model.n": 4, "model.k": 2, "model.h": 8}
+    changes |= {} if init else {"model.f": 48}
+    _, update = begun(folder, init, "whisper", **changes)
+    with models.split_as("fsdp4-tp2"):
+        split = state_of(update)
+    with models.one_device():
+        whole = state_of(update)
+    theirs = stored(folder / "whisper")
+    assert set(theirs) == {name for name in whole if is_encoder(name)}
+    for name, x in theirs.items():
+        np.testing.assert_array_equal(whole[name], x.astype(np.float32))
+    projector = [name for name in whole if is_front(name) and not is_encoder(name)]
+    assert len(projector) == 4
+    assert whole["front.up"].std() == pytest.approx((4 * whisper_files.D) ** -0.5, rel=0.1)
+    for name, x in whole.items():
+        np.testing.assert_array_equal(np.asarray(split[name]), np.asarray(x), err_msg=name)
+    if init:
+        llm = stored(folder / "text")
+        for name, x in llm.items():
+            np.testing.assert_array_equal(whole[name], x.astype(whole[name].dtype), err_msg=name)
+
+
+def test_a_stem_and_its_projector_come_from_another_model(folder):
+    run, update = begun(folder, "text", "speech")
+    with models.one_device():
+        whole = state_of(update)
+    assert (run.model.front, run.mel.telephone) == ("conv", "native")
+    theirs = stored(folder / "speech")
+    for name in filter(is_front, whole):
+        np.testing.assert_array_equal(whole[name], theirs[name].astype(np.float32))
+    np.testing.assert_array_equal(
+        whole["embed"], stored(folder / "text")["embed"].astype("bfloat16")
+    )
+    assert not np.array_equal(theirs["embed"].shape, whole["embed"].shape)
+
+
+def test_a_frozen_encoder_leaves_its_projector_to_be_trained(folder):
+    for frozen in ("trained", "frozen"):
+        _, update = begun(folder, "text", "whisper", **{"optim.encoder": frozen})
+        front = {name for name in update.names if is_front(name)}
+        made = {name for name in update.skeleton.kinds if is_front(name)} - {POSITIONS}
+        encoder = set(filter(is_encoder, made))
+        assert len(encoder) == 21
+        assert front == (made if frozen == "trained" else made - encoder)
+    _, update = begun(folder, "text", "speech", **{"optim.encoder": "frozen"})
+    front = {name.removeprefix("front.") for name in update.names if is_front(name)}
+    assert front == {"up", "up_bias", "down", "down_bias"}
+
+
+def words(folder, workdir, *more):
+    given = ["--init", folder / "text", "--data", folder / "data", "--workdir", workdir]
+    return ["train", "mel_llm_asr", *FLAGS, *map(str, [*given, "--compiled", "", *more])]
+
+
+def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys):
+    frozen = ["--init.front", folder / "whisper", "--optim.encoder", "frozen"]
+    assert cli.main(words(folder, tmp_path / "one", *frozen)) == 0
+    whole, before = stored(tmp_path / "one"), stored(folder / "whisper")
+    for name, x in before.items():
+        np.testing.assert_array_equal(whole[name], x.astype(np.float32), err_msg=name)
+    run = run_folder.read_run(str(tmp_path / "one"))
+    digest = integrity.checkpoint_digest(folder / "whisper/checkpoints/0")
+    assert run.init.front_digest == digest
+    assert np.isfinite(losses(tmp_path / "one")[1])
+    capsys.readouterr()
+    sound = str(folder / "data/audio/0.flac")
+    heard = ["--run", str(tmp_path / "one"), sound, "--json", "--decoding.extra", "1"]
+    assert cli.main(["transcribe", *heard]) == 0
+    assert json.loads(capsys.readouterr().out)
+    # The run's own front end, projector and all, for another run at another update's rate.
+    _, update = begun(folder, "text", tmp_path / "one")
+    with models.one_device():
+        state = state_of(update)
+    for name in filter(is_front, state):
+        np.testing.assert_array_equal(state[name], whole[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        (["{}/whisper", "--model.front", "conv"], 'its front end is "whisper", model.front="conv"'),
+        (["{}/whisper", "--mel.normalize", "utterance"], "hears mel.normalize=none, the run utter"),
+        (["{}/speech", "--mel.kind", "whisper"], "hears mel.kind=phi4, the run whisper"),
+        (["{}/text"], "init.front={}/text: holds no front end: its model reads text alone"),
+        (["{}/data"], "checkpoint={}/data: holds neither model.json nor run.json"),
+        (
+            ["{}/whisper", "--model.whisper.f", "32"],
+            "front.encoder.stack.blocks.mlp.down is (2, 24, 16), the run's is (2, 32, 16)",
+        ),
+        (["{}/whisper", "--mel.r", "1"], "mel.r=1: must be 2 or more for the whisper front end"),
+        (["{}/whisper", "--init", "{}/whisper"], "holds a front end alone: --init.front takes it"),
+        (
+            ["{}/whisper", "--model.front", "linear", "--optim.encoder", "frozen"],
+            'optim.encoder=frozen: model.front="linear" has no encoder to be frozen',
+        ),
+        (["{}/whisper", "--mesh.fsdp", "1", "--mesh.tp", "8"], "mesh.tp=8: does not divide"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_a_front_end_that_does_not_fit_is_refused_and_writes_nothing(
+    folder, tmp_path, capsys, flags, rule
+):
+    flags = ["--init.front", *[flag.replace("{}", str(folder)) for flag in flags]]
+    said = refused(words(folder, tmp_path / "run", *flags), capsys)
+    assert rule.replace("{}", str(folder)) in said
+    assert not (tmp_path / "run").exists()
