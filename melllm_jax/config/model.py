@@ -6,8 +6,9 @@ Plain data, no JAX. A size is named by its letter of the one alphabet (see `mell
 import dataclasses
 from typing import Literal
 
+from melllm_jax.config.encoders import Conformer
 from melllm_jax.config.features import Mel, Text
-from melllm_jax.config.validation import WHERE, require
+from melllm_jax.config.validation import LATER, WHERE, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,11 @@ class Model:
     rope: Rope = Rope()
     tied: bool = True  # tie_word_embeddings
     window: int = 0  # sliding_window: positions seen back, itself included; 0 sees all
-    front: Literal["none", "linear", "conv"] = "linear"  # text alone, patch → d, Phi-4-MM's stem
-    c: int = 1024  # channels of the conv stem
+    front: Literal["none", "linear", "conv", "conformer"] = (
+        "linear"  # text alone, patch → d, Phi-4-MM's stem, its stem and its Conformer
+    )
+    c: int = 1024  # channels of the conv stem, and the Conformer's width
+    conformer: Conformer = dataclasses.field(default=Conformer(), metadata=LATER)
     speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip
     attention: Literal["auto", "whole", "blocks", "splash", "cudnn"] = dataclasses.field(
         default="auto", metadata=WHERE
@@ -71,6 +75,9 @@ class Model:
         pairs = self.rotary_dims // 2
         fits = len(self.rope.short) in (0, pairs)
         require("model.rope.short", f"{len(self.rope.short)} factors", fits, f"needs {pairs}")
+        if self.front == "conformer":
+            n = self.conformer.n
+            require("model.conformer.n", n, self.c % n == 0, f"does not divide model.c={self.c}")
 
     @property
     def rotary_dims(self) -> int:

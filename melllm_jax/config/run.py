@@ -127,8 +127,9 @@ class Run:
     scoring: ScoreInterval = dataclasses.field(default=ScoreInterval(), metadata=WHERE)
 
     def __post_init__(self) -> None:
-        if self.model.front == "conv":
-            require("mel.r", self.mel.r, self.mel.r == 8, "must be 8 for the conv front end")
+        if self.model.front in ("conv", "conformer"):
+            rule = f"must be 8 for the {self.model.front} front end"
+            require("mel.r", self.mel.r, self.mel.r == 8, rule)
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
         layers = self.optim.freeze

@@ -5,6 +5,8 @@ arXiv 2404.14219). Weights of all layers are stacked on a leading axis l, so tha
 layer serves all.
 """
 
+from collections.abc import Callable, Mapping
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from melllm_jax.batch import Batch
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.encoders import frontends
+from melllm_jax.encoders.conformer import ConformerFrontend
 from melllm_jax.nn import attention, attention_kernels, remat
 from melllm_jax.nn.layers import (
     LowRank,
@@ -152,7 +155,11 @@ class Stack(nnx.Module):
         return jax.tree.map(lambda x: x[i], self.blocks)
 
 
-FRONTS = {"linear": frontends.LinearFrontend, "conv": frontends.ConvFrontend}
+FRONTS: Mapping[str, Callable[[nnx.Rngs, Sizes, Model], nnx.Module]] = {
+    "linear": lambda rngs, size, _: frontends.LinearFrontend(rngs, size),
+    "conv": lambda rngs, size, _: frontends.ConvFrontend(rngs, size),
+    "conformer": ConformerFrontend,
+}
 
 
 class SpeechLM(nnx.Module):
@@ -170,7 +177,7 @@ class SpeechLM(nnx.Module):
         self.cfg = cfg
         self.embed = weight(rngs, size, "v d", fan_in="d")
         if cfg.front != "none":
-            self.front = FRONTS[cfg.front](rngs, size)
+            self.front = FRONTS[cfg.front](rngs, size, cfg)
         self.stack = Stack(rngs, size, cfg, lora)
         self.norm = RMSNorm(size, cfg.eps)
         if not cfg.tied:
