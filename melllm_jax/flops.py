@@ -41,6 +41,9 @@ CHIPS = {
 }
 
 
+CONFORMER_WINDOW = 500  # positions, 40 s: the most that a Conformer's block attends to
+
+
 @dataclasses.dataclass(frozen=True)
 class ParameterCounts:
     """Numbers of weights by what they are for."""
@@ -92,7 +95,18 @@ def forward_flops(run: Run) -> float:
     """
     p, m, t = count_parameters(run), run.model, run.data.t
     attention = m.l * 4 * m.n * m.h * mean_attended_positions(m, t)
-    return 2.0 * (p.layers + p.lora + m.v * m.d + p.front) + attention
+    return 2.0 * (p.layers + p.lora + m.v * m.d) + attention + front_flops(run)
+
+
+def front_flops(run: Run) -> float:
+    """FLOPs of one position's forward pass through the front end.
+
+    A Conformer's attention counts as if a clip filled the row, up to one window: an upper bound.
+    """
+    m, attention = run.model, 0
+    if m.front == "conformer":
+        attention = m.conformer.l * 4 * m.c * min(run.data.t, CONFORMER_WINDOW)
+    return 2.0 * count_parameters(run).front + attention
 
 
 def mean_attended_positions(model: Model, t: int) -> float:
@@ -105,14 +119,13 @@ def update_flops(run: Run) -> float:
     """FLOPs of one update: forward, and twice that backward for what must be differentiated.
 
     Weights that are frozen still pass gradients to the activations before them, so they cost 2
-    and not 3 times the forward pass. What remat computes again does not count.
+    and not 3 times the forward pass, but for a frozen encoder, before which nothing is trained.
+    What remat computes again does not count.
     """
-    forward = forward_flops(run) * run.data.b * run.data.t
-    if run.optim.train == "all":
-        return 3 * forward
-    p = count_parameters(run)
-    frozen = 2 * (p.layers + run.model.v * run.model.d) * run.data.b * run.data.t
-    return 3 * forward - frozen
+    p, m = count_parameters(run), run.model
+    frozen = 0.0 if run.optim.train == "all" else 2.0 * (p.layers + m.v * m.d)
+    each = 3 * forward_flops(run) - frozen - _unpassed_flops(run)
+    return each * run.data.b * run.data.t
 
 
 def matmul_parameters(run: Run) -> int:
@@ -132,8 +145,25 @@ def training_flops(run: Run, speech: float, text: float) -> float:
     the head counts at both, as the layers do, while what the front end makes of text is no use.
     """
     row = run.data.b * run.data.t
-    front = 3 * 2.0 * count_parameters(run).front
+    front = 3 * front_flops(run) - _unpassed_flops(run)
     return (speech + text) * update_flops(run) / row - text * front
+
+
+def _unpassed_flops(run: Run) -> float:
+    """FLOPs of a position's backward pass that a frozen encoder spares."""
+    m = run.model
+    projector = m.c * m.d + m.d + m.d * m.d + m.d
+    return 2 * (front_flops(run) - 2.0 * projector) if run.optim.encoder == "freeze" else 0.0
+
+
+def conformer_parameters(m: Model) -> int:
+    """Weights of the Conformer's blocks and of its bias of distances."""
+    c, own = m.c, m.conformer
+    mlp = c * 2 * own.f + 2 * own.f + own.f * c + c
+    attention = 4 * (c * c + c)
+    convolution = c * 2 * c + 2 * c + 2 * c + c * own.taps + c + 2 * (c * c + c)
+    norms = 5 * 2 * c
+    return own.l * (2 * mlp + attention + convolution + norms) + 2 * own.distance * own.n
 
 
 def _front_parameters(run: Run) -> int:
@@ -146,5 +176,6 @@ def _front_parameters(run: Run) -> int:
     for _ in range(3):
         bands = (bands + 1) // 2
     c = m.c
+    blocks = conformer_parameters(m) if m.front == "conformer" else 0
     stem = 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c
-    return stem + c * m.d + m.d + m.d * m.d + m.d
+    return stem + blocks + c * m.d + m.d + m.d * m.d + m.d

@@ -11,7 +11,7 @@ from typing import Literal
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model
-from melllm_jax.config.validation import WHERE, require
+from melllm_jax.config.validation import LATER, WHERE, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Optim:
     )  # micro-batches whose gradients are added up for one update
     train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
     freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
+    encoder: Literal["train", "freeze"] = dataclasses.field(
+        default="train", metadata=LATER
+    )  # a front end's stem and blocks; its projector trains all the same
     compute: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward and backward pass
 
     def __post_init__(self) -> None:
@@ -104,6 +107,9 @@ class Init:
 
     path: str = dataclasses.field(default="", metadata=WHERE)  # folder of an import or of a run
     digest: str = ""  # content hash of its checkpoint, filled in when a run starts
+    front: Literal["stored", "random"] = dataclasses.field(
+        default="stored", metadata=LATER
+    )  # random: the front end is made anew, though the checkpoint has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +136,10 @@ class Run:
         if self.model.front in ("conv", "conformer"):
             rule = f"must be 8 for the {self.model.front} front end"
             require("mel.r", self.mel.r, self.mel.r == 8, rule)
+        if self.optim.encoder == "freeze":
+            front = self.model.front
+            known = front in ("conv", "conformer")
+            require("optim.encoder", "freeze", known, f"model.front={front} has no encoder")
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
         layers = self.optim.freeze

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from melllm_jax import sharding
+from melllm_jax.flops import CONFORMER_WINDOW
 
-WINDOW = 500  # positions, 40 s: what was the reach of an absolute embedding
+WINDOW = CONFORMER_WINDOW
 
 
 class Windows(NamedTuple):

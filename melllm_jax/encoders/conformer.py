@@ -87,7 +87,14 @@ def encoder_sizes(cfg: Model) -> Sizes:
     """The lengths of a block's dimensions, by the encoder's own letters."""
     own, width = cfg.conformer, cfg.c
     heads = {"n": own.n, "h": width // own.n}
-    return heads | {"d": width, "e": width, "f": own.f, "x": own.taps, "z": 2 * own.distance, "i": 1}
+    return heads | {
+        "d": width,
+        "e": width,
+        "f": own.f,
+        "x": own.taps,
+        "z": 2 * own.distance,
+        "i": 1,
+    }
 
 
 class Block(nnx.Module):
@@ -237,10 +244,9 @@ def window_attention(
     local = functools.partial(_window_attention, cfg)
     heads, ids = sharding.a("b s n h"), sharding.a("b s")
     specs = (heads, heads, heads, sharding.w("z n"), ids, ids)
-    y_bsnh = jax.shard_map(local, in_specs=specs, out_specs=heads)(
+    return jax.shard_map(local, in_specs=specs, out_specs=heads)(
         q_bsnh, k_bsnh, v_bsnh, jax.reshard(distances, sharding.w("z n")), *windows
     )
-    return y_bsnh
 
 
 def _window_attention(

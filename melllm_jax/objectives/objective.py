@@ -72,11 +72,20 @@ class Objective(Protocol[Net]):
         """Frozen networks that the loss asks, by name."""
 
 
+PROJECTOR = tuple(f"front.{name}" for name in ("up", "up_bias", "down", "down_bias"))
+
+
 def trainable_names(cfg: Optim, kinds: Kinds) -> frozenset[str]:
-    """The weights that change: all but fixed statistics, or LoRA and the front end alone."""
-    chosen = lambda name, kind: (
-        cfg.train == "all" or isinstance(kind, LoraParam) or name.startswith("front.")
-    )
+    """The weights that change: all but fixed statistics, or LoRA and the front end alone.
+
+    Of a front end whose encoder is frozen, the projector alone.
+    """
+
+    def chosen(name: str, kind: nnx.Param) -> bool:
+        if name.startswith("front."):
+            return cfg.encoder == "train" or name in PROJECTOR
+        return cfg.train == "all" or isinstance(kind, LoraParam)
+
     return frozenset(
         name
         for name, kind in kinds.items()

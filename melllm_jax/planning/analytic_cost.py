@@ -53,17 +53,20 @@ def _weights_per_chip(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     p, m, fsdp, tp = flops.count_parameters(run), run.model, sizes["fsdp"], sizes["tp"]
     inner = 2 * (m.n + m.k) * m.h + 3 * m.f
     wide = 0 if m.front == "none" else (run.mel.p if m.front == "linear" else m.c + m.d) * m.d
+    blocks = flops.conformer_parameters(m) if m.front == "conformer" else 0
     return {
         "ends": (p.embed + p.head) / (fsdp * tp),
         "layers": p.layers / (fsdp * tp),
         "lora": m.l * run.lora.r * (4 * m.d / fsdp + inner / tp),
-        "front": wide / fsdp + p.front - wide,
+        "front": wide / fsdp + blocks / (fsdp * tp) + p.front - wide - blocks,
     }
 
 
 def _trainable_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
     """Numbers on a chip that change."""
     here = _weights_per_chip(run, sizes)
+    if run.optim.encoder == "freeze":
+        here["front"] = (run.model.c + run.model.d) * run.model.d / sizes["fsdp"]
     return sum(here.values()) if run.optim.train == "all" else here["lora"] + here["front"]
 
 
@@ -111,7 +114,22 @@ def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> fl
         stays += 3 * m.d + m.f / tp  # norms, and the MLP's product
     working = 6 * m.d + 2 * sum(width / split[name] for name, width in widths.items())
     scores = tokens * min(CHUNK, m.v / tp) * 4 * 2
-    return number * tokens * (m.l * stays + working) + scores
+    return number * tokens * (m.l * stays + working) + scores + _conformer_bytes(run, sizes)
+
+
+def _conformer_bytes(run: Run, sizes: Mapping[str, int]) -> float:
+    """Bytes of a Conformer's activations: its stream at each block, and one block's scores.
+
+    Time is not split. A query's scores are those of its window, of the one before and after.
+    """
+    m, t = run.model, run.data.t
+    if m.front != "conformer":
+        return 0.0
+    number = 2 if run.optim.compute == "bfloat16" else 4
+    keys = t if t <= flops.CONFORMER_WINDOW else 3 * flops.CONFORMER_WINDOW
+    scores = m.conformer.n / sizes["tp"] * keys * 4 * 2
+    tokens = _positions_per_chip(run, sizes) * sizes["seq"]
+    return tokens * (number * (m.conformer.l + 12) * m.c + scores)
 
 
 def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:

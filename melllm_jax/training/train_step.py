@@ -18,6 +18,7 @@ from melllm_jax.models.parameters import (
     init_model,
     init_weights,
 )
+from melllm_jax.nn.layers import NonTrainable
 from melllm_jax.objectives.objective import LossSums, Objective
 from melllm_jax.training import optimizer
 from melllm_jax.training.warm_start import WarmStart
@@ -73,7 +74,11 @@ class Update(Generic[Net]):
         Raises Mistake as `WarmStart.fresh_names` does.
         """
         kinds = self.skeleton.kinds
-        return list(kinds) if self.warm is None else self.warm.fresh_names(kinds, self.run.lora.r)
+        return (
+            list(kinds)
+            if self.warm is None
+            else self.warm.fresh_names(kinds, self.run.lora.r, self.run.init.front)
+        )
 
     def state_from(self, weights: Weights) -> State:
         """The state before the first update, from given weights."""
@@ -175,7 +180,13 @@ class Update(Generic[Net]):
 
     def _state_from(self, weights: Weights) -> State:
         trained = {name: x for name, x in weights.items() if name in self.names}
-        frozen = {name: _as_frozen(name, x) for name, x in weights.items() if name not in trained}
+        frozen = {
+            name: x
+            if isinstance(self.skeleton.kinds[name], NonTrainable)
+            else x.astype(jnp.bfloat16)
+            for name, x in weights.items()
+            if name not in trained
+        }
         opt = jax.jit(self.optimizer.init)(trained)
         return State(trained, frozen, opt, jnp.int32(0), jnp.bool(False))
 
@@ -193,10 +204,6 @@ def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Ar
         "audio": jnp.sum(batch.frames).astype(jnp.float32) * hop_seconds,
         "examples": jnp.sum(starts[..., None] & by_source, axis=(0, 1)).astype(jnp.int32),
     }
-
-
-def _as_frozen(name: str, x: Array) -> Array:
-    return x if name.startswith("front.") else x.astype(jnp.bfloat16)
 
 
 def _with_layouts(shapes: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
-from melllm_jax.config.run import Init, Run
+from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import Kinds, Weights
 from melllm_jax.nn.layers import NonTrainable
@@ -30,13 +30,17 @@ class WarmStart:
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
     v: int = 0  # tokens that the run's vocabulary has grown to, if it has
 
-    def fresh_names(self, kinds: Kinds, lora_rank: int) -> list[str]:
+    def fresh_names(self, kinds: Kinds, lora_rank: int, front: str = "stored") -> list[str]:
         """The weights among `kinds` that are not in the checkpoint: they start at random.
 
-        Raises Mistake for weights that only one of the two has, front end and LoRA excepted, and
-        for those that differ in shape.
+        So does a front end where `front` is "random". Raises Mistake for weights that only one of
+        the two has, front end and LoRA excepted, for those that differ in shape, and for a
+        checkpoint of a Conformer's stem alone.
         """
-        own_front = any(_is_front(name) for name in self.shapes.keys() & kinds.keys())
+        self._check_conformer(kinds, front)
+        own_front = front == "stored" and any(
+            _is_front(name) for name in self.shapes.keys() & kinds.keys()
+        )
         for name, shape in self.shapes.items():
             if _is_front(name):
                 continue
@@ -75,6 +79,16 @@ class WarmStart:
         weights = load_weights(self.checkpoint, {**shapes, **stored})
         return weights | {k: _lengthen(weights[k], x, VOCABULARY[k]) for k, x in longer.items()}
 
+    def _check_conformer(self, kinds: Kinds, front: str) -> None:
+        """Raises Mistake where a Conformer would start at random beside its pretrained stem."""
+        within = lambda names, prefix: any(name.startswith(prefix) for name in names)
+        alone = within(self.shapes, "front.first") and not within(self.shapes, "front.blocks.")
+        if front == "stored" and alone and within(kinds, "front.blocks."):
+            raise Mistake(
+                f"init={self.folder}: has no Conformer: import with --front conformer, or "
+                "start from a random one with init.front=random"
+            )
+
     def _grows(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a weight of the run has the stored one's shape but for its new tokens."""
         axis, stored = VOCABULARY.get(name), self.shapes[name]
@@ -105,22 +119,27 @@ def adopt_model(run: Run, folder: str) -> Run:
     """`run` with the sizes, the mel and the tokenizer of the model in `folder`.
 
     What a checkpoint does not have stays the run's: the front end of a model that reads text
-    alone, LoRA where none was imported, and how the model is computed. Raises Mistake where
-    `folder` holds no model.
+    alone, LoRA where none was imported, and how the model is computed. A run with the conv front
+    end takes a Conformer's stem, and a run with a Conformer says itself that it has one. Raises
+    Mistake where `folder` holds no model.
     """
     spec = run_folder.read_spec(folder)
     own = {name: getattr(run.model, name) for name in (*COMPUTE_FIELDS, "speech")}
     mel = spec.mel
     if spec.model.front == "none":
-        own |= {"front": run.model.front, "c": run.model.c}
+        own |= {name: getattr(run.model, name) for name in ("front", "c", "conformer")}
         mel = run.mel
+    if {spec.model.front, run.model.front} == {"conv", "conformer"}:
+        own |= {"front": run.model.front}
+        if spec.model.front == "conv":
+            own |= {"conformer": run.model.conformer}
     lora = run.lora
     if spec.lora.r:
         lora = dataclasses.replace(spec.lora, dropout=run.lora.dropout)
     theirs = {x: getattr(spec.text, x) for x in ("tokenizer", "template", "placeholder")}
     text = dataclasses.replace(run.text, **theirs)
     model = dataclasses.replace(spec.model, **own)
-    init = Init(path=folder)
+    init = dataclasses.replace(run.init, path=folder)
     return dataclasses.replace(run, model=model, mel=mel, lora=lora, text=text, init=init)
 
 

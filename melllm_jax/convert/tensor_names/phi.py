@@ -14,6 +14,7 @@ from melllm_jax.convert.tensor_names.phi_conformer import MICROSOFT, conformer_r
 from melllm_jax.convert.weight_map import LAYER, IgnoredTensors, Rule
 
 AUDIO = "model.embed_tokens_extend.audio_embed."
+CONFORMER = "Conformer blocks"
 BLOCK = f"model.layers.{LAYER}."
 HEADS, MATRIX = "(n h) d -> d n h", "f d -> d f"
 
@@ -86,8 +87,8 @@ IGNORED_TENSORS = (
     IgnoredTensors("model.layers.*.lora_[AB].vision.*", "vision LoRA"),
     IgnoredTensors(f"{AUDIO}audio_projection.vision.*", "projector of speech beside images"),
     IgnoredTensors(f"{AUDIO}*_proj_for_vision_speech.*", "projector of speech beside images"),
-    IgnoredTensors(f"{AUDIO}encoder.encoders.*", "Conformer blocks"),
-    IgnoredTensors(f"{AUDIO}encoder.relative_attention_bias_layer.*", "Conformer blocks"),
+    IgnoredTensors(f"{AUDIO}encoder.encoders.*", CONFORMER),
+    IgnoredTensors(f"{AUDIO}encoder.relative_attention_bias_layer.*", CONFORMER),
 )
 
 
