@@ -15,7 +15,8 @@ from launch import cli
 import launch.evaluation
 from launch.evaluation import checkpoint_parity
 from launch.evaluation.checkpoint_parity import ParityReport
-from tests.support import phi_files
+from melllm_jax.checkpoints import run_folder
+from tests.support import conformer_files, phi_files
 from tests.support.references import PARITY, randomised, transformers
 from tests.support.runs import compiled_once, compiled_quickly, refused
 
@@ -30,7 +31,7 @@ CLIPS = 7 + 3  # positions of long.wav and short.wav
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The originals `text`, `microsoft` and `transformers`, and two sounds."""
+    """The originals `text`, `microsoft`, `transformers`, two with a Conformer, and two sounds."""
     folder = tmp_path_factory.mktemp("check")
     for samples, name in ((9000, "long"), (4000, "short")):
         wave = np.random.default_rng(samples).normal(0.0, 0.1, samples)
@@ -39,6 +40,9 @@ def folder(tmp_path_factory):
         phi_files.make(folder / kind, kind)
         words_file(folder / kind)
     saved(folder / "transformers")
+    conformer_files.make(folder / "conformer microsoft", "microsoft")
+    words_file(folder / "conformer microsoft")
+    saved(folder / "conformer transformers", **conformer_files.TRANSFORMERS)
     return folder
 
 
@@ -50,13 +54,13 @@ def words_file(folder):
     table.save(str(folder / "tokenizer.json"))
 
 
-def saved(folder):
+def saved(folder, **encoder):
     """What transformers itself writes of Phi-4-multimodal, Conformer and vision tower included."""
     tree = phi_files.TRANSFORMERS
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     images = dict.fromkeys(("image_size", "patch_size", "crop_size"), 14)
     vision = tree["vision_config"] | dict.fromkeys(sizes, 1) | images
-    audio = tree["audio_config"] | {"intermediate_size": 8, "bias_max_distance": 2}
+    audio = tree["audio_config"] | {"intermediate_size": 8, "bias_max_distance": 2} | encoder
     config = transformers.Phi4MultimodalConfig(
         **tree | {"vision_config": vision, "audio_config": audio}
     )
@@ -105,6 +109,21 @@ def test_check_agrees_to_the_rounding_of_float32(
     assert found["top1"] == 1.0
     assert len(found["layers"]) == phi_files.L
     assert max(*found["layers"], found["logits"]) < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["microsoft", "transformers"])
+def test_check_hears_the_conformer_where_it_was_imported(folder, tmp_path, capsys, kind):
+    source = folder / f"conformer {kind}"
+    phi_files.told("import", source, tmp_path / "ours", "--front", "conformer")
+    sounds = [folder / "long.wav", folder / "short.wav"]
+    found = checked(capsys, source, tmp_path / "ours", "--audio", *sounds)
+    assert (found["positions"], found["agrees"]) == (WORDS + CLIPS, True)
+    assert max(*found["layers"], found["logits"]) < 2e-5
+    phi_files.told("import", source, tmp_path / "stem")
+    stem = checked(capsys, source, tmp_path / "stem", "--audio", *sounds)
+    assert stem["agrees"]  # with theirs as it is without blocks
+    spec = run_folder.read_spec(str(tmp_path / "stem"))
+    assert spec.model.front == "conv"
 
 
 def test_check_of_what_was_dropped_differs_from_what_was_kept(folder, tmp_path, capsys):
