@@ -151,9 +151,17 @@ def training_flops(run: Run, speech: float, text: float) -> float:
 
 def _unpassed_flops(run: Run) -> float:
     """FLOPs of a position's backward pass that a frozen encoder spares."""
+    if run.optim.encoder == "train":
+        return 0.0
+    return 2 * (front_flops(run) - 2.0 * trained_front_parameters(run))
+
+
+def trained_front_parameters(run: Run) -> int:
+    """Weights of the front end that train: all, or where its encoder is frozen its projector."""
     m = run.model
-    projector = m.c * m.d + m.d + m.d * m.d + m.d
-    return 2 * (front_flops(run) - 2.0 * projector) if run.optim.encoder == "freeze" else 0.0
+    if run.optim.encoder == "train":
+        return _front_parameters(run)
+    return m.c * m.d + m.d + m.d * m.d + m.d
 
 
 def conformer_parameters(m: Model) -> int:

@@ -143,10 +143,27 @@ def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) 
         "out": 2 * heads * m.d,
         "gate_up": 4 * m.d * m.f,
     }
+    encoder = _conformer_again(run, kept)
     head = (
         2 * m.d * m.v if m.v / sizes["tp"] > CHUNK else 0
     )  # scores are made again, chunk by chunk
-    return float(positions * (m.l * sum(cost[name] for name in cost if name not in kept) + head))
+    layers = m.l * sum(cost[name] for name in cost if name not in kept)
+    return float(positions * (layers + head + encoder))
+
+
+def _conformer_again(run: Run, kept: frozenset[str]) -> float:
+    """FLOPs of a position that the backward pass of a Conformer's blocks does again."""
+    m, own = run.model, run.model.conformer
+    if m.front != "conformer" or m.remat == "none" or run.optim.encoder == "freeze":
+        return 0.0
+    cost = {
+        "qkv": 6 * m.c * m.c,
+        "attended": 4 * m.c * min(run.data.t, flops.CONFORMER_WINDOW),
+        "out": 2 * m.c * m.c,
+        "gate_up": 8 * m.c * own.f,
+    }
+    whole = 2.0 * flops.conformer_parameters(m) + own.l * cost["attended"]
+    return whole - own.l * sum(cost[name] for name in kept)
 
 
 def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dict[str, float]:
@@ -155,12 +172,15 @@ def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dic
     Ring collectives: (n − 1) / n of what is gathered or scattered, twice that when summed.
     """
     m, p, tp = run.model, flops.count_parameters(run), sizes["tp"]
-    trained = p.total if run.optim.train == "all" else p.front + p.lora
+    trained = flops.trained_front_parameters(run) + p.lora
+    if run.optim.train == "all":
+        trained += p.total - p.front - p.lora
+    blocks = flops.conformer_parameters(m) if m.front == "conformer" else 0
     summed_up = _trainable_per_chip(run, sizes)  # over copies, once an update
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _positions_per_chip(run, sizes), run.optim.micro
     ring = {axis: (size - 1) / size for axis, size in sizes.items()}
-    weights = (p.layers + p.lora + m.v * m.d) * number / tp
+    weights = (p.layers + p.lora + m.v * m.d + blocks) * number / tp
     twice = 2 if kept >= set(NAMES) else 3  # sums over tp: forward, again, backward
     summed = m.l * 2 * twice * 2 * m.d + 2 * m.d
     gathered = m.l * 2 * (2 if "qkv" in kept else 3) * 2 * m.k * m.h / tp

@@ -16,7 +16,7 @@ from melllm_jax.presets.mel_llm import mel_llm_asr
 def conformer_asr() -> Run:
     """Phi-4-multimodal's encoder, pretrained and trained on, before its LLM with LoRA.
 
-    As `mel_llm_asr` but for 24 blocks of 440 M weights between stem and projector. Expected in
+    As `mel_llm_asr` but for 24 blocks of 429 M weights between stem and projector. Expected in
     arXiv 2606.10231: 5.61 % WER, mean of the classic 8 sets of the Open ASR Leaderboard, at
     1 / 1.57 of the speed of `mel_llm_asr`. Not trained here.
 

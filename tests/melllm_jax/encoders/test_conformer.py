@@ -8,7 +8,7 @@ import pytest
 from melllm_jax import sharding
 from melllm_jax.config.encoders import Conformer
 from melllm_jax.config.features import Mel
-from melllm_jax.encoders import clip_windows, conformer
+from melllm_jax.encoders import clip_windows, conformer, window_attention
 from melllm_jax.errors import Mistake
 from tests.support import models
 from tests.support.models import Clip
@@ -22,7 +22,7 @@ PIECES = [[2, Clip(17), 1, Clip(41), Clip(8)], [1, Clip(30), Clip(3), 1], [Clip(
 @pytest.fixture
 def short(monkeypatch):
     """Windows of four positions, so that most clips have several."""
-    for module in (clip_windows, conformer):
+    for module in (clip_windows, conformer, window_attention):
         monkeypatch.setattr(module, "WINDOW", 4)
 
 
