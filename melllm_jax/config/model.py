@@ -45,9 +45,8 @@ class Model:
     rope: Rope = Rope()
     tied: bool = True  # tie_word_embeddings
     window: int = 0  # sliding_window: positions seen back, itself included; 0 sees all
-    front: Literal["none", "linear", "conv", "conformer"] = (
-        "linear"  # text alone, patch → d, Phi-4-MM's stem, its stem and its Conformer
-    )
+    # Text alone, patch → d, Phi-4-MM's stem, its stem and its Conformer.
+    front: Literal["none", "linear", "conv", "conformer"] = "linear"
     c: int = 1024  # channels of the conv stem, and the Conformer's width
     conformer: Conformer = dataclasses.field(default=Conformer(), metadata=LATER)
     speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip

@@ -35,9 +35,8 @@ class Optim:
     )  # micro-batches whose gradients are added up for one update
     train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
     freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
-    encoder: Literal["train", "freeze"] = dataclasses.field(
-        default="train", metadata=LATER
-    )  # a front end's stem and blocks; its projector trains all the same
+    # A front end's stem and blocks; its projector trains all the same.
+    encoder: Literal["train", "freeze"] = dataclasses.field(default="train", metadata=LATER)
     compute: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward and backward pass
 
     def __post_init__(self) -> None:
@@ -107,9 +106,8 @@ class Init:
 
     path: str = dataclasses.field(default="", metadata=WHERE)  # folder of an import or of a run
     digest: str = ""  # content hash of its checkpoint, filled in when a run starts
-    front: Literal["stored", "random"] = dataclasses.field(
-        default="stored", metadata=LATER
-    )  # random: the front end is made anew, though the checkpoint has one
+    # random: the front end is made anew, though the checkpoint has one.
+    front: Literal["stored", "random"] = dataclasses.field(default="stored", metadata=LATER)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,7 +150,7 @@ def test_two_clips_of_a_segment_equal_theirs_that_hears_each_alone(chunked):
 
 @pytest.mark.parametrize("positions", [500, 501, 1203])
 def test_a_clip_longer_than_a_window_is_folded_and_filled_up_with_zeros(chunked, positions):
-    """The zeros behind a clip of 501 positions are heard: without them the last is 0.2 off."""
+    """The zeros behind 501 positions are heard: the last is another without them."""
     theirs, skeleton, weights = chunked
     columns = segment(Clip(8 * positions - 3), 2)
     with torch.no_grad():
