@@ -1,6 +1,7 @@
 """Phi-4-multimodal with its Conformer, small and random, against transformers, 24 blocks deep."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from melllm_jax.convert.tensor_names import phi
 from melllm_jax.convert.tensor_names.phi_conformer import conformer_rules
 from melllm_jax.convert.weight_map import expand_rules
 from melllm_jax.encoders.clip_windows import Windows
+from melllm_jax.encoders.window_attention import attend_in_windows
 from tests.support import models
 from tests.support.models import Clip
 from tests.support.references import (
@@ -194,22 +196,35 @@ def test_gradients_of_a_block_equal(chunked):
             assert_equal(found, named[name].grad, 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("theirs_name", "ours_name", "most"),
-    [("feed_forward_in", "mlp_in", 1e-6), ("conv", "conv", 1e-6)],
-)
-def test_parts_of_a_block_equal(chunked, theirs_name, ours_name, most):
+@pytest.mark.parametrize("part", ["mlp_in", "attn", "conv"])
+def test_parts_of_a_block_equal(chunked, part):
+    """Of nine positions, two chunks and one more. Float32 sums in another order."""
     theirs, skeleton, weights = chunked
-    block = theirs.model.embed_tokens_extend.audio_embed.encoder.encoders[1]
+    encoder = theirs.model.embed_tokens_extend.audio_embed.encoder
+    block = encoder.encoders[1]
     x = np.random.default_rng(0).standard_normal((1, 9, M.c), dtype=np.float32)
     with torch.no_grad():
-        expected = block.get_submodule(theirs_name)(torch.tensor(x))
+        given = torch.tensor(x)
+        seen = encoder._streaming_mask(9, 1, chunk_size=4, left_chunk=1)
+        mask = seen.unsqueeze(1) + encoder.relative_attention_bias_layer(given)
+        expected = {
+            "mlp_in": lambda: block.feed_forward_in(given),
+            "attn": lambda: block.self_attn(given, mask),
+            "conv": lambda: block.conv(given),
+        }[part]()
     with models.one_device():
-        blocks = skeleton.model(weights).front.blocks
-        part = getattr(jax.tree.map(lambda x: x[1], blocks), ours_name)
-        rows = jax.reshard(jnp.asarray(x), sharding.a("b s d"))
+        front = skeleton.model(weights).front
+        ours = getattr(jax.tree.map(lambda x: x[1], front.blocks), part)
         place = jax.reshard(jnp.arange(9)[None], sharding.a("b s"))
         windows = Windows(jnp.ones_like(place), place)
-        given = (rows, windows) if theirs_name == "conv" else (rows,)
-        found = models.jitted(lambda *given: part(*given))(*given)
-    assert_equal(found, expected, most)
+        attend = functools.partial(
+            attend_in_windows,
+            distances=front.distances[...],
+            windows=windows,
+            cfg=front.cfg.conformer,
+        )
+        more = {"mlp_in": (), "attn": (attend,), "conv": (windows,)}[part]
+        found = models.jitted(lambda rows: ours(rows, *more))(
+            jax.reshard(jnp.asarray(x), sharding.a("b s d"))
+        )
+    assert_equal(found, expected, 2e-6)
