@@ -41,6 +41,9 @@ CHIPS = {
 }
 
 
+CONFORMER_WINDOW = 500  # positions, 40 s: the most that a Conformer's block attends to
+
+
 @dataclasses.dataclass(frozen=True)
 class ParameterCounts:
     """Numbers of weights by what they are for."""
@@ -97,8 +100,6 @@ def forward_flops(run: Run) -> float:
 
 def front_flops(run: Run) -> float:
     """FLOPs of one position's forward pass through the front end."""
-    if run.model.front != "whisper":
-        return 2.0 * count_parameters(run).front
     return encoder_flops(run) + 2.0 * (count_parameters(run).front - encoder_parameters(run))
 
 
@@ -106,10 +107,13 @@ def encoder_flops(run: Run) -> float:
     """FLOPs of one position's forward pass through the front end's encoder or stem.
 
     Whisper's first convolution is at work r times a position of the LLM, all that follows r / 2
-    times; attention is counted as if one clip filled the row, or a window where that is shorter.
+    times. Attention is counted as if one clip filled the row, or a window where that is shorter.
     """
-    w, r = run.model.whisper, run.mel.r
-    if run.model.front != "whisper":
+    m, w, r = run.model, run.model.whisper, run.mel.r
+    if m.front == "conformer":
+        seen = min(run.data.t, CONFORMER_WINDOW)
+        return 2.0 * encoder_parameters(run) + 4.0 * m.conformer.l * m.c * seen
+    if m.front != "whisper":
         return 2.0 * encoder_parameters(run)
     first = 3 * run.mel.m * w.d + w.d
     seen = min(run.data.t * r // 2, w.positions)
@@ -179,7 +183,18 @@ def encoder_parameters(run: Run) -> int:
     for _ in range(3):
         bands = (bands + 1) // 2
     c = m.c
-    return 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c
+    blocks = conformer_parameters(m) if m.front == "conformer" else 0
+    return 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c + blocks
+
+
+def conformer_parameters(m: Model) -> int:
+    """Weights of the Conformer's blocks and of its bias of distances."""
+    c, own = m.c, m.conformer
+    mlp = c * 2 * own.f + 2 * own.f + own.f * c + c
+    attention = 4 * (c * c + c)
+    convolution = c * 2 * c + 2 * c + 2 * c + c * own.taps + c + 2 * (c * c + c)
+    norms = 5 * 2 * c
+    return own.l * (2 * mlp + attention + convolution + norms) + 2 * own.distance * own.n
 
 
 def _front_parameters(run: Run) -> int:

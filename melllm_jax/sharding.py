@@ -4,6 +4,7 @@ b batch   t time   s time attended to   d model width   n query heads   k key/va
 g query heads a KV head   h head width   f MLP width   v vocabulary   p one mel patch, flattened
 l layers   r LoRA rank   c channels   j bands left after the conv stem   m mel bands
 e model width, held whole   u width after the conv stem   w waveform samples
+x taps of a convolution   z distances with a bias of their own
 
 Mesh axes are named here alone: `replica` copies everything across slices, `fsdp` splits weights
 and rows, `seq` splits time, `tp` splits heads, MLP width and vocabulary.
@@ -93,6 +94,13 @@ def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
         ("tp", "model.v", model.v),
         ("seq", "data.t", data.t),
     ]
+    if model.front == "conformer":
+        splits += [
+            ("fsdp", "model.c", model.c),
+            ("tp", "model.c", model.c),
+            ("tp", "model.conformer.n", model.conformer.n),
+            ("tp", "model.conformer.f", model.conformer.f),
+        ]
     if model.front == "whisper":
         for axis, name in (("fsdp", "d"), ("tp", "n"), ("tp", "f")):
             splits.append((axis, f"model.whisper.{name}", getattr(model.whisper, name)))

@@ -34,6 +34,7 @@ class ImportCheckpointArguments:
     source: HF  # folder with config.json and *.safetensors, or a name on the hub
     target: CKPT  # folder to be made
     lora: Literal["keep", "merge", "drop"] = "keep"  # Phi-4-MM's speech adapter
+    front: Literal["conv", "conformer"] = "conv"  # of its encoder the conv stem, or all of it
     json: bool = False  # print one JSON object on standard output and nothing else
 
 
@@ -41,8 +42,9 @@ class ImportCheckpointArguments:
 class ExportCheckpointArguments:
     """Write a checkpoint, of training or imported, as safetensors that transformers loads.
 
-    With the conv front end it is a Phi4MultimodalForCausalLM without Conformer blocks
-    (num_blocks 0); without front end a Phi3ForCausalLM. Vision is left out.
+    With the conformer front end it is a Phi4MultimodalForCausalLM, with the conv front end one
+    without Conformer blocks (num_blocks 0), without front end a Phi3ForCausalLM. Vision is left
+    out.
     """
 
     source: CKPT  # folder of a run, or of an import
@@ -99,7 +101,7 @@ def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
     """Import a checkpoint: the figures of what was read, written and left out."""
     malloc.keep_freed_memory()  # blocks come and go: their pages need not be cleared each time
     began = time.perf_counter()
-    plan = from_hf.plan_import(local_folder(arguments.source), arguments.lora)
+    plan = from_hf.plan_import(local_folder(arguments.source), arguments.lora, arguments.front)
     with byte_progress(plan.bytes) as moved:
         from_hf.import_checkpoint(plan, arguments.target, moved)
     seconds = time.perf_counter() - began

@@ -25,11 +25,13 @@ from transformers.utils import logging
 
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.convert.hf_config import writer
+from melllm_jax.convert.tensor_names.phi_conformer import MICROSOFT
 
 LOAD_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
 MATRICES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-# What Microsoft's files have that the model without Conformer lacks.
-LEFT_OUT = ("vision", "image_embed", "encoder.encoders.", "relative_attention_bias_layer", ".lora_")
+# What Microsoft's files have that the model lacks: always, and where it has no Conformer.
+LEFT_OUT = ("vision", "image_embed", ".lora_")
+CONFORMER = ("encoder.encoders.", "relative_attention_bias_layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ReferenceOutput:
 
 
 def load_reference(folder: pathlib.Path, spec: ModelSpec, lora: bool) -> Any:
-    """The model in `folder`, without its Conformer; `lora` merges its speech adapter.
+    """The model in `folder`, its Conformer where `spec` has it; `lora` merges its speech adapter.
 
     `spec` is the folder's as it was imported: Microsoft's own class is code from the hub, so
     transformers' class is made from the spec instead.
@@ -49,16 +51,21 @@ def load_reference(folder: pathlib.Path, spec: ModelSpec, lora: bool) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tree = json.loads((folder / "config.json").read_bytes())
+    whole = spec.model.front == "conformer"
     if tree["model_type"] == "phi4mm":
         theirs = Phi4MultimodalConfig(**writer.phi4_multimodal_config(spec, "float32"))
-        tensors = {_rename(name): x for name, x in _tensors(folder) if not _is_left_out(name)}
+        left_out = LEFT_OUT if whole else LEFT_OUT + CONFORMER
+        named_tensors = _tensors(folder)
+        tensors = {
+            _rename(name): x for name, x in named_tensors if not any(y in name for y in left_out)
+        }
         model: Any = Phi4MultimodalForCausalLM.from_pretrained(
             None, config=theirs, state_dict=tensors, **LOAD_OPTIONS
         )
         adapter, named = tree["speech_lora"], "{}.lora_{}.speech.weight"
     else:
         theirs = AutoConfig.from_pretrained(folder)
-        if tree["model_type"] == "phi4_multimodal":
+        if tree["model_type"] == "phi4_multimodal" and not whole:
             theirs.audio_config.num_blocks = 0
         model = AutoModelForCausalLM.from_pretrained(folder, config=theirs, **LOAD_OPTIONS)
         folder, named = folder / "speech-lora", "base_model.model.{}.lora_{}.weight"
@@ -126,11 +133,9 @@ def _merge(model: Any, tensors: dict[str, torch.Tensor], named: str, scale: floa
                 layer.get_submodule(module).weight += scale * (b @ a)
 
 
-def _is_left_out(name: str) -> bool:
-    return any(part in name for part in LEFT_OUT)
-
-
 def _rename(name: str) -> str:
     name = name.replace(".base_layer.", ".")
+    for theirs, microsoft in MICROSOFT.items():
+        name = name.replace(f".{microsoft}.", f".{theirs}.")
     name = name.replace("audio_projection.speech.0.", "up_proj_for_speech.")
     return name.replace("audio_projection.speech.2.", "down_proj_for_speech.")

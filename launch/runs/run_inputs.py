@@ -20,7 +20,7 @@ from data_pipelines.text.prompt import chat_ids
 from data_pipelines.text.tokenizer import Tokenizer, content_hash
 from launch.runs import sound_token
 from melllm_jax.config.overrides import override
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import RANDOM, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.training import front_start, warm_start
 from melllm_jax.training.front_start import FrontStart
@@ -61,12 +61,13 @@ def complete_run(run: Run) -> RunInputs:
             found = split_digest(sounds.path, sounds.split)
             changes[f"data.augment.{name}.digest"] = found
     grown = sound_token.grown_vocabulary(run, tokenizer)
-    llm = warm_start.resolve(run.init.path, grown) if run.init.path else None
+    anew = run.init.front == RANDOM
+    llm = warm_start.resolve(run.init.path, grown, anew) if run.init.path else None
     if llm is not None:
         changes["init.digest"] = llm.digest
-    front = front_start.resolve(run, llm) if run.init.front else None
-    if front is not None:
-        changes["init.front_digest"] = front.digest
+    front = front_start.resolve(run, llm) if run.init.front and not anew else None
+    if run.init.front:
+        changes["init.front_digest"] = RANDOM if front is None else front.digest
     reads_sound = run.model.front != "none"
     if reads_sound and run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))

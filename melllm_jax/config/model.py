@@ -6,7 +6,7 @@ Plain data, no JAX. A size is named by its letter of the one alphabet (see `mell
 import dataclasses
 from typing import Literal
 
-from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.validation import LATER, WHERE, require
 
@@ -45,11 +45,11 @@ class Model:
     rope: Rope = Rope()
     tied: bool = True  # tie_word_embeddings
     window: int = 0  # sliding_window: positions seen back, itself included; 0 sees all
-    front: Literal["none", "linear", "conv", "whisper"] = (
-        "linear"  # text alone, patch → d, Phi-4-MM's stem, Whisper's encoder
-    )
-    c: int = 1024  # channels of the conv stem
-    whisper: Whisper = dataclasses.field(default=Whisper(), metadata=LATER)  # of that front end
+    # Text alone; patch → d; Phi-4-MM's stem; its stem and its Conformer; Whisper's encoder.
+    front: Literal["none", "linear", "conv", "conformer", "whisper"] = "linear"
+    c: int = 1024  # channels of the conv stem, and the Conformer's width
+    conformer: Conformer = dataclasses.field(default=Conformer(), metadata=LATER)
+    whisper: Whisper = dataclasses.field(default=Whisper(), metadata=LATER)
     speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip
     attention: Literal["auto", "whole", "blocks", "splash", "cudnn"] = dataclasses.field(
         default="auto", metadata=WHERE
@@ -75,6 +75,9 @@ class Model:
         pairs = self.rotary_dims // 2
         fits = len(self.rope.short) in (0, pairs)
         require("model.rope.short", f"{len(self.rope.short)} factors", fits, f"needs {pairs}")
+        if self.front == "conformer":
+            n = self.conformer.n
+            require("model.conformer.n", n, self.c % n == 0, f"does not divide model.c={self.c}")
 
     @property
     def rotary_dims(self) -> int:

@@ -13,6 +13,8 @@ from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.config.validation import LATER, WHERE, require
 
+RANDOM = "random"  # init.front: no folder
+
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
@@ -35,9 +37,8 @@ class Optim:
     )  # micro-batches whose gradients are added up for one update
     train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
     freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
-    encoder: Literal["trained", "frozen"] = dataclasses.field(
-        default="trained", metadata=LATER
-    )  # frozen: the front end's encoder or stem stays as it is; its projector is trained
+    # A front end's stem or encoder; its projector is trained all the same.
+    encoder: Literal["trained", "frozen"] = dataclasses.field(default="trained", metadata=LATER)
     compute: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward and backward pass
 
     def __post_init__(self) -> None:
@@ -109,10 +110,10 @@ class Init:
     digest: str = ""  # content hash of its checkpoint, filled in when a run starts
     front: str = dataclasses.field(
         default="", metadata={**WHERE, **LATER}
-    )  # folder that the front end's weights come from, in place of path's
+    )  # folder that the front end's weights come from, in place of path's; RANDOM: from none
     front_digest: str = dataclasses.field(
         default="", metadata=LATER
-    )  # content hash of its checkpoint, filled in when a run starts
+    )  # content hash of its checkpoint, or "random", filled in when a run starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +137,9 @@ class Run:
     scoring: ScoreInterval = dataclasses.field(default=ScoreInterval(), metadata=WHERE)
 
     def __post_init__(self) -> None:
-        if self.model.front == "conv":
-            require("mel.r", self.mel.r, self.mel.r == 8, "must be 8 for the conv front end")
+        if self.model.front in ("conv", "conformer"):
+            rule = f"must be 8 for the {self.model.front} front end"
+            require("mel.r", self.mel.r, self.mel.r == 8, rule)
         if self.model.front == "whisper":
             rule = "must be 2 or more for the whisper front end, which halves the frames itself"
             require("mel.r", self.mel.r, self.mel.r >= 2, rule)

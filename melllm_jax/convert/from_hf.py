@@ -19,6 +19,7 @@ from melllm_jax.config.model import FrontSpec, Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
 from melllm_jax.convert import block_copy, safetensors_files
 from melllm_jax.convert.hf_config import peft_adapter, reader, whisper_config
+from melllm_jax.convert.hf_config.audio_config import FrontChoice
 from melllm_jax.convert.safetensors_files import TensorEntry
 from melllm_jax.convert.tensor_names import phi, whisper
 from melllm_jax.convert.weight_map import (
@@ -71,8 +72,13 @@ class ImportPlan:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in self.blanks.values())
 
 
-def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> ImportPlan:
-    """Plan the import of the folder `source`. Raises Mistake for whatever is wrong with it."""
+def plan_import(
+    source: pathlib.Path, adapter: AdapterChoice = "keep", front: FrontChoice = "conv"
+) -> ImportPlan:
+    """Plan the import of the folder `source`. Raises Mistake for whatever is wrong with it.
+
+    `front` says what is read of a speech encoder: its conv stem, or its Conformer as well.
+    """
     entries = safetensors_files.list_tensors(source)
     tree = read_object(source / "config.json")
     if tree.get("model_type") == whisper_config.MODEL_TYPE:
@@ -81,11 +87,13 @@ def plan_import(source: pathlib.Path, adapter: AdapterChoice = "keep") -> Import
         return _plan_encoder(source, tree, entries)
     folder = _adapter_folder(source, tree.get("model_type"))
     adapter_config = read_object(folder / "adapter_config.json") if folder else None
-    parsed = reader.parse_config(tree, adapter_config, f"{source}/config.json", adapter)
+    parsed = reader.parse_config(tree, adapter_config, f"{source}/config.json", adapter, front)
     spec, names = parsed.spec, phi.TENSOR_NAMES[parsed.layout]
     beside = _adapter_entries(folder, entries) if folder else {}
     entries |= beside
     ignored = list(phi.IGNORED_TENSORS)
+    if front == "conformer":
+        ignored = [rule for rule in ignored if rule.reason != phi.CONFORMER]
     if spec.model.tied:
         ignored.append(IgnoredTensors("lm_head.weight", "head, which is the embedding"))
     if adapter == "drop":

@@ -1,7 +1,8 @@
 """Exports a checkpoint to Hugging Face's layout, which transformers loads, block by block.
 
 Reads what training or an import wrote, in one process and on no mesh. A model that reads speech by
-the conv front end becomes a Phi-4-multimodal without Conformer; one that reads text, a Phi-3.
+the conv front end becomes a Phi-4-multimodal without Conformer, one that reads it by the conformer
+front end a Phi-4-multimodal, one that reads text a Phi-3.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -132,7 +133,7 @@ def _fill_folder(
     tokens = {name: original[name] for name in writer.TOKEN_ID_FIELDS if name in original}
     number = plan.dtypes["model.embed_tokens.weight"].name
     describe = writer.phi3_config
-    if plan.spec.model.front == "conv":
+    if plan.spec.model.front != "none":
         describe = writer.phi4_multimodal_config
         if plan.sound_token is not None:
             tokens["audio_token_id"] = plan.sound_token

@@ -63,8 +63,12 @@ class ConvFrontend(nnx.Module):
         self.down_bias = constant(size, "d", 0.0)
 
     def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
+        return self.project(self.stem(batch))
+
+    def stem(self, batch: Batch) -> Float[Array, "b t u"]:
+        """The three convolutions and what makes one vector of the bands that are left."""
         patches = batch.patches.astype(jnp.float32)
-        cells = (patches, batch.frames, _continues_clip(batch))
+        cells = (patches, batch.frames, continues_clip(batch))
         edges = tuple(_edges(x) for x in (patches, batch.frames))
         split = [sharding.a("b t p"), sharding.a("b t"), sharding.a("b t")]
         stem = jax.shard_map(
@@ -72,7 +76,10 @@ class ConvFrontend(nnx.Module):
             in_specs=(jax.P(), *split, *split[:2]),
             out_specs=sharding.a("b t u"),
         )
-        x = stem(self._weights(), *cells, *edges)
+        return stem(self._weights(), *cells, *edges)
+
+    def project(self, x: Float[Array, "b t u"]) -> Float[Array, "b t d"]:
+        """The projector to the model's width."""
         x = einsum("btu,ud->btd", x, self.up[...]) + self.up_bias[None, None]
         x = jax.nn.gelu(x, approximate=False)
         return einsum("bte,ed->btd", x, self.down[...]) + self.down_bias[None, None]
@@ -139,7 +146,7 @@ def _stem(
     return product("btjc,jcu->btu", x[:, 1:, 0], weights["out"]) + weights["out_bias"][None, None]
 
 
-def _continues_clip(batch: Batch) -> Array:
+def continues_clip(batch: Batch) -> Array:
     """Bool [b t]: whether the position before is of the same clip."""
     before = [_shift(attention.gather_time(x)) for x in (batch.segments, batch.clips)]
     same = (before[0] == batch.segments) & (before[1] == batch.clips)

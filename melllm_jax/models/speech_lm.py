@@ -16,6 +16,7 @@ from melllm_jax.batch import Batch
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.encoders import frontends
+from melllm_jax.encoders.conformer import ConformerFrontend
 from melllm_jax.encoders.whisper import WhisperFrontend
 from melllm_jax.nn import attention, attention_kernels, remat
 from melllm_jax.nn.layers import (
@@ -158,6 +159,7 @@ class Stack(nnx.Module):
 FRONTS: Mapping[str, Callable[[nnx.Rngs, Sizes, Model], nnx.Module]] = {
     "linear": lambda rngs, size, _: frontends.LinearFrontend(rngs, size),
     "conv": lambda rngs, size, _: frontends.ConvFrontend(rngs, size),
+    "conformer": ConformerFrontend,
     "whisper": WhisperFrontend,
 }
 

@@ -65,15 +65,17 @@ def _weights_per_chip(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
 def _front_per_chip(run: Run, sizes: Mapping[str, int]) -> tuple[float, float]:
     """Weights on a chip of the front end's encoder, and of its projector.
 
-    The conv stem is whole on every chip; Whisper's matrices are split as the LLM's are, its
-    convolutions by fsdp alone.
+    The conv stem is whole on every chip; the matrices of Whisper and of the Conformer are split as
+    the LLM's are, Whisper's convolutions by fsdp alone.
     """
     p, m, fsdp = flops.count_parameters(run), run.model, sizes["fsdp"]
     whole = flops.encoder_parameters(run)
     wide = p.front - whole  # the projector: matrices, and a bias or two
-    if m.front in ("none", "linear", "conv"):
-        biases = {"none": 0, "linear": m.d, "conv": 2 * m.d}[m.front]
-        return whole, (wide - biases) / fsdp + biases
+    if m.front != "whisper":
+        biases = {"none": 0, "linear": m.d}.get(m.front, 2 * m.d)
+        blocks = flops.conformer_parameters(m) if m.front == "conformer" else 0
+        split = blocks / (fsdp * sizes["tp"])
+        return whole - blocks + split, (wide - biases) / fsdp + biases
     w = m.whisper
     blocks = w.l * (4 * w.d * w.d + 2 * w.d * w.f)
     return blocks / (fsdp * sizes["tp"]) + (whole - blocks) / fsdp, wide / fsdp
@@ -134,7 +136,8 @@ def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> fl
         stays += 3 * m.d + m.f / tp  # norms, and the MLP's product
     working = 6 * m.d + 2 * sum(width / split[name] for name, width in widths.items())
     scores = tokens * min(CHUNK, m.v / tp) * 4 * 2
-    return number * tokens * (m.l * stays + working + _encoder_widths(run)) + scores
+    front = _conformer_bytes(run, sizes)
+    return number * tokens * (m.l * stays + working + _encoder_widths(run)) + scores + front
 
 
 def _encoder_widths(run: Run) -> float:
@@ -150,6 +153,21 @@ def _encoder_widths(run: Run) -> float:
     if run.optim.encoder == "trained" and m.remat in ("none", "dots"):
         return run.mel.r / 2 * w.l * (w.d + inside)
     return run.mel.r / 2 * (layers * w.d + inside)
+
+
+def _conformer_bytes(run: Run, sizes: Mapping[str, int]) -> float:
+    """Bytes of a Conformer's activations: its stream at each block, and one block's scores.
+
+    Time is not split. A query's scores are those of its window, of the one before and after.
+    """
+    m, t = run.model, run.data.t
+    if m.front != "conformer":
+        return 0.0
+    number = 2 if run.optim.compute == "bfloat16" else 4
+    keys = t if t <= flops.CONFORMER_WINDOW else 3 * flops.CONFORMER_WINDOW
+    scores = m.conformer.n / sizes["tp"] * keys * 4 * 2
+    tokens = _positions_per_chip(run, sizes) * sizes["seq"]
+    return tokens * (number * (m.conformer.l + 12) * m.c + scores)
 
 
 def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> float:
@@ -169,7 +187,22 @@ def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) 
     again = m.l * sum(cost[name] for name in cost if name not in kept) + head
     if m.front == "whisper" and m.remat != "none" and run.optim.encoder == "trained":
         again += flops.encoder_flops(run)  # but for products that a policy keeps
-    return float(positions * again)
+    return float(positions * (again + _conformer_again(run, kept)))
+
+
+def _conformer_again(run: Run, kept: frozenset[str]) -> float:
+    """FLOPs of a position that the backward pass of a Conformer's blocks does again."""
+    m, own = run.model, run.model.conformer
+    if m.front != "conformer" or m.remat == "none" or run.optim.encoder == "frozen":
+        return 0.0
+    cost = {
+        "qkv": 6 * m.c * m.c,
+        "attended": 4 * m.c * min(run.data.t, flops.CONFORMER_WINDOW),
+        "out": 2 * m.c * m.c,
+        "gate_up": 8 * m.c * own.f,
+    }
+    whole = 2.0 * flops.conformer_parameters(m) + own.l * cost["attended"]
+    return whole - own.l * sum(cost[name] for name in kept)
 
 
 def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dict[str, float]:
@@ -179,11 +212,12 @@ def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dic
     """
     m, p, tp = run.model, flops.count_parameters(run), sizes["tp"]
     trained = flops.trained_parameters(run)
+    blocks = flops.conformer_parameters(m) if m.front == "conformer" else 0
     summed_up = _trainable_per_chip(run, sizes)  # over copies, once an update
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _positions_per_chip(run, sizes), run.optim.micro
     ring = {axis: (size - 1) / size for axis, size in sizes.items()}
-    weights = (p.layers + p.lora + m.v * m.d) * number / tp
+    weights = (p.layers + p.lora + m.v * m.d + blocks) * number / tp
     twice = 2 if kept >= set(NAMES) else 3  # sums over tp: forward, again, backward
     summed = m.l * 2 * twice * 2 * m.d + 2 * m.d
     gathered = m.l * 2 * (2 if "qkv" in kept else 3) * 2 * m.k * m.h / tp

@@ -8,6 +8,12 @@ import types
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import ladder
+from melllm_jax.presets.conformer_baseline import (
+    conformer_asr,
+    conformer_asr_frozen,
+    conformer_asr_random,
+    conformer_asr_random_frozen,
+)
 from melllm_jax.presets.mel_llm import (
     mel_llm_asr,
     mel_llm_asr_14b_v5p_512,
@@ -38,6 +44,10 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
             mel_llm_asr_full_v6e_256,
             mel_llm_asr_full_h100_64,
             mel_llm_asr_14b_v5p_512,
+            conformer_asr,
+            conformer_asr_random,
+            conformer_asr_frozen,
+            conformer_asr_random_frozen,
         )
     }
     | {name: functools.partial(ladder.rung, name) for name in ladder.RUNGS}

@@ -11,7 +11,7 @@ from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
 from melllm_jax.config.features import Mel
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import RANDOM, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import PROJECTOR, Kinds, Weights, is_encoder, is_front
 from melllm_jax.training.warm_start import FRONT_FIELDS, WarmStart, adopt_model
@@ -99,7 +99,7 @@ def resolve(run: Run, llm: WarmStart | None) -> FrontStart:
 def run_from(run: Run, init: str, front: str) -> Run:
     """`run` with the sizes of the model in `init`, and the front end in `front`, where given."""
     run = adopt_model(run, init) if init else run
-    return adopt_front(run, front) if front else run
+    return adopt_front(run, front) if front not in ("", RANDOM) else run
 
 
 def adopt_front(run: Run, folder: str) -> Run:

@@ -11,13 +11,18 @@ import jax.numpy as jnp
 from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import RANDOM, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import Kinds, Weights, is_front
 from melllm_jax.nn.layers import NonTrainable
 
 VOCABULARY = {"embed": 0, "head": 1}  # weights with an axis of tokens, and which it is
-FRONT_FIELDS = ("front", "c", "whisper")  # of a model: its front end, and the sizes of that
+FRONT_FIELDS = (
+    "front",
+    "c",
+    "conformer",
+    "whisper",
+)  # of a model: its front end, and the sizes of that
 COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
 
 
@@ -31,6 +36,8 @@ class WarmStart:
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
     v: int = 0  # tokens that the run's vocabulary has grown to, if it has
 
+    random_front: bool = False  # the front end is made anew, though the checkpoint has one
+
     @property
     def tokens(self) -> int:
         """Rows of the checkpoint's embedding."""
@@ -39,10 +46,14 @@ class WarmStart:
     def fresh_names(self, kinds: Kinds, lora_rank: int) -> list[str]:
         """The weights among `kinds` that are not in the checkpoint: they start at random.
 
-        Raises Mistake for weights that only one of the two has, front end and LoRA excepted, and
-        for those that differ in shape.
+        So does a front end that is to be random. Raises Mistake for weights that only one of
+        the two has, front end and LoRA excepted, for those that differ in shape, and for a
+        checkpoint of a Conformer's stem alone.
         """
-        own_front = any(is_front(name) for name in self.shapes.keys() & kinds.keys())
+        self._check_conformer(kinds)
+        own_front = not self.random_front and any(
+            is_front(name) for name in self.shapes.keys() & kinds.keys()
+        )
         for name, shape in self.shapes.items():
             if is_front(name):
                 continue
@@ -81,6 +92,16 @@ class WarmStart:
         weights = load_weights(self.checkpoint, {**shapes, **stored})
         return weights | {k: _lengthen(weights[k], x, VOCABULARY[k]) for k, x in longer.items()}
 
+    def _check_conformer(self, kinds: Kinds) -> None:
+        """Raises Mistake where a Conformer would start at random beside its pretrained stem."""
+        within = lambda names, prefix: any(name.startswith(prefix) for name in names)
+        alone = within(self.shapes, "front.first") and not within(self.shapes, "front.blocks.")
+        if not self.random_front and alone and within(kinds, "front.blocks."):
+            raise Mistake(
+                f"init={self.folder}: has no Conformer: import with --front conformer, or "
+                f"start from a random one with init.front={RANDOM}"
+            )
+
     def _grows(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a weight of the run has the stored one's shape but for its new tokens."""
         axis, stored = VOCABULARY.get(name), self.shapes[name]
@@ -89,7 +110,7 @@ class WarmStart:
         return all(x == y for i, (x, y) in enumerate(zip(shape, stored, strict=True)) if i != axis)
 
 
-def resolve(folder: str, v: int = 0) -> WarmStart:
+def resolve(folder: str, v: int = 0, random_front: bool = False) -> WarmStart:
     """The newest whole checkpoint in `folder`, whose vocabulary a run may grow to `v` tokens.
 
     Raises Mistake where there is none.
@@ -104,6 +125,7 @@ def resolve(folder: str, v: int = 0) -> WarmStart:
         integrity.checkpoint_digest(checkpoint),
         {name: shape for name, (_, shape) in stored.items()},
         v,
+        random_front,
     )
 
 
@@ -111,8 +133,9 @@ def adopt_model(run: Run, folder: str) -> Run:
     """`run` with the sizes, the mel and the tokenizer of the model in `folder`.
 
     What a checkpoint does not have stays the run's: the front end of a model that reads text
-    alone, LoRA where none was imported, and how the model is computed. Raises Mistake where
-    `folder` holds no model.
+    alone, LoRA where none was imported, and how the model is computed. A run with the conv front
+    end takes a Conformer's stem, and a run with a Conformer says itself that it has one. Raises
+    Mistake where `folder` holds no model.
     """
     spec = run_folder.read_spec(folder)
     own = {name: getattr(run.model, name) for name in (*COMPUTE_FIELDS, "speech")}
@@ -120,6 +143,10 @@ def adopt_model(run: Run, folder: str) -> Run:
     if spec.model.front == "none":
         own |= {name: getattr(run.model, name) for name in FRONT_FIELDS}
         mel = run.mel
+    if {spec.model.front, run.model.front} == {"conv", "conformer"}:
+        own |= {"front": run.model.front}
+        if spec.model.front == "conv":
+            own |= {"conformer": run.model.conformer}
     lora = run.lora
     if spec.lora.r:
         lora = dataclasses.replace(spec.lora, dropout=run.lora.dropout)

@@ -7,7 +7,7 @@ import pytest
 from melllm_jax import flops, sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Data
-from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model, Rope
 from melllm_jax.config.run import Optim, Run
@@ -41,6 +41,13 @@ HEARS = Whisper(d=16, n=2, f=24, l=2, positions=12)
 WHISPER = models.run(dataclasses.replace(models.MODEL, front="whisper", whisper=HEARS))
 
 
+CONFORMER = models.run(
+    dataclasses.replace(
+        models.MODEL, front="conformer", conformer=Conformer(l=3, n=2, f=20, taps=5, distance=7)
+    )
+)
+
+
 def shapes_of(run):
     return parameters.abstract_model(lambda rngs: SpeechLM(run.model, run.mel, run.lora, rngs=rngs))
 
@@ -70,8 +77,10 @@ def test_phi_4_mini_counts_what_its_checkpoint_has():
         models.run(dataclasses.replace(models.MODEL, tied=False), lora=Lora()),
         models.run(dataclasses.replace(models.MODEL, front="conv", k=4), mel=Mel()),
         WHISPER,
+        CONFORMER,
+        dataclasses.replace(PHI, model=dataclasses.replace(PHI.model, front="conformer")),
     ],
-    ids=["phi-4-mini", "linear", "untied", "conv", "whisper"],
+    ids=["phi-4-mini", "linear", "untied", "conv", "whisper", "conformer", "phi-4-multimodal"],
 )
 def test_parameters_equal_the_models_own_shapes(run):
     with models.one_device():
@@ -178,6 +187,24 @@ def test_training_tells_speech_from_text_by_the_front_end_alone():
     assert flops.training_flops(run, 50.0, 90.0) == pytest.approx(
         10 * flops.training_flops(run, 5.0, 9.0)
     )
+
+
+def test_a_conformer_counts_its_weights_and_the_scores_of_a_window():
+    count = flops.count_parameters(CONFORMER).front
+    scores = lambda keys: 3 * (2 * 2 * 8) * keys  # blocks · (q·k and share·v) · width · keys
+    assert flops.front_flops(CONFORMER) == 2 * count + scores(32)
+    far = dataclasses.replace(CONFORMER, data=dataclasses.replace(CONFORMER.data, t=4096))
+    assert flops.front_flops(far) == 2 * count + scores(500)
+
+
+def test_a_frozen_encoder_has_no_backward_pass_but_its_projector_has():
+    optim = dataclasses.replace(CONFORMER.optim, encoder="frozen")
+    frozen = dataclasses.replace(CONFORMER, optim=optim)
+    positions = CONFORMER.data.b * CONFORMER.data.t
+    projector = 2 * (8 * 32 + 32 + 32 * 32 + 32)
+    spared = 2 * (flops.front_flops(CONFORMER) - projector) * positions
+    assert flops.update_flops(frozen) == pytest.approx(flops.update_flops(CONFORMER) - spared)
+    assert flops.training_flops(frozen, positions, 0.0) == pytest.approx(flops.update_flops(frozen))
 
 
 def test_training_of_lora_alone_counts_as_its_step_does():

@@ -11,6 +11,7 @@ import time
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import pytest
+from tests.support.patience import HANG
 
 from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer
@@ -23,7 +24,6 @@ from melllm_jax.training.loop import Telemetry, train
 from melllm_jax.training.train_step import Update
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
-from tests.support.patience import HANG
 
 # `melllm train digits` with these is as small as it gets; 8 rows and d = 16 suit eight devices.
 SMALL = {

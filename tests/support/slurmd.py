@@ -10,7 +10,6 @@ import subprocess
 import time
 
 import pytest
-
 from tests.support.patience import HANG
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")

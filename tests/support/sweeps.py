@@ -5,8 +5,9 @@ import os
 import pathlib
 import signal
 
-from launch.sweep.ledger import Ledger
 from tests.support.patience import HANG
+
+from launch.sweep.ledger import Ledger
 from tests.support.runs import SMALL, started
 
 HERE = {"JAX_NUM_CPU_DEVICES": "1"}

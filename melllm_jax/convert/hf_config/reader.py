@@ -15,7 +15,11 @@ from typing import Any, Literal
 
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, ModelSpec
-from melllm_jax.convert.hf_config.audio_config import microsoft_channels, transformers_channels
+from melllm_jax.convert.hf_config.audio_config import (
+    FrontChoice,
+    microsoft_encoder,
+    transformers_encoder,
+)
 from melllm_jax.convert.hf_config.decoder_config import decoder_model
 from melllm_jax.convert.hf_config.fields import read_fields, refuse_field
 from melllm_jax.convert.hf_config.peft_adapter import (
@@ -50,11 +54,13 @@ def parse_config(
     adapter: Mapping[str, Any] | None = None,
     where: str = "config.json",
     lora: Literal["keep", "merge", "drop"] = "keep",
+    front: FrontChoice = "conv",
 ) -> HfConfig:
     """The spec that `tree`, a config.json, describes, with `adapter`, PEFT's adapter_config.json.
 
-    The spec has the adapter as its LoRA where it is to be kept. Raises Mistake that names the first
-    field that we cannot follow, its value and the rule.
+    The spec has the adapter as its LoRA where it is to be kept, and of a speech encoder what
+    `front` says. Raises Mistake that names the first field that we cannot follow, its value and the
+    rule.
     """
     kind = tree.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUT_OF_MODEL_TYPE:
@@ -71,15 +77,19 @@ def parse_config(
     low_rank = beside.lora() if beside is not None and lora == "keep" else Lora()
     beside = beside if lora != "keep" else None
     if layout == "phi3":
+        if front == "conformer":
+            refuse_field(where, "model_type", kind, "has no Conformer for --front conformer")
         spec = ModelSpec(decoder_model(top, where), text=text, lora=low_rank)
         return HfConfig(spec, layout, beside)
     if layout == "microsoft":
-        c, low_rank = microsoft_channels(top, where), _speech_lora(top, where)
+        encoder, low_rank = microsoft_encoder(top, where, front), _speech_lora(top, where)
     else:
-        c = transformers_channels(top, where)
+        encoder = transformers_encoder(top, where, front)
     # The front end subtracts the mean that the checkpoint itself holds.
     mel = Mel(kind="phi4", m=80, r=8, normalize="none", telephone="native")
-    model = dataclasses.replace(decoder_model(top, where), front="conv", c=c)
+    model = dataclasses.replace(
+        decoder_model(top, where), front=front, c=encoder.c, conformer=encoder.conformer
+    )
     return HfConfig(ModelSpec(model, mel, text, low_rank), layout, beside)
 
 

@@ -32,14 +32,17 @@ def phi3_config(
 def phi4_multimodal_config(
     spec: ModelSpec, dtype: str, tokens: Mapping[str, Any] = NO_TOKEN_IDS
 ) -> dict[str, Any]:
-    """The config.json that transformers reads as Phi4MultimodalForCausalLM without Conformer.
+    """The config.json that transformers reads as Phi4MultimodalForCausalLM.
 
-    As `phi3_config`; `tokens` may also give audio_token_id, the placeholder of a speech position
-    (transformers' own is 200011).
+    Without a Conformer its num_blocks is 0. As `phi3_config`; `tokens` may also give
+    audio_token_id, the placeholder of a speech position (transformers' own is 200011).
     """
     m, mel = spec.model, spec.mel
+    if m.front not in ("conv", "conformer"):
+        raise Mistake(
+            f"model.front={m.front}: must be conv or conformer for a Phi-4-multimodal config"
+        )
     for name, value, required in (
-        ("model.front", m.front, "conv"),
         ("model.speech", m.speech, "causal"),
         ("mel.kind", mel.kind, "phi4"),
         ("mel.r", mel.r, 8),
@@ -51,14 +54,11 @@ def phi4_multimodal_config(
     rest = {name: value for name, value in tokens.items() if name not in placeholder}
     audio = {
         "model_type": "phi4_multimodal_audio",
-        "num_blocks": 0,
         "hidden_size": m.c,
         "nemo_conv_channels": m.c,
         "input_size": mel.m,
         "time_reduction": mel.r,
-        # The bias of attention that no block reads: transformers makes it, so it is made small.
-        "num_attention_heads": 1,
-        "bias_max_distance": 1,
+        **_conformer_fields(m),
     }
     # We export no vision weights. transformers builds a tower all the same, here of one channel
     # and one patch, and leaves it random.
@@ -73,6 +73,25 @@ def phi4_multimodal_config(
         **_decoder_fields(m, dtype, rest),
         "audio_config": audio | placeholder,
         "vision_config": vision,
+    }
+
+
+def _conformer_fields(m: Model) -> dict[str, Any]:
+    """The fields of audio_config that the blocks read."""
+    if m.front == "conv":
+        # The bias of attention that no block reads: transformers makes it, so it is made small.
+        return {"num_blocks": 0, "num_attention_heads": 1, "bias_max_distance": 1}
+    own = m.conformer
+    return {
+        "num_blocks": own.l,
+        "num_attention_heads": own.n,
+        "intermediate_size": own.f,
+        "kernel_size": own.taps,
+        "chunk_size": own.chunk or -1,
+        "left_chunk": own.left,
+        "bias_max_distance": own.distance,
+        "ext_pw_out_channel": m.c,
+        "depthwise_separable_out_channel": m.c,
     }
 
 

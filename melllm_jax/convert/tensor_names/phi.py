@@ -10,9 +10,11 @@ from collections.abc import Mapping
 import dataclasses
 
 from melllm_jax.config.model import Model
+from melllm_jax.convert.tensor_names.phi_conformer import MICROSOFT, conformer_rules
 from melllm_jax.convert.weight_map import LAYER, IgnoredTensors, Rule
 
 AUDIO = "model.embed_tokens_extend.audio_embed."
+CONFORMER = "Conformer blocks"
 BLOCK = f"model.layers.{LAYER}."
 HEADS, MATRIX = "(n h) d -> d n h", "f d -> d f"
 
@@ -41,11 +43,18 @@ class TensorNames:
     adapter: str = ""
     up: str = "up_proj_for_speech"
     down: str = "down_proj_for_speech"
+    conformer: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # modules of a Conformer block, by transformers' names
 
     def weights(self, model: Model) -> list[Rule]:
         """Rules of all tensors but LoRA's."""
-        front_end = front_rules(self.up, self.down) if model.front == "conv" else []
-        return [*decoder_rules(model.tied, self.base), *front_end]
+        rules = decoder_rules(model.tied, self.base)
+        if model.front in ("conv", "conformer"):
+            rules += front_rules(self.up, self.down)
+        if model.front == "conformer":
+            rules += conformer_rules(f"{AUDIO}encoder.", self.conformer)
+        return rules
 
     def lora(self) -> list[Rule]:
         """Rules of LoRA's tensors alone."""
@@ -64,7 +73,12 @@ TENSOR_NAMES: Mapping[str, TensorNames] = {
     "phi3": TensorNames(),
     "transformers": TensorNames(),
     "microsoft": TensorNames(
-        ".base_layer", "", ".speech", "audio_projection.speech.0", "audio_projection.speech.2"
+        ".base_layer",
+        "",
+        ".speech",
+        "audio_projection.speech.0",
+        "audio_projection.speech.2",
+        MICROSOFT,
     ),
 }
 IGNORED_TENSORS = (
@@ -73,8 +87,8 @@ IGNORED_TENSORS = (
     IgnoredTensors("model.layers.*.lora_[AB].vision.*", "vision LoRA"),
     IgnoredTensors(f"{AUDIO}audio_projection.vision.*", "projector of speech beside images"),
     IgnoredTensors(f"{AUDIO}*_proj_for_vision_speech.*", "projector of speech beside images"),
-    IgnoredTensors(f"{AUDIO}encoder.encoders.*", "Conformer blocks"),
-    IgnoredTensors(f"{AUDIO}encoder.relative_attention_bias_layer.*", "Conformer blocks"),
+    IgnoredTensors(f"{AUDIO}encoder.encoders.*", CONFORMER),
+    IgnoredTensors(f"{AUDIO}encoder.relative_attention_bias_layer.*", CONFORMER),
 )
 
 

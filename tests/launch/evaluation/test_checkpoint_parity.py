@@ -15,7 +15,7 @@ from launch import cli
 import launch.evaluation
 from launch.evaluation import checkpoint_parity
 from launch.evaluation.checkpoint_parity import ParityReport
-from tests.support import phi_files
+from tests.support import conformer_files, phi_files
 from tests.support.references import PARITY, randomised, transformers
 from tests.support.runs import compiled_once, compiled_quickly, refused
 
@@ -30,7 +30,7 @@ CLIPS = 7 + 3  # positions of long.wav and short.wav
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The originals `text`, `microsoft` and `transformers`, and two sounds."""
+    """The originals `text`, `microsoft`, `transformers`, two with a Conformer, and two sounds."""
     folder = tmp_path_factory.mktemp("check")
     for samples, name in ((9000, "long"), (4000, "short")):
         wave = np.random.default_rng(samples).normal(0.0, 0.1, samples)
@@ -39,6 +39,9 @@ def folder(tmp_path_factory):
         phi_files.make(folder / kind, kind)
         words_file(folder / kind)
     saved(folder / "transformers")
+    conformer_files.make(folder / "conformer microsoft", "microsoft")
+    words_file(folder / "conformer microsoft")
+    saved(folder / "conformer transformers", **conformer_files.TRANSFORMERS)
     return folder
 
 
@@ -50,13 +53,13 @@ def words_file(folder):
     table.save(str(folder / "tokenizer.json"))
 
 
-def saved(folder):
+def saved(folder, **encoder):
     """What transformers itself writes of Phi-4-multimodal, Conformer and vision tower included."""
     tree = phi_files.TRANSFORMERS
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     images = dict.fromkeys(("image_size", "patch_size", "crop_size"), 14)
     vision = tree["vision_config"] | dict.fromkeys(sizes, 1) | images
-    audio = tree["audio_config"] | {"intermediate_size": 8, "bias_max_distance": 2}
+    audio = tree["audio_config"] | {"intermediate_size": 8, "bias_max_distance": 2} | encoder
     config = transformers.Phi4MultimodalConfig(
         **tree | {"vision_config": vision, "audio_config": audio}
     )
@@ -104,6 +107,20 @@ def test_check_agrees_to_the_rounding_of_float32(
     assert found["kl"] <= found["kl_max"] < 1e-8
     assert found["top1"] == 1.0
     assert len(found["layers"]) == phi_files.L
+    assert max(*found["layers"], found["logits"]) < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["microsoft", "transformers"])
+def test_check_hears_the_conformer_where_it_was_imported(folder, tmp_path, capsys, kind):
+    source = folder / f"conformer {kind}"
+    phi_files.told("import", source, tmp_path / "ours", "--front", "conformer")
+    sounds = [folder / "long.wav", folder / "short.wav"]
+    found = checked(capsys, source, tmp_path / "ours", "--audio", *sounds)
+    assert (found["positions"], found["agrees"]) == (WORDS + CLIPS, True)
+    assert max(*found["layers"], found["logits"]) < 2e-5
+    phi_files.told("export", tmp_path / "ours", tmp_path / "back")
+    found = checked(capsys, tmp_path / "back", tmp_path / "ours", "--audio", *sounds)
+    assert found["agrees"]
     assert max(*found["layers"], found["logits"]) < 2e-5
 
 

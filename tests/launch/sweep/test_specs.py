@@ -10,7 +10,7 @@ CELLS = {
     "token_rate": 5,
     "layer_ablation": 5,
     "init": 6,
-    "front_end": 8,
+    "front_end": 12,
     "synthetic": 16,
     "synthetic_rate": 5,
 }
@@ -76,6 +76,11 @@ def test_front_ends_of_a_size_see_the_same_data_by_the_same_rate():
         flops.matmul_parameters(y) == pytest.approx(flops.matmul_parameters(x), rel=0.03)
         for x, y in zip(linear, conv, strict=True)
     )
+    conformer = [run for run in found if run.model.front == "conformer"]
+    assert [(run.data, run.optim) for run in conformer] == [(run.data, run.optim) for run in conv]
+    for x, y in zip(conv, conformer, strict=True):
+        more = flops.matmul_parameters(y) / flops.matmul_parameters(x)
+        assert 1.05 < more < 1.15
 
 
 def test_synthetic_is_four_sizes_at_four_numbers_of_updates():

@@ -193,6 +193,14 @@ def test_a_field_that_came_later_is_written_only_where_it_says_something():
     assert json.loads(to_json(override(RUN, {"text.placeholder": 7})))["text"]["placeholder"] == 7
 
 
+def test_a_run_without_a_conformer_is_written_as_before_there_was_one():
+    written = to_json(RUN)
+    assert not any(name in written for name in ("conformer", "encoder", '"stored"'))
+    baseline = json.loads(to_json(PRESETS["conformer_asr_random_frozen"]()))
+    assert baseline["optim"]["encoder"] == "frozen"
+    assert baseline["init"]["front"] == "random"
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_reads_back_equal_from_json_with_its_identity(name):
     run = PRESETS[name]()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.support.patience import HANG
 
 from launch import cli
 from melllm_jax import sharding
@@ -27,7 +28,6 @@ from melllm_jax.models import parameters
 from melllm_jax.models.speech_lm import SpeechLM
 from tests.support import models, phi_files
 from tests.support.paths import ROOT
-from tests.support.patience import HANG
 from tests.support.phi_files import (
     ADAPTER,
     AUDIO,

@@ -55,6 +55,15 @@ def test_lora_training_trains_lora_and_the_front_end(kinds):
     assert chosen == expected - {"front.mean", "front.invstd"}
 
 
+def test_a_frozen_encoder_leaves_its_projector_to_train(kinds):
+    frozen = dataclasses.replace(COSINE, encoder="frozen")
+    projector = {f"front.{name}" for name in ("up", "up_bias", "down", "down_bias")}
+    front = {name for name in kinds if name.startswith("front.")}
+    assert trainable_names(frozen, kinds) == kinds.keys() - front | projector
+    lora = {name for name in kinds if "_lora." in name}
+    assert trainable_names(dataclasses.replace(frozen, train="lora"), kinds) == lora | projector
+
+
 def updated(cfg, kinds, values, grads):
     """The change that one update at the peak rate makes."""
     optimizer = make_optimizer(dataclasses.replace(cfg, warmup=0), kinds)

@@ -19,12 +19,13 @@ from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import Lora
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Init
+from melllm_jax.errors import Mistake
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.presets import catalog
 from melllm_jax.telemetry.progress import SILENT, SilentProgress
 from melllm_jax.training import warm_start
 from melllm_jax.training.train_step import Update
-from tests.support import models, phi_files
+from tests.support import conformer_files, models, phi_files
 from tests.support.runs import (
     compiled_once,
     compiled_quickly,
@@ -384,3 +385,61 @@ def test_checkpoint_that_a_run_starts_from_is_read_once_to_verify_it(folder, tmp
     there = [path for path in read if (folder / "speech") in path.parents]
     assert there
     assert len(there) == len(set(there))
+
+
+@pytest.fixture(scope="module")
+def conformer(folder):
+    """An import with its Conformer of the checkpoint whose stem alone is `stem`."""
+    named = conformer_files.tensors("transformers")
+    tree = conformer_files.tree("transformers", chunk_size=-1)
+    source = folder / "hf-conformer"
+    phi_files.write(source, tree, named)
+    (source / "tokenizer.json").unlink()
+    phi_files.told("import", source, folder / "conformer", "--front", "conformer")
+    phi_files.told("import", source, folder / "stem")
+    return folder
+
+
+def of_conformer(folder, **changes):
+    """The encoder baseline on an import."""
+    run = override(catalog.preset("conformer_asr"), SMALL | changes)
+    return warm_start.adopt_model(run, str(folder))
+
+
+def fresh_of(run):
+    with models.one_device():
+        return set(warm(run).fresh_names())
+
+
+def test_an_encoder_comes_pretrained_or_at_random(conformer):
+    run = of_conformer(conformer / "conformer")
+    assert (run.model.front, run.model.conformer.l) == ("conformer", conformer_files.L)
+    assert fresh_of(run) == set()
+    fresh = fresh_of(of_conformer(conformer / "conformer", **{"init.front": "random"}))
+    assert {"front.first", "front.distances", "front.blocks.attn.q", "front.down"} <= fresh
+    assert all(map(of_front, fresh)) and not {"front.mean", "front.invstd"} & fresh
+
+
+def test_mel_llm_takes_the_stem_of_a_checkpoint_that_has_a_conformer(conformer):
+    run = warm_start.adopt_model(catalog.preset("mel_llm_asr"), str(conformer / "conformer"))
+    assert run.model.front == "conv"
+    assert fresh_of(run) == set()
+
+
+def test_a_conformer_is_not_made_up_beside_a_pretrained_stem(conformer):
+    run = of_conformer(conformer / "stem")
+    assert run.model.front == "conformer"
+    with pytest.raises(Mistake, match="has no Conformer: import with --front conformer, or start"):
+        fresh_of(run)
+    random = override(run, {"init.front": "random"})
+    assert "front.blocks.attn.q" in fresh_of(random)
+
+
+def test_a_frozen_encoder_is_as_it_was_imported_and_its_projector_a_master(conformer):
+    run = of_conformer(conformer / "conformer", **{"optim.encoder": "frozen"})
+    with models.one_device():
+        state = jax.device_get(warm(run).init_state())
+    front = {name for name in state.trained if of_front(name)}
+    assert front == {"front.up", "front.up_bias", "front.down", "front.down_bias"}
+    assert state.frozen["front.blocks.attn.q"].dtype == np.float32
+    assert state.frozen["front.mean"].dtype == np.float32

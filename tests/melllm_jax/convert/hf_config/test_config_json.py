@@ -633,7 +633,7 @@ def test_a_written_multimodal_model_is_read_back_equal(model):
             lambda: writer.phi4_multimodal_config(
                 spec(dataclasses.replace(SMALL, front="linear")), ""
             ),
-            "model.front=linear: must be conv for a Phi-4-multimodal config",
+            "model.front=linear: must be conv or conformer for a Phi-4-multimodal config",
         ),
         (
             lambda: writer.phi4_multimodal_config(
