@@ -73,7 +73,7 @@ def _front_per_chip(run: Run, sizes: Mapping[str, int]) -> tuple[float, float]:
     wide = p.front - whole  # the projector: matrices, and a bias or two
     if m.front in ("none", "linear", "conv"):
         biases = {"none": 0, "linear": m.d, "conv": 2 * m.d}[m.front]
-        return whole, (wide - biases) / fsdp + biases
+        return float(whole), (wide - biases) / fsdp + biases
     w = m.whisper
     blocks = w.l * (4 * w.d * w.d + 2 * w.d * w.f)
     return blocks / (fsdp * sizes["tp"]) + (whole - blocks) / fsdp, wide / fsdp

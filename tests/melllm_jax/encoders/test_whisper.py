@@ -106,8 +106,8 @@ def test_sequences_are_clips_and_their_windows():
 def test_a_front_end_split_over_time_equals_one_device(kernel):
     run = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, attention=kernel))
     grads = []
-    for split in (models.one_device(), models.split_as("fsdp2-seq2-tp2")):
-        with split:
+    for place in (models.one_device, lambda: models.split_as("fsdp2-seq2-tp2")):
+        with place():
             loss, grad = models.graded(run, rows())
             grads.append((float(loss), jax.device_get(grad)))
     (loss, whole), (found, parts) = grads

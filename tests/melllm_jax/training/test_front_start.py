@@ -54,9 +54,10 @@ def stored(folder):
 
 
 def begun(folder, init, front, **changes):
-    """The run of both starts, and its update before anything is loaded."""
+    """The run of both starts, or of a front end alone, and its update before anything is loaded."""
     init, front = (str(folder / name) if name else "" for name in (init, front))
-    run = front_start.run_from(catalog.preset("mel_llm_asr"), init, front)
+    preset = catalog.preset("mel_llm_asr" if init else "digits")
+    run = front_start.run_from(preset, init, front)
     run = override(run, SMALL | changes)
     llm = warm_start.resolve(init) if init else None
     return run, Update(NextToken(run), front_start.resolve(run, llm))
@@ -79,10 +80,7 @@ def test_a_run_takes_sizes_and_mel_of_the_front_end_and_the_rest_of_the_llm(fold
 
 @pytest.mark.parametrize("init", ["text", ""])
 def test_the_encoder_is_the_checkpoint_s_and_the_projector_is_made_anew(folder, init):
-    changes = {} if init else {"optim.train": "all", "model.d": 32, "model.v": 320}
-    changes |= {} if init else {"model.l": 2, "model.n": 4, "model.k": 2, "model.h": 8}
-    changes |= {} if init else {"model.f": 48}
-    _, update = begun(folder, init, "whisper", **changes)
+    _, update = begun(folder, init, "whisper")
     with models.split_as("fsdp4-tp2"):
         split = state_of(update)
     with models.one_device():
