@@ -26,7 +26,15 @@ from tests.support.paths import ROOT
 RUN = Run(
     name="tiny",
     model=Model(
-        d=64, n=4, k=2, h=9, f=128, l=2, v=260, rope=Rope(short=(1.0,) * 4, long=(2.0,) * 4)
+        d=64,
+        n=4,
+        k=2,
+        h=9,
+        f=128,
+        l=2,
+        v=260,
+        rope=Rope(short=(1.0,) * 4, long=(2.0,) * 4),
+        front="whisper",
     ),
     data=Data(
         t=64,
@@ -58,6 +66,11 @@ DECIDES = {
     "model.window": 16,
     "model.front": "conv",
     "model.c": 512,
+    "model.whisper.d": 192,
+    "model.whisper.n": 3,
+    "model.whisper.f": 512,
+    "model.whisper.l": 2,
+    "model.whisper.positions": 750,
     "model.speech": "bidirectional",
     "data.t": 128,
     "data.b": 16,
@@ -104,6 +117,7 @@ DECIDES = {
     "optim.clip": 0.0,
     "optim.train": "lora",
     "optim.freeze": (0,),
+    "optim.encoder": "frozen",
     "optim.compute": "float32",
     "mel.kind": "phi4",
     "mel.m": 40,
@@ -116,10 +130,12 @@ DECIDES = {
     "text.template": "phi4",
     "text.instruction": "Write it down.",
     "text.placeholder": 7,
+    "text.missing": "added",
     "lora.r": 8,
     "lora.alpha": 8.0,
     "lora.dropout": 0.1,
     "init.digest": "f00d",
+    "init.front_digest": "f00d",
     "seed": 1,
 }
 WHERE = {
@@ -137,6 +153,7 @@ WHERE = {
     "data.ahead": 4,
     "text.tokenizer": "elsewhere.json",
     "init.path": "elsewhere",
+    "init.front": "elsewhere",
     "mesh.topology": "v5e:4x4",
     "mesh.slices": 2,
     "mesh.replica": 2,
