@@ -66,6 +66,7 @@ def test_a_chat_template_and_a_whole_tokenizer_need_no_more(smollm2):
     assert sound_token.add_specials(whole, ByteTokenizer()) == (whole, ByteTokenizer())
 
 
+@pytest.mark.slow
 def test_rows_of_new_tokens_are_said_kept_and_exported(tmp_path, capsys):
     theirs, ours, run, back = (tmp_path / name for name in "abcd")
     write_checkpoint(theirs, FAMILIES["SmolLM2"])

@@ -26,7 +26,15 @@ from tests.support.paths import ROOT
 RUN = Run(
     name="tiny",
     model=Model(
-        d=64, n=4, k=2, h=9, f=128, l=2, v=260, rope=Rope(short=(1.0,) * 4, long=(2.0,) * 4)
+        d=64,
+        n=4,
+        k=2,
+        h=9,
+        f=128,
+        l=2,
+        v=260,
+        rope=Rope(short=(1.0,) * 4, long=(2.0,) * 4),
+        front="whisper",
     ),
     data=Data(
         t=64,

@@ -102,12 +102,12 @@ def test_sequences_are_clips_and_their_windows():
     np.testing.assert_array_equal(found, [[0, 0, 3, 3, 3, 3, 7, 0, 9, 9, 0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize("kernel", ["whole", "blocks"])
+@pytest.mark.parametrize("kernel", [pytest.param("whole", marks=pytest.mark.slow), "blocks"])
 def test_a_front_end_split_over_time_equals_one_device(kernel):
     run = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, attention=kernel))
     grads = []
-    for split in (models.one_device(), models.split_as("fsdp2-seq2-tp2")):
-        with split:
+    for place in (models.one_device, lambda: models.split_as("fsdp2-seq2-tp2")):
+        with place():
             loss, grad = models.graded(run, rows())
             grads.append((float(loss), jax.device_get(grad)))
     (loss, whole), (found, parts) = grads

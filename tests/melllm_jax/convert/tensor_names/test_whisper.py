@@ -76,7 +76,7 @@ def test_an_import_says_what_it_is_and_what_it_left_out(tmp_path, capsys):
         ({"encoder_layers": 3}, "", "has no tensor model.encoder.layers.2."),
         ({"encoder_layers": 1}, "", "no rule knows the tensor model.encoder.layers.1."),
         ({}, "model.encoder.conv2.bias", "has no tensor model.encoder.conv2.bias"),
-        ({"encoder_ffn_dim": 32}, "", "its config asks for [32]"),
+        ({"encoder_ffn_dim": 32}, "", "its config asks for [32, 16]"),
     ],
 )
 def test_an_import_of_what_we_lack_is_refused_and_writes_nothing(
