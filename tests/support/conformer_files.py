@@ -28,7 +28,7 @@ MICROSOFT = {
     "batch_norm": False,
     "bias_in_glu": True,
     "causal": True,
-    "chunk_size": 4,
+    "chunk_size": -1,
     "cnn_layer_norm": True,
     "conv_activation": "swish",
     "conv_glu_type": "swish",

@@ -93,7 +93,8 @@ MICROSOFT_CONFORMER = {
     "attention_heads": size_field(REQUIRED),
     "linear_units": size_field(REQUIRED),
     "kernel_size": size_field(REQUIRED),
-    "chunk_size": _default(CHUNK, REQUIRED),
+    # Of chunks, Microsoft's code may hide what transformers' only makes lighter.
+    "chunk_size": only_field(-1, default=REQUIRED),
     "left_chunk": _default(CHUNKS_SEEN, REQUIRED),
     "relative_attention_bias_args": REQUIRED_OBJECT,
     "ext_pw_out_channel": size_field(REQUIRED),

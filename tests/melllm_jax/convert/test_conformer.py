@@ -25,8 +25,9 @@ def test_an_import_is_exported_to_the_same_numbers_and_sizes(tmp_path, kind):
     assert "Conformer blocks" not in told["left_out"]
     model = run_folder.read_spec(str(tmp_path / "ours")).model
     assert model.front == "conformer"
+    chunk = 4 if kind == "transformers" else 0
     assert model.conformer == Conformer(
-        l=L, n=N, f=F, taps=TAPS, chunk=4, left=1, distance=DISTANCE
+        l=L, n=N, f=F, taps=TAPS, chunk=chunk, left=1, distance=DISTANCE
     )
     phi_files.told("export", tmp_path / "ours", tmp_path / "back")
     found = phi_files.load(tmp_path / "back/model.safetensors")
@@ -38,9 +39,8 @@ def test_an_import_is_exported_to_the_same_numbers_and_sizes(tmp_path, kind):
     for name, x in wanted.items():
         np.testing.assert_array_equal(found[name], x, err_msg=name)
     audio = json.loads((tmp_path / "back/config.json").read_text())["audio_config"]
-    assert {name: audio[name] for name in conformer_files.TRANSFORMERS} == (
-        conformer_files.TRANSFORMERS
-    )
+    sizes = conformer_files.TRANSFORMERS | {"chunk_size": chunk or -1}
+    assert {name: audio[name] for name in sizes} == sizes
 
 
 @pytest.mark.parametrize("kind", ["microsoft", "transformers"])
@@ -58,6 +58,7 @@ def test_without_asking_the_stem_is_read_and_the_blocks_are_told(tmp_path, kind)
         ("transformers", {"chunk_size": 0}, "audio_config.chunk_size=0: must be -1"),
         ("transformers", {"chunk_size": [4, 8]}, "audio_config.chunk_size=[4, 8]: must be -1"),
         ("microsoft", {"chunk_size": -2}, "audio_processor.config.chunk_size=-2: must be -1"),
+        ("microsoft", {"chunk_size": 4}, "audio_processor.config.chunk_size=4: must be -1"),
         ("transformers", {"left_chunk": -1}, "audio_config.left_chunk=-1: must be a whole number"),
         ("transformers", {"num_blocks": 0}, "audio_config.num_blocks=0: must be 1 or more: --fr"),
         ("transformers", {"bias_symmetric": True}, "audio_config.bias_symmetric=true: must be"),

@@ -427,7 +427,7 @@ def test_mel_llm_takes_the_stem_of_a_checkpoint_that_has_a_conformer(conformer):
 
 
 def test_a_conformer_is_not_made_up_beside_a_pretrained_stem(conformer):
-    run = of_conformer(conformer / "stem")
+    run = of_conformer(conformer / "stem", **{"model.conformer.n": 2})  # of the stem's 8 channels
     assert run.model.front == "conformer"
     with pytest.raises(Mistake, match="has no Conformer: import with --front conformer, or start"):
         fresh_of(run)
