@@ -25,15 +25,15 @@ CKPT = Annotated[pathlib.Path, Positional, arg(metavar="CKPT_DIR")]
 
 @dataclasses.dataclass(frozen=True)
 class ImportCheckpointArguments:
-    """Turn a Phi checkpoint of safetensors into a checkpoint of ours, block by block.
+    """Turn a checkpoint of safetensors into a checkpoint of ours, block by block.
 
-    Phi-3-mini and -medium, Phi-3.5-mini, Phi-4, Phi-4-mini, and Phi-4-multimodal in Microsoft's
-    layout or transformers'. Tokenizer files travel along.
+    Llama 2 and 3, SmolLM2, Mistral, Qwen2, 2.5 and 3, Phi-3 to Phi-4-mini, and Phi-4-multimodal in
+    Microsoft's layout or transformers'. Tokenizer files travel along.
     """
 
     source: HF  # folder with config.json and *.safetensors, or a name on the hub
     target: CKPT  # folder to be made
-    lora: Literal["keep", "merge", "drop"] = "keep"  # Phi-4-MM's speech adapter
+    lora: Literal["keep", "merge", "drop"] = "keep"  # Phi-4-MM's speech adapter, or PEFT's beside
     json: bool = False  # print one JSON object on standard output and nothing else
 
 
@@ -42,7 +42,7 @@ class ExportCheckpointArguments:
     """Write a checkpoint, of training or imported, as safetensors that transformers loads.
 
     With the conv front end it is a Phi4MultimodalForCausalLM without Conformer blocks
-    (num_blocks 0); without front end a Phi3ForCausalLM. Vision is left out.
+    (num_blocks 0); without front end the class that it came from. Vision is left out.
     """
 
     source: CKPT  # folder of a run, or of an import
