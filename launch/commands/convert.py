@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch.evaluation import checkpoint_parity
 from launch.runs import sound_token
 from launch.runtime import malloc
@@ -100,6 +101,7 @@ def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
     malloc.keep_freed_memory()  # blocks come and go: their pages need not be cleared each time
     began = time.perf_counter()
     plan = from_hf.plan_import(local_folder(arguments.source), arguments.lora)
+    _check_vocabulary(plan)
     with byte_progress(plan.bytes) as moved:
         from_hf.import_checkpoint(plan, arguments.target, moved)
     seconds = time.perf_counter() - began
@@ -118,6 +120,23 @@ def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
         "left_out": dict(plan.left_out),
         "text": "\n".join(lines),
     }
+
+
+def _check_vocabulary(plan: from_hf.ImportPlan) -> None:
+    """Raises Mistake where the tokenizer has ids for which the model has no row.
+
+    A tokenizer that we cannot read travels along all the same: what needs it says why not.
+    """
+    if plan.spec.text.tokenizer == "bytes":
+        return
+    try:
+        size = load_tokenizer(plan.source).size
+    except Mistake:
+        return
+    if size > plan.spec.model.v:
+        raise Mistake(
+            f"{plan.source}: vocab_size={plan.spec.model.v}: its tokenizer has {size} ids"
+        )
 
 
 def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import pytest
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
 from melllm_jax.checkpoints import run_folder
-from tests.support import phi_files
+from tests.support import llama_files, phi_files
 from tests.support.families import FAMILIES, V, write_checkpoint
-from tests.support.runs import compiled_once, compiled_quickly, corpus
+from tests.support.runs import compiled_once, compiled_quickly, corpus, refused
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
@@ -39,14 +39,30 @@ SIBLINGS = {
     "Phi-3.5-mini",
     "Phi-4-mini-reasoning",
     "Phi-4-multimodal, transformers'",
+    "Llama-3.1",
+    "Qwen2.5",
 }
+
+
+NOT_PHI = {"llama3", "qwen2", "qwen3"}  # decoders with what Phi lacks
+
+
+def assert_loaded(folder, model_type):
+    """transformers loads all of an exported LLM, as the class that its family has."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    model, said = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(said.values()), said
+    assert model.config.model_type == model_type
+    assert (folder / "speech-lora/adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(x, marks=pytest.mark.slow if x in SIBLINGS else ()) for x in FAMILIES]
 )
 def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, capsys):
-    family, [theirs, ours, run, back] = FAMILIES[name], [tmp_path / x for x in "abcd"]
+    family, [theirs, ours, run, llm, back] = FAMILIES[name], [tmp_path / x for x in "abcde"]
     write_checkpoint(theirs, family)
     phi_files.told("import", theirs, ours)
     words = ["--init", ours, "--data", data, "--workdir", run, "--compiled", ""]
@@ -65,6 +81,13 @@ def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, cap
     metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert np.isfinite(metrics["loss"])
 
+    if family.kind in llama_files.TREES:
+        phi_files.told("export", run, llm, "--front", "drop")
+        assert_loaded(llm, family.kind.removesuffix("3") if "llama" in family.kind else family.kind)
+    if family.kind in NOT_PHI:  # transformers' only class with this front end
+        said = refused(["convert", "export", run, back], capsys)
+        assert said.endswith("for model.family=phi3; --front drop exports the LLM alone")
+        return
     phi_files.told("export", run, back)
     config = json.loads((back / "config.json").read_text())
     assert config["vocab_size"] == trained.model.v

@@ -65,8 +65,10 @@ def test_phi_4_mini_counts_what_its_checkpoint_has():
         models.run(),
         models.run(dataclasses.replace(models.MODEL, tied=False), lora=Lora()),
         models.run(dataclasses.replace(models.MODEL, front="conv", k=4), mel=Mel()),
+        models.run(dataclasses.replace(models.MODEL, qkv_bias=True)),
+        models.run(dataclasses.replace(models.MODEL, qk_norm=True, h=16)),
     ],
-    ids=["phi-4-mini", "linear", "untied", "conv"],
+    ids=["phi-4-mini", "linear", "untied", "conv", "qwen2", "qwen3"],
 )
 def test_parameters_equal_the_models_own_shapes(run):
     with models.one_device():

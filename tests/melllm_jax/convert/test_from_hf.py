@@ -25,7 +25,7 @@ from melllm_jax.convert import block_copy, from_hf, safetensors_files
 from melllm_jax.errors import Mistake
 from melllm_jax.models import parameters
 from melllm_jax.models.speech_lm import SpeechLM
-from tests.support import models, phi_files
+from tests.support import llama_files, models, phi_files
 from tests.support.paths import ROOT
 from tests.support.phi_files import (
     ADAPTER,
@@ -784,3 +784,30 @@ def test_a_byte_order_mark_before_a_config_is_no_part_of_it(tmp_path):
     phi_files.told("import", tmp_path / "theirs", tmp_path / "ours")
     phi_files.told("export", tmp_path / "ours", tmp_path / "back")  # reads the copy of it
     assert json.loads((tmp_path / "back/config.json").read_text())["vocab_size"] == phi_files.V
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tmp_path, capsys):
+    llama_files.make(tmp_path / "theirs")
+    words = {"version": "1.0", "model": {"type": "WordLevel", "unk_token": "<unk>"}}
+    words["model"]["vocab"] = {"<unk>": 0, "one": V}
+    (tmp_path / "theirs/tokenizer.json").write_text(json.dumps(words))
+    before = listing(tmp_path)
+    said = refused(["convert", "import", tmp_path / "theirs", tmp_path / "ours"], capsys)
+    assert said == f"{tmp_path}/theirs: vocab_size={V}: its tokenizer has {V + 1} ids"
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "type=yarn: must be linear or llama3"),
+        ({"model_type": "gemma"}, "model_type=gemma: must be one of phi3, "),
+    ],
+)
+def test_a_scaling_or_an_architecture_that_we_lack_is_named_with_what_we_have(
+    tmp_path, capsys, field, says
+):
+    phi_files.write(tmp_path / "theirs", llama_files.TREE | field, llama_files.tensors("llama"))
+    before = listing(tmp_path)
+    assert says in refused(["convert", "import", tmp_path / "theirs", tmp_path / "ours"], capsys)
+    assert listing(tmp_path) == before
