@@ -1,5 +1,6 @@
 """Every model family of the card: imported, trained for an update, transcribing, exported."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -101,3 +102,17 @@ def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, cap
     if family.fills:  # what is no token is as likely as the mean of all
         new = rows[len(given) :].astype(np.float32)
         np.testing.assert_allclose(new, [given.mean(0)] * len(new), rtol=0, atol=2e-3)
+
+
+def test_a_template_whose_token_the_tokenizer_lacks_is_refused_before_anything_is_written(
+    data, tmp_path, capsys
+):
+    theirs, ours, run = (tmp_path / x for x in "abc")
+    template = FAMILIES["SmolLM2"].template.replace("<|im_start|>", "<|turn|>")
+    write_checkpoint(theirs, dataclasses.replace(FAMILIES["SmolLM2"], template=template))
+    phi_files.told("import", theirs, ours)
+    words = ["--init", ours, "--data", data, "--workdir", run, "--compiled", ""]
+    said = refused(["train", "mel_llm_asr", *FLAGS, *words], capsys)
+    file = ours / "tokenizer/tokenizer_config.json"
+    assert said == f"{file}: its chat template writes <|turn|>: no token of the tokenizer"
+    assert not run.exists()
