@@ -42,6 +42,7 @@ SIBLINGS = {
     "Phi-4-multimodal, transformers'",
     "Llama-3.1",
     "Qwen2.5",
+    "Qwen3",
 }
 
 
@@ -73,8 +74,8 @@ def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, cap
     assert cli.main(["transcribe", *heard]) == 0
     assert json.loads(capsys.readouterr().out)
 
-    names = load_tokenizer(str(run / "tokenizer")).specials
-    trained, size = run_folder.read_run(str(run)), max(names.values()) + 1
+    tokenizer, trained = load_tokenizer(str(run / "tokenizer")), run_folder.read_run(str(run))
+    names, size = tokenizer.specials, tokenizer.size
     unnamed = family.sound is None
     assert trained.text.template == "chat"
     assert trained.text.placeholder == (size if unnamed else -1)
