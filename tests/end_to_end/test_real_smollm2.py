@@ -14,7 +14,7 @@ from tests.support.runs import corpus
 pytestmark = pytest.mark.slow
 SMALL = {
     "data.t": 160,
-    "data.b": 2,
+    "data.b": 8,
     "data.bins": 1,
     "data.threads": 1,
     "checkpoints.every": 2,
