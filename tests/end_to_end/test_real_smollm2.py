@@ -7,14 +7,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from launch import cli
 from tests.support import phi_files
-from tests.support.runs import corpus
+from tests.support.runs import corpus, done
 
 pytestmark = pytest.mark.slow
 SMALL = {
-    "data.t": 160,
-    "data.b": 8,
+    "data.t": 128,
+    "data.b": 2,
     "data.bins": 1,
     "data.threads": 1,
     "checkpoints.every": 2,
@@ -76,17 +75,18 @@ def test_what_was_read_is_written_back_byte_for_byte(theirs, ours, tmp_path):
     assert all(back[name].tobytes() == x.tobytes() for name, x in given.items())
 
 
-def test_a_run_from_it_hears_and_goes_back_to_transformers(transformers, ours, tmp_path, capsys):
+def test_a_run_from_it_hears_and_goes_back_to_transformers(transformers, ours, tmp_path):
     """Two updates of LoRA and a new front end; the vocabulary grows by the token for sound."""
     data, run = corpus(tmp_path / "data", count=8), tmp_path / "run"
     words = ["--init", ours, "--data", data, "--workdir", run, "--compiled", ""]
-    assert cli.main(["train", "mel_llm_asr", *FLAGS, *map(str, words)]) == 0
+    status, _, said = done(["train", "mel_llm_asr", *FLAGS, *map(str, words)])  # on one device
+    assert status == 0, said
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(metrics[-1]["loss"])
-    capsys.readouterr()
     heard = ["--run", str(run), str(data / "audio/0.flac"), "--json", "--decoding.extra", "1"]
-    assert cli.main(["transcribe", *heard]) == 0
-    assert json.loads(capsys.readouterr().out)
+    status, told, said = done(["transcribe", *heard])
+    assert status == 0, said
+    assert json.loads(told)
     phi_files.told("export", run, tmp_path / "llm", "--front", "drop")
     model, missing = loaded(transformers, tmp_path / "llm")
     assert (type(model).__name__, missing) == ("LlamaForCausalLM", set())
