@@ -83,6 +83,7 @@ def stack_parameters(m: Model) -> int:
     """Weights of the stack, its norms and the last norm: what a rung of the ladder is named for."""
     heads, shared = m.n * m.h, m.k * m.h
     layer = m.d * (heads + 2 * shared) + heads * m.d + 3 * m.d * m.f + 2 * m.d
+    layer += m.qkv_bias * (heads + 2 * shared) + m.qk_norm * 2 * m.h
     return m.l * layer + m.d
 
 

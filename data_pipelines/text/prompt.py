@@ -1,8 +1,10 @@
 """The prompts of speech recognition: tokens before a clip, after it, and after the transcript."""
 
 import dataclasses
+import re
 
 from data_pipelines.reject import Unusable
+from data_pipelines.text.chat_template import ChatTemplate
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.features import Text
 from melllm_jax.errors import Mistake
@@ -10,6 +12,7 @@ from melllm_jax.errors import Mistake
 # The placeholder of a patch in our own vocabularies, in Phi-4-MM's (id 200011), and the first free
 # token of Phi-3 and of Phi-4.
 _PLACEHOLDERS = ("<|audio|>", "<|endoftext11|>", "<|placeholder1|>", "<|dummy_0|>")
+_TOKEN_NAME = re.compile(r"<\|[^<>|\s]+\|>")  # what is meant for a token and never for words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,8 @@ def chat_ids(tokenizer: Tokenizer, cfg: Text) -> tuple[list[int], list[int], int
             "(tokenizer_config.json, chat_template.jinja): choose plain, phi3 or phi4"
         )
     turns = chat.turns(cfg.instruction)
+    written = "".join(dataclasses.astuple(turns)).replace(cfg.instruction, "")
+    _check_token_names(tokenizer, chat, written)
     try:
         before, after, ending = map(
             tokenizer.encode_marked, (turns.before, turns.after, turns.ending)
@@ -115,3 +120,17 @@ def chat_ids(tokenizer: Tokenizer, cfg: Text) -> tuple[list[int], list[int], int
     if end is None:
         raise Mistake(f"{chat.path}: no special token ends a reply of its chat template")
     return before, after, end
+
+
+def _check_token_names(tokenizer: Tokenizer, chat: ChatTemplate, written: str) -> None:
+    """Raises Mistake for a token of the template that the tokenizer would spell by letters."""
+    own = [token for name, token in chat.tokens if name in chat.source and token in written]
+    for token in [*_TOKEN_NAME.findall(written), *own]:
+        try:
+            lacks = len(tokenizer.encode_marked(token)) != 1
+        except Unusable:
+            lacks = True
+        if lacks:
+            raise Mistake(
+                f"{chat.path}: its chat template writes {token}: no token of the tokenizer"
+            )

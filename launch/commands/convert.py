@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch.evaluation import checkpoint_parity
 from launch.runs import sound_token
 from launch.runtime import malloc
@@ -16,6 +17,7 @@ from launch.terminal.flags import parse
 from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import byte_progress
 from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.model import FrontSpec
 from melllm_jax.convert import from_hf, to_hf
 from melllm_jax.errors import Mistake
 
@@ -25,15 +27,15 @@ CKPT = Annotated[pathlib.Path, Positional, arg(metavar="CKPT_DIR")]
 
 @dataclasses.dataclass(frozen=True)
 class ImportCheckpointArguments:
-    """Turn a Phi checkpoint of safetensors into a checkpoint of ours, block by block.
+    """Turn a checkpoint of safetensors into a checkpoint of ours, block by block.
 
-    Phi-3-mini and -medium, Phi-3.5-mini, Phi-4, Phi-4-mini, and Phi-4-multimodal in Microsoft's
-    layout or transformers'. Tokenizer files travel along.
+    Llama 2 and 3, SmolLM2, Mistral, Qwen2, 2.5 and 3, Phi-3 to Phi-4-mini, and Phi-4-multimodal in
+    Microsoft's layout or transformers'. Tokenizer files travel along.
     """
 
     source: HF  # folder with config.json and *.safetensors, or a name on the hub
     target: CKPT  # folder to be made
-    lora: Literal["keep", "merge", "drop"] = "keep"  # Phi-4-MM's speech adapter
+    lora: Literal["keep", "merge", "drop"] = "keep"  # Phi-4-MM's speech adapter, or PEFT's beside
     front: Literal["conv", "conformer"] = "conv"  # of its encoder the conv stem, or all of it
     json: bool = False  # print one JSON object on standard output and nothing else
 
@@ -43,8 +45,8 @@ class ExportCheckpointArguments:
     """Write a checkpoint, of training or imported, as safetensors that transformers loads.
 
     With the conformer front end it is a Phi4MultimodalForCausalLM, with the conv front end one
-    without Conformer blocks (num_blocks 0), without front end a Phi3ForCausalLM. Vision is left
-    out.
+    without Conformer blocks (num_blocks 0); without front end the class that it came from. Vision
+    is left out.
     """
 
     source: CKPT  # folder of a run, or of an import
@@ -102,6 +104,7 @@ def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
     malloc.keep_freed_memory()  # blocks come and go: their pages need not be cleared each time
     began = time.perf_counter()
     plan = from_hf.plan_import(local_folder(arguments.source), arguments.lora, arguments.front)
+    _check_vocabulary(plan)
     with byte_progress(plan.bytes) as moved:
         from_hf.import_checkpoint(plan, arguments.target, moved)
     seconds = time.perf_counter() - began
@@ -120,6 +123,23 @@ def import_checkpoint(arguments: ImportCheckpointArguments) -> dict[str, Any]:
         "left_out": dict(plan.left_out),
         "text": "\n".join(lines),
     }
+
+
+def _check_vocabulary(plan: from_hf.ImportPlan) -> None:
+    """Raises Mistake where the tokenizer has ids for which the model has no row.
+
+    A tokenizer that we cannot read travels along all the same: what needs it says why not.
+    """
+    if isinstance(plan.spec, FrontSpec) or plan.spec.text.tokenizer == "bytes":
+        return
+    try:
+        size = load_tokenizer(plan.source).size
+    except Mistake:
+        return
+    if size > plan.spec.model.v:
+        raise Mistake(
+            f"{plan.source}: vocab_size={plan.spec.model.v}: its tokenizer has {size} ids"
+        )
 
 
 def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:

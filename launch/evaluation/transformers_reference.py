@@ -28,7 +28,6 @@ from melllm_jax.convert.hf_config import writer
 from melllm_jax.convert.tensor_names.phi_conformer import MICROSOFT
 
 LOAD_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
-MATRICES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 # What Microsoft's files have that the model lacks: always, and where it has no Conformer.
 LEFT_OUT = ("vision", "image_embed", ".lora_")
 CONFORMER = ("encoder.encoders.", "relative_attention_bias_layer")
@@ -125,12 +124,11 @@ def _tensors(folder: pathlib.Path, part: str = "") -> Iterator[tuple[str, torch.
 
 
 def _merge(model: Any, tensors: dict[str, torch.Tensor], named: str, scale: float) -> None:
-    for i, layer in enumerate(model.model.layers):
-        for module in MATRICES:
-            name = f"model.layers.{i}.{module}"
+    for name, module in model.named_modules():
+        if name.startswith("model.layers.") and isinstance(module, nn.Linear):
             a, b = (tensors[named.format(name, x)].float() for x in "AB")
             with torch.no_grad():
-                layer.get_submodule(module).weight += scale * (b @ a)
+                module.weight += scale * (b @ a)
 
 
 def _rename(name: str) -> str:

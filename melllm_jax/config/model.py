@@ -13,7 +13,7 @@ from melllm_jax.config.validation import LATER, WHERE, require
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions, partial or long (LongRoPE: Phi-3-128k, Phi-4-mini)."""
+    """Rotary positions: partial, long (LongRoPE: Phi-3-128k, Phi-4-mini) or scaled (Llama 3.1)."""
 
     theta: float = 10_000.0  # rope_theta
     partial: float = 1.0  # partial_rotary_factor: share of each head's width that rotates
@@ -21,9 +21,24 @@ class Rope:
     long: tuple[float, ...] = ()  # long_factor, used once a row is longer than `original`
     original: int = 4096  # original_max_position_embeddings
     longest: int = 4096  # max_position_embeddings
+    factor: float = dataclasses.field(
+        default=1.0, metadata=LATER
+    )  # divides the rates: all (linear scaling), or with `high` those of long waves (Llama 3's)
+    low: float = dataclasses.field(
+        default=1.0, metadata=LATER
+    )  # low_freq_factor: waves longer than original / low have their rates divided
+    high: float = dataclasses.field(
+        default=0.0, metadata=LATER
+    )  # high_freq_factor: waves shorter than original / high keep theirs; 0 is linear scaling
 
     def __post_init__(self) -> None:
         require("model.rope.partial", self.partial, 0 < self.partial <= 1, "must lie in (0, 1]")
+        require("model.rope.factor", self.factor, self.factor >= 1, "must be 1 or more")
+        one = not self.short or self.factor == 1 and self.high == 0
+        require("model.rope.factor", self.factor, one, "must be 1, and high 0, beside short")
+        require("model.rope.low", self.low, self.low > 0, "must be above 0")
+        above = self.high == 0 or self.high > self.low
+        require("model.rope.high", self.high, above, f"must be 0 or above low={self.low}")
         same = len(self.short) == len(self.long)
         require(
             "model.rope.long", f"{len(self.long)} factors", same, f"short has {len(self.short)}"
@@ -32,7 +47,10 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Sizes of the decoder and its front end."""
+    """Sizes of the decoder and its front end.
+
+    The decoder is Phi's, Llama's, Mistral's, or Qwen's with `qkv_bias` (2, 2.5) or `qk_norm` (3).
+    """
 
     d: int  # hidden_size
     n: int  # num_attention_heads
@@ -50,6 +68,13 @@ class Model:
     c: int = 1024  # channels of the conv stem, and the Conformer's width
     conformer: Conformer = dataclasses.field(default=Conformer(), metadata=LATER)
     whisper: Whisper = dataclasses.field(default=Whisper(), metadata=LATER)
+    qkv_bias: bool = dataclasses.field(default=False, metadata=LATER)  # on q, k and v, as in Qwen2
+    qk_norm: bool = dataclasses.field(
+        default=False, metadata=LATER
+    )  # RMSNorm of each head's q and k before they rotate, as in Qwen3
+    family: Literal["phi3", "llama", "mistral", "qwen2", "qwen3"] = dataclasses.field(
+        default="phi3", metadata={**WHERE, **LATER}
+    )  # model_type of an export: how transformers names and lays out the same weights
     speech: Literal["causal", "bidirectional"] = "causal"  # attention inside one clip
     attention: Literal["auto", "whole", "blocks", "splash", "cudnn"] = dataclasses.field(
         default="auto", metadata=WHERE

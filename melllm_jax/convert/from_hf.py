@@ -1,4 +1,4 @@
-"""Imports a Hugging Face checkpoint of Phi as a checkpoint of ours, block by block.
+"""Imports a Hugging Face checkpoint as a checkpoint of ours, block by block.
 
 The model is never in memory: rows of a tensor are read, put into our order and written, a few
 blocks at a time. All is written to a scratch folder, which is renamed once it is whole.
@@ -13,6 +13,8 @@ import pathlib
 import shutil
 from typing import Any, Literal
 
+import numpy as np
+
 from melllm_jax import interrupts
 from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.config.model import FrontSpec, Lora, ModelSpec
@@ -21,7 +23,9 @@ from melllm_jax.convert import block_copy, safetensors_files
 from melllm_jax.convert.hf_config import peft_adapter, reader, whisper_config
 from melllm_jax.convert.hf_config.audio_config import FrontChoice
 from melllm_jax.convert.safetensors_files import TensorEntry
-from melllm_jax.convert.tensor_names import phi, whisper
+from melllm_jax.convert.tensor_names import whisper
+from melllm_jax.convert.tensor_names.layouts import TENSOR_NAMES
+from melllm_jax.convert.tensor_names.phi import CONFORMER
 from melllm_jax.convert.weight_map import (
     ForeignTensor,
     IgnoredTensors,
@@ -88,12 +92,12 @@ def plan_import(
     folder = _adapter_folder(source, tree.get("model_type"))
     adapter_config = read_object(folder / "adapter_config.json") if folder else None
     parsed = reader.parse_config(tree, adapter_config, f"{source}/config.json", adapter, front)
-    spec, names = parsed.spec, phi.TENSOR_NAMES[parsed.layout]
+    spec, names = parsed.spec, TENSOR_NAMES[parsed.layout]
     beside = _adapter_entries(folder, entries) if folder else {}
     entries |= beside
-    ignored = list(phi.IGNORED_TENSORS)
+    ignored = list(names.ignored)
     if front == "conformer":
-        ignored = [rule for rule in ignored if rule.reason != phi.CONFORMER]
+        ignored = [rule for rule in ignored if rule.reason != CONFORMER]
     if spec.model.tied:
         ignored.append(IgnoredTensors("lm_head.weight", "head, which is the embedding"))
     if adapter == "drop":
@@ -110,8 +114,12 @@ def plan_import(
     if parsed.adapter is not None and adapter == "merge":
         scales = {f"{name}.weight": x.scale for name, x in parsed.adapter.matrices.items()}
         low_rank = _adapter_tensors(parsed.adapter, tensors, pairs)
+    copies = names.lora_copies(spec.model.l) if low_rank and adapter == "keep" else {}
+    repeated = {copy: low_rank[original] for copy, original in copies.items()}
     found = {name: x.shape for name, x in entries.items()}
-    omitted = check_tensors({**tensors, **low_rank}, found, ignored, str(source))
+    omitted = check_tensors({**tensors, **low_rank, **repeated}, found, ignored, str(source))
+    for copy, original in copies.items():
+        _check_copy(entries, copy, original)
     merged: dict[str, MergedTensors] = {}
     if adapter == "merge":
         merged = {name: _merged_tensors(entries, pairs[name], x) for name, x in scales.items()}
@@ -246,6 +254,16 @@ def _adapter_folder(source: pathlib.Path, kind: object) -> pathlib.Path | None:
     if len(places) == 2:
         raise Mistake(f"{source}: holds an adapter, and {within.name} another: take one away")
     return places[0] if places else None
+
+
+def _check_copy(entries: Mapping[str, TensorEntry], copy: str, original: str) -> None:
+    """Raises Mistake where two of LoRA's A differ that are one of ours."""
+    one, other = (entries[name].rows() for name in (copy, original))
+    if one.dtype != other.dtype or not np.array_equal(one, other):
+        raise Mistake(
+            f"{entries[copy].file}: {copy} differs from {original}: "
+            "our LoRA has one A for both: --lora merge follows any"
+        )
 
 
 def _adapter_tensors(

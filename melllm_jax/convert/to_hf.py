@@ -2,7 +2,8 @@
 
 Reads what training or an import wrote, in one process and on no mesh. A model that reads speech by
 the conv front end becomes a Phi-4-multimodal without Conformer, one that reads it by the conformer
-front end a Phi-4-multimodal, one that reads text a Phi-3.
+front end a Phi-4-multimodal; one that reads text becomes what `model.family` says: a Phi-3, a
+Llama, or one of its kin.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from melllm_jax.config.model import ModelSpec
 from melllm_jax.convert import block_copy, safetensors_files
 from melllm_jax.convert.from_hf import ADAPTER_FILES, ADAPTER_FOLDER, AdapterChoice
 from melllm_jax.convert.hf_config import writer
-from melllm_jax.convert.tensor_names import phi
+from melllm_jax.convert.tensor_names.layouts import TENSOR_NAMES
 from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
 from melllm_jax.errors import Mistake
 from melllm_jax.files import new_folder
@@ -40,6 +41,7 @@ class ExportPlan:
     stored: weight_store.WeightReader
     main: Mapping[str, ForeignTensor]  # the model's tensors by their names
     adapter: Mapping[str, ForeignTensor]  # LoRA's tensors, written as an adapter of their own
+    modules: tuple[str, ...]  # of each layer, that LoRA stands beside
     merged: Mapping[
         str, tuple[ForeignTensor, ForeignTensor]
     ]  # matrix → LoRA's A and B that are merged into it
@@ -90,17 +92,35 @@ def plan_export(
             'model.speech="bidirectional": transformers attends causally within a clip; '
             "--front drop exports the LLM alone"
         )
-    names = phi.TENSOR_NAMES["phi3" if spec.model.front == "none" else "transformers"]
+    layout = spec.model.family if spec.model.front == "none" else "transformers"
+    _check_layout(spec)
+    names = TENSOR_NAMES[layout]
     main, lora = expand_rules(names.weights(spec.model), shapes), {}
     merged: dict[str, tuple[ForeignTensor, ForeignTensor]] = {}
     if spec.lora.r and adapter != "drop":
         lora = expand_rules(names.lora(), shapes)
+        lora |= {copy: lora[name] for copy, name in names.lora_copies(spec.model.l).items()}
     if lora and adapter == "merge":
         pairs = {name: names.lora_pair(name) for name in main}
         merged = {name: (lora[p[0]], lora[p[1]]) for name, p in pairs.items() if p}
         lora = {}
     dtypes = {name: _output_dtype(name, x, stored, dtype) for name, x in {**main, **lora}.items()}
-    return ExportPlan(folder, spec, stored, main, lora, merged, dtypes, sound_token)
+    modules = tuple(names.projections)
+    return ExportPlan(folder, spec, stored, main, lora, modules, merged, dtypes, sound_token)
+
+
+def _check_layout(spec: ModelSpec) -> None:
+    """Raises Mistake where the class of transformers that an export is cannot be this model."""
+    if spec.model.front == "none":
+        writer.text_config(spec, "float32")
+        return
+    try:
+        writer.check_phi(spec.model)
+    except Mistake as error:
+        raise Mistake(
+            f'model.front="{spec.model.front}": transformers has it with Phi alone, and '
+            f"{error}; --front drop exports the LLM alone"
+        ) from error
 
 
 def export_checkpoint(
@@ -132,7 +152,7 @@ def _fill_folder(
             original = read_object(companions / "config.json")
     tokens = {name: original[name] for name in writer.TOKEN_ID_FIELDS if name in original}
     number = plan.dtypes["model.embed_tokens.weight"].name
-    describe = writer.phi3_config
+    describe = writer.text_config
     if plan.spec.model.front != "none":
         describe = writer.phi4_multimodal_config
         if plan.sound_token is not None:
@@ -142,7 +162,7 @@ def _fill_folder(
     if plan.adapter:
         folder = scratch / ADAPTER_FOLDER
         folder.mkdir()
-        described = writer.adapter_config(plan.spec, str(target.absolute()))
+        described = writer.adapter_config(plan.spec, plan.modules, str(target.absolute()))
         _write_json(folder / "adapter_config.json", described)
         _write_tensors(plan, folder, plan.adapter, "adapter_model.safetensors", progress)
 

@@ -1,8 +1,8 @@
-"""The speech language model: a front end, a stack of Phi-3/4 blocks, a head.
+"""The speech language model: a front end, a stack of decoder blocks, a head.
 
 Shapes: [b t d] inside. A block is x + attention(norm x), then x + MLP(norm x) (Abdin et al. 2024,
-arXiv 2404.14219). Weights of all layers are stacked on a leading axis l, so that one compiled
-layer serves all.
+arXiv 2404.14219), as in Llama. Weights of all layers are stacked on a leading axis l, so that one
+compiled layer serves all.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ from melllm_jax.nn.layers import (
     Sizes,
     dimension_sizes,
     einsum,
+    head_bias,
     rotary,
     rotate,
     weight,
@@ -39,15 +40,22 @@ Angles = tuple[Float[Array, "b t x"], Float[Array, "b t x"]]
 class Attention(nnx.Module):
     """Self-attention in which n query heads share k key/value heads."""
 
-    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Lora):
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model, lora: Lora):
         self.q = weight(rngs, size, "d n h", fan_in="d")
         self.k = weight(rngs, size, "d k h", fan_in="d")
         self.v = weight(rngs, size, "d k h", fan_in="d")
         self.o = weight(rngs, size, "n h d", fan_in="n h")
-        if cfg.r:
-            self.qkv_lora = LowRank(rngs, size, cfg, "d", ["n h", "k h", "k h"])
-            self.o_lora = LowRank(rngs, size, cfg, "n h", ["d"])
-        self.lora = cfg.r > 0
+        if cfg.qkv_bias:
+            self.q_bias = head_bias(size, "n h")
+            self.k_bias = head_bias(size, "k h")
+            self.v_bias = head_bias(size, "k h")
+        if cfg.qk_norm:
+            self.q_norm = RMSNorm(size, cfg.eps, "h")
+            self.k_norm = RMSNorm(size, cfg.eps, "h")
+        if lora.r:
+            self.qkv_lora = LowRank(rngs, size, lora, "d", ["n h", "k h", "k h"])
+            self.o_lora = LowRank(rngs, size, lora, "n h", ["d"])
+        self.qkv_bias, self.qk_norm, self.lora = cfg.qkv_bias, cfg.qk_norm, lora.r > 0
 
     def __call__(
         self,
@@ -61,9 +69,14 @@ class Attention(nnx.Module):
         q = einsum("btd,dnh->btnh", x_btd, self.q[...])
         k = einsum("btd,dkh->btkh", x_btd, self.k[...])
         v = einsum("btd,dkh->btkh", x_btd, self.v[...])
+        if self.qkv_bias:
+            biases = (self.q_bias, self.k_bias, self.v_bias)
+            q, k, v = (x + b[None, None] for x, b in zip((q, k, v), biases, strict=True))
         if self.lora:
             dq, dk, dv = self.qkv_lora(x_btd, keys[0])
             q, k, v = q + dq, k + dk, v + dv
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         y_btnh = attend(
             *(name_activation(x, "qkv") for x in (rotate(q, angles), rotate(k, angles), v))
         )
@@ -104,7 +117,7 @@ class Block(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model, lora: Lora):
         self.attn_norm = RMSNorm(size, cfg.eps)
-        self.attn = Attention(rngs, size, lora)
+        self.attn = Attention(rngs, size, cfg, lora)
         self.mlp_norm = RMSNorm(size, cfg.eps)
         self.mlp = Mlp(rngs, size, lora)
 

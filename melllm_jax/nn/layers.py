@@ -99,8 +99,20 @@ def weight(
 
 def constant(size: Sizes, dims: str, number: float, kind: type[nnx.Param] = nnx.Param) -> nnx.Param:
     """A vector of norms or biases, the same on every device: it is small and read everywhere."""
+    layout = jax.P(*[None] * len(dims.split()))
+    return _filled(size, dims, number, layout, kind)
+
+
+def head_bias(size: Sizes, dims: str) -> nnx.Param:
+    """Biases of heads, zero, split as the heads that they are added to."""
+    return _filled(size, dims, 0.0, sharding.w(dims), nnx.Param)
+
+
+def _filled(
+    size: Sizes, dims: str, number: float, layout: jax.P, kind: type[nnx.Param]
+) -> nnx.Param:
     shape = [size[letter] for letter in dims.split()]
-    value = jnp.full(shape, number, jnp.float32, out_sharding=jax.P(*[None] * len(shape)))
+    value = jnp.full(shape, number, jnp.float32, out_sharding=layout)
     return kind(value, dims=dims, fan_in="")
 
 
@@ -110,14 +122,15 @@ class RMSNorm(nnx.Module):
     Zhang and Sennrich 2019 (arXiv 1910.07467); the scale multiplies after the cast, as in Phi-3.
     """
 
-    def __init__(self, size: Sizes, eps: float):
+    def __init__(self, size: Sizes, eps: float, dim: str = "d"):
         self.eps = eps
-        self.scale = constant(size, "d", 1.0)
+        self.scale = constant(size, dim, 1.0)
 
-    def __call__(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        x32 = x_btd.astype(jnp.float32)
+    def __call__(self, x: Float[Array, "b t *n d"]) -> Float[Array, "b t *n d"]:
+        x32 = x.astype(jnp.float32)
         mean = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        return (x32 * jax.lax.rsqrt(mean + self.eps)).astype(x_btd.dtype) * self.scale[None, None]
+        scale = self.scale[(None,) * (x.ndim - 1)]
+        return (x32 * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype) * scale
 
 
 class LayerNorm(nnx.Module):
@@ -198,7 +211,7 @@ def rotary(
     float32: bfloat16 rounds position 257 to 256.
     """
     exponent = jnp.arange(0, rotated, 2, dtype=jnp.float32) / rotated
-    rate_x = 1.0 / cfg.theta**exponent
+    rate_x = _scaled_rates(cfg, 1.0 / cfg.theta**exponent)
     scale = 1.0
     if cfg.short:
         stretch = cfg.longest / cfg.original
@@ -211,6 +224,21 @@ def rotary(
     else:
         angle = positions_bt[..., None].astype(jnp.float32) * rate_x[None, None]
     return jnp.cos(angle) * scale, jnp.sin(angle) * scale
+
+
+def _scaled_rates(cfg: Rope, rate_x: Float[Array, "x"]) -> Float[Array, "x"]:
+    """Radians a position, divided by `cfg.factor` as far as the scaling asks for it.
+
+    Linear (Chen et al. 2023, arXiv 2306.15595): all. Llama 3.1's: waves shorter than original /
+    high positions keep their rate, those longer than original / low have it divided, and between
+    the two the share that is kept grows with the waves in `original` positions
+    (`_compute_llama3_parameters` in transformers' modeling_rope_utils.py).
+    """
+    if not cfg.high:
+        return rate_x / cfg.factor if cfg.factor != 1 else rate_x
+    waves = cfg.original * rate_x / (2 * math.pi)
+    kept = jnp.clip((waves - cfg.low) / (cfg.high - cfg.low), 0, 1)
+    return (1 - kept) * rate_x / cfg.factor + kept * rate_x
 
 
 def rotate(

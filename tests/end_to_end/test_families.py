@@ -1,5 +1,6 @@
 """Every model family of the card: imported, trained for an update, transcribing, exported."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
 from melllm_jax.checkpoints import run_folder
-from tests.support import phi_files
+from tests.support import llama_files, phi_files
 from tests.support.families import FAMILIES, V, write_checkpoint
-from tests.support.runs import compiled_once, compiled_quickly, corpus
+from tests.support.runs import compiled_once, compiled_quickly, corpus, refused
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
@@ -39,14 +40,31 @@ SIBLINGS = {
     "Phi-3.5-mini",
     "Phi-4-mini-reasoning",
     "Phi-4-multimodal, transformers'",
+    "Llama-3.1",
+    "Qwen2.5",
+    "Qwen3",
 }
+
+
+NOT_PHI = {"llama3", "qwen2", "qwen3"}  # decoders with what Phi lacks
+
+
+def assert_loaded(folder, model_type):
+    """transformers loads all of an exported LLM, as the class that its family has."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    model, said = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(said.values()), said
+    assert model.config.model_type == model_type
+    assert (folder / "speech-lora/adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(x, marks=pytest.mark.slow if x in SIBLINGS else ()) for x in FAMILIES]
 )
 def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, capsys):
-    family, [theirs, ours, run, back] = FAMILIES[name], [tmp_path / x for x in "abcd"]
+    family, [theirs, ours, run, llm, back] = FAMILIES[name], [tmp_path / x for x in "abcde"]
     write_checkpoint(theirs, family)
     phi_files.told("import", theirs, ours)
     words = ["--init", ours, "--data", data, "--workdir", run, "--compiled", ""]
@@ -56,8 +74,8 @@ def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, cap
     assert cli.main(["transcribe", *heard]) == 0
     assert json.loads(capsys.readouterr().out)
 
-    names = load_tokenizer(str(run / "tokenizer")).specials
-    trained, size = run_folder.read_run(str(run)), max(names.values()) + 1
+    tokenizer, trained = load_tokenizer(str(run / "tokenizer")), run_folder.read_run(str(run))
+    names, size = tokenizer.specials, tokenizer.size
     unnamed = family.sound is None
     assert trained.text.template == "chat"
     assert trained.text.placeholder == (size if unnamed else -1)
@@ -65,6 +83,13 @@ def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, cap
     metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert np.isfinite(metrics["loss"])
 
+    if family.kind in llama_files.TREES:
+        phi_files.told("export", run, llm, "--front", "drop")
+        assert_loaded(llm, family.kind.removesuffix("3") if "llama" in family.kind else family.kind)
+    if family.kind in NOT_PHI:  # transformers' only class with this front end
+        said = refused(["convert", "export", run, back], capsys)
+        assert said.endswith("for model.family=phi3; --front drop exports the LLM alone")
+        return
     phi_files.told("export", run, back)
     config = json.loads((back / "config.json").read_text())
     assert config["vocab_size"] == trained.model.v
@@ -78,3 +103,17 @@ def test_family_is_imported_trained_heard_and_exported(name, data, tmp_path, cap
     if family.fills:  # what is no token is as likely as the mean of all
         new = rows[len(given) :].astype(np.float32)
         np.testing.assert_allclose(new, [given.mean(0)] * len(new), rtol=0, atol=2e-3)
+
+
+def test_a_template_whose_token_the_tokenizer_lacks_is_refused_before_anything_is_written(
+    data, tmp_path, capsys
+):
+    theirs, ours, run = (tmp_path / x for x in "abc")
+    template = FAMILIES["SmolLM2"].template.replace("<|im_start|>", "<|turn|>")
+    write_checkpoint(theirs, dataclasses.replace(FAMILIES["SmolLM2"], template=template))
+    phi_files.told("import", theirs, ours)
+    words = ["--init", ours, "--data", data, "--workdir", run, "--compiled", ""]
+    said = refused(["train", "mel_llm_asr", *FLAGS, *words], capsys)
+    file = ours / "tokenizer/tokenizer_config.json"
+    assert said == f"{file}: its chat template writes <|turn|>: no token of the tokenizer"
+    assert not run.exists()

@@ -79,8 +79,13 @@ def test_phi_4_mini_counts_what_its_checkpoint_has():
         WHISPER,
         CONFORMER,
         dataclasses.replace(PHI, model=dataclasses.replace(PHI.model, front="conformer")),
+        models.run(dataclasses.replace(models.MODEL, qkv_bias=True)),
+        models.run(dataclasses.replace(models.MODEL, qk_norm=True, h=16)),
     ],
-    ids=["phi-4-mini", "linear", "untied", "conv", "whisper", "conformer", "phi-4-multimodal"],
+    ids=[
+        *("phi-4-mini", "linear", "untied", "conv", "whisper", "conformer", "phi-4-multimodal"),
+        *("qwen2", "qwen3"),
+    ],
 )
 def test_parameters_equal_the_models_own_shapes(run):
     with models.one_device():

@@ -3,7 +3,8 @@
 Vocabularies are small: letters that stand for bytes, then the added tokens in the published order
 with the published flags. Sources: tokenizer_config.json of microsoft/Phi-3-mini-4k-instruct,
 Phi-3-medium-4k-instruct, Phi-3.5-mini-instruct, phi-4, Phi-4-mini-instruct, Phi-4-mini-reasoning,
-Phi-4-multimodal-instruct and HuggingFaceTB/SmolLM2-135M-Instruct.
+Phi-4-multimodal-instruct, HuggingFaceTB/SmolLM2-135M-Instruct, meta-llama/Llama-3.1-8B-Instruct,
+Qwen/Qwen2.5-0.5B-Instruct and Qwen/Qwen3-0.6B, the last three's templates without their tools.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from tests.support import phi_files
+from tests.support import llama_files, phi_files
+from tests.support.paths import ROOT
 
 V = 384  # rows of each model: more than any table has names, but for SmolLM2's
 PLACEHOLDERS = [f"<|placeholder{i}|>" for i in range(1, 7)]
@@ -38,6 +40,15 @@ SMOLLM2 = [
     *("<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>"),
     *("<jupyter_script>", "<empty_output>"),
 ]
+LLAMA_3 = [
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>"),
+    *("<|finetune_right_pad_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>"),
+]
+QWEN_2 = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<tool_call>"]
+QWEN_3 = [*QWEN_2, "<tool_response>", "</tool_response>", "<think>", "</think>"]
+PLAIN = {*PLAIN_TOOLS, "<tool_call>", *QWEN_3[-4:]}  # added, and not special
+KEEP_BLANKS = (SMOLLM2, LLAMA_3, QWEN_2, QWEN_3)  # of their tokens, none takes those after it
 TAKES_NO_BLANKS = {"<|endoftext|>", "<|endoftext10|>", "<|endoftext11|>", "<|endofprompt|>"}
 
 MINI_TEMPLATE = (
@@ -87,6 +98,11 @@ SMOLLM2_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+LLAMA_3_TEMPLATE, QWEN_2_TEMPLATE, QWEN_3_TEMPLATE = (
+    (ROOT / f"tests/support/chat_templates/{name}.jinja").read_text()
+    for name in ("llama_3_1", "qwen2_5", "qwen3")
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -97,7 +113,7 @@ class Family:
     eos: str
     end: str  # what ends a reply
     sound: str | None = None  # the token that stands for sound, if it has one
-    kind: str = "text"  # of its checkpoint, in `phi_files`
+    kind: str = "text"  # of its checkpoint, in `phi_files` or `llama_files`
     fills: bool = False  # whether every row of the embedding has a name
 
 
@@ -118,7 +134,12 @@ FAMILIES = {
     "Phi-4-multimodal, transformers'": Family(
         PHI_4_MM, PHI_4_MINI_TEMPLATE, "<|endoftext|>", "<|end|>", "<|endoftext11|>", "transformers"
     ),
-    "SmolLM2": Family(SMOLLM2, SMOLLM2_TEMPLATE, "<|im_end|>", "<|im_end|>", fills=True),
+    "SmolLM2": Family(
+        SMOLLM2, SMOLLM2_TEMPLATE, "<|im_end|>", "<|im_end|>", kind="llama", fills=True
+    ),
+    "Llama-3.1": Family(LLAMA_3, LLAMA_3_TEMPLATE, "<|eot_id|>", "<|eot_id|>", kind="llama3"),
+    "Qwen2.5": Family(QWEN_2, QWEN_2_TEMPLATE, "<|im_end|>", "<|im_end|>", kind="qwen2"),
+    "Qwen3": Family(QWEN_3, QWEN_3_TEMPLATE, "<|im_end|>", "<|im_end|>", kind="qwen3"),
 }
 
 
@@ -132,11 +153,11 @@ def write_tokenizer(folder, family):
         token = tokenizers.AddedToken(
             name,
             lstrip=both,
-            rstrip=both or name not in TAKES_NO_BLANKS and family.names != SMOLLM2,
+            rstrip=both or name not in TAKES_NO_BLANKS and family.names not in KEEP_BLANKS,
             normalized=False,
-            special=name not in PLAIN_TOOLS,
+            special=name not in PLAIN,
         )
-        (table.add_tokens if name in PLAIN_TOOLS else table.add_special_tokens)([token])
+        (table.add_tokens if name in PLAIN else table.add_special_tokens)([token])
     (folder / "tokenizer.json").write_text(table.to_str())
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -152,13 +173,16 @@ def write_tokenizer(folder, family):
 def write_checkpoint(folder, family):
     """A model of the family of one shape for all: random, tied, two layers."""
     rows = len(phi_files_names(folder, family)) if family.fills else V
-    named = phi_files.tensors("tied" if family.kind == "text" else family.kind)
+    kind = "tied" if family.kind == "text" else family.kind
+    llama = kind in llama_files.TREES
+    named = (llama_files if llama else phi_files).tensors(kind)
     draw = np.random.default_rng(0)
     embedding = draw.standard_normal((rows, phi_files.D), dtype=np.float32) * np.float32(0.2)
     named["model.embed_tokens.weight"] = embedding
-    tree = phi_files.TREES["tied" if family.kind == "text" else family.kind]
+    tree = llama_files.TREES[kind] if llama else phi_files.TREES[kind]
     tree = tree | {"vocab_size": rows, "max_position_embeddings": 4096}
-    tree |= {"original_max_position_embeddings": 4096, "rope_scaling": None}
+    if not llama:
+        tree |= {"original_max_position_embeddings": 4096, "rope_scaling": None}
     if family.kind == "transformers":
         sound = PHI_4_MM.index("<|endoftext11|>") + 256
         tree |= {"audio_config": tree["audio_config"] | {"audio_token_id": sound}}

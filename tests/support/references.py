@@ -17,13 +17,22 @@ transformers = pytest.importorskip("transformers", reason=PARITY)
 
 def sizes(m):
     """transformers' names for the sizes of a model."""
-    rope = {
-        "rope_type": "longrope" if m.rope.short else "default",
-        "rope_theta": m.rope.theta,
-        "partial_rotary_factor": m.rope.partial,
-    }
+    rope = {"rope_type": "default", "rope_theta": m.rope.theta}
     if m.rope.short:
-        rope |= {"short_factor": list(m.rope.short), "long_factor": list(m.rope.long)}
+        factors = {"short_factor": list(m.rope.short), "long_factor": list(m.rope.long)}
+        rope |= {"rope_type": "longrope"} | factors
+    elif m.rope.high:
+        between = {"low_freq_factor": m.rope.low, "high_freq_factor": m.rope.high}
+        original = {"original_max_position_embeddings": m.rope.original}
+        rope |= {"rope_type": "llama3", "factor": m.rope.factor} | between | original
+    elif m.rope.factor != 1:
+        rope |= {"rope_type": "linear", "factor": m.rope.factor}
+    only = {"head_dim": m.h}
+    if m.family == "phi3":
+        rope |= {"partial_rotary_factor": m.rope.partial}
+        only = {"original_max_position_embeddings": m.rope.original}
+    if m.family.startswith("qwen"):
+        only |= {"use_sliding_window": m.window > 0, "max_window_layers": 0}
     return {
         "hidden_size": m.d,
         "num_attention_heads": m.n,
@@ -35,13 +44,12 @@ def sizes(m):
         "tie_word_embeddings": m.tied,
         "sliding_window": m.window or None,
         "max_position_embeddings": m.rope.longest,
-        "original_max_position_embeddings": m.rope.original,
         "rope_parameters": rope,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
         "attn_implementation": "eager",
-    }
+    } | only
 
 
 def randomised(theirs):

@@ -10,13 +10,15 @@ import time
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
 import pytest
-from tests.support.patience import HANG
 
 from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
 from melllm_jax import sharding
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.overrides import override
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.telemetry.progress import SILENT
@@ -24,6 +26,7 @@ from melllm_jax.training.loop import Telemetry, train
 from melllm_jax.training.train_step import Update
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
+from tests.support.patience import HANG
 
 # `melllm train digits` with these is as small as it gets; 8 rows and d = 16 suit eight devices.
 SMALL = {
@@ -103,6 +106,14 @@ def trained(run, workdir, progress=SILENT, *, stream=None, warm=None, **telemetr
     telemetry = Telemetry(progress, **telemetry)
     with contextlib.closing(stream or batches_of(run)) as stream, jax.set_mesh(mesh):
         return train(Update(objective_of(run), warm), stream, workdir, telemetry)
+
+
+def saved(folder, cfg, values):
+    """A run's folder with these weights, as training writes them."""
+    run_folder.claim(str(folder), cfg)
+    step = {"step": jnp.int32(1)}
+    with Checkpoints(str(folder / run_folder.CHECKPOINTS), cfg.checkpoints) as checkpoints:
+        checkpoints.save(1, values, step, step)
 
 
 class ListStream:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from melllm_jax.errors import Mistake
 
+RopeScalings = Mapping[str, tuple[str, ...]]  # a scaling of rotary positions → its own fields
 BOOKKEEPING_PREFIXES = ("_", "unsloth_")
 UNKNOWN_FIELD = "no rule knows this field: take it out of the file if it changes no result"
 REQUIRED = object()  # the default of a field that a file must say itself
@@ -93,7 +94,7 @@ FACTORS = Field(
 UNQUANTISED = Field(
     lambda x: x is None, "must be absent: import the model as it was before it was quantised"
 )
-FULL_ATTENTION = Field(  # no Phi model reads it: its window, if any, is of every layer
+FULL_ATTENTION = Field(  # Phi and Llama do not read it: a window, if any, is of every layer
     lambda x: x is None or isinstance(x, list) and all(y == "full_attention" for y in x),
     "must be full_attention in every layer",
 )
@@ -112,7 +113,7 @@ GENERATION = ignored_fields(
     exponential_decay_length_penalty begin_suppress_tokens"""
 )
 # Bookkeeping: names, versions, the dtype (which the tensors say themselves), forms of output, and
-# settings of transformers' base class that no Phi model reads.
+# settings of transformers' base class that no model here reads.
 BOOKKEEPING = ignored_fields(
     """_name_or_path _commit_hash _attn_implementation _attn_implementation_autoset architectures
     auto_map model_type transformers_version torch_dtype dtype return_dict output_hidden_states

@@ -1,10 +1,10 @@
 """Reads PEFT's adapter_config.json: which matrices of each layer LoRA is added to, and how.
 
-Ours stands beside all four matrices of every layer with one rank and one scale. Such an adapter can
+Ours stands beside all matrices of every layer with one rank and one scale. Such an adapter can
 be kept; any other choice of matrices, ranks and scales, and DoRA, can be merged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import re
@@ -15,16 +15,17 @@ from melllm_jax.convert.hf_config.fields import read_fields, refuse_field
 from melllm_jax.convert.hf_config.peft_fields import PEFT
 from melllm_jax.errors import Mistake
 
-# Of each layer: the modules that LoRA stands beside, and others that it must leave alone.
-LORA_MODULES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+# Modules of each layer that LoRA must leave alone.
 OTHER_MODULES = (
     "self_attn",
+    "self_attn.q_norm",
+    "self_attn.k_norm",
     "mlp",
+    "mlp.act_fn",
     "mlp.activation_fn",
     "input_layernorm",
     "post_attention_layernorm",
 )
-LORA_TARGETS = [module.split(".")[1] for module in LORA_MODULES]
 WHERE = "adapter_config.json"
 MERGE = "--lora merge follows any"
 
@@ -44,6 +45,7 @@ class PeftAdapter:
 
     fields: Mapping[str, Any]  # as read, defaults filled in
     layers: int
+    modules: tuple[str, ...]  # of each layer, that LoRA may stand beside: "mlp.down_proj"
     matrices: Mapping[str, MatrixAdapter]  # by module: "model.layers.0.mlp.down_proj"
 
     def lora(self) -> Lora:
@@ -51,8 +53,8 @@ class PeftAdapter:
         if self.fields["use_dora"]:
             self._refuse("use_dora", "must be false or absent to be kept")
         for i in range(self.layers):
-            if any(f"model.layers.{i}.{module}" not in self.matrices for module in LORA_MODULES):
-                targets = ", ".join(LORA_TARGETS)
+            if any(f"model.layers.{i}.{module}" not in self.matrices for module in self.modules):
+                targets = ", ".join(lora_targets(self.modules))
                 listed = isinstance(self.fields["target_modules"], list)
                 rule = f"must be {targets}" if listed else f"must match just {targets} of layer {i}"
                 self._refuse("target_modules", f"{rule} to be kept")
@@ -72,36 +74,46 @@ class PeftAdapter:
         refuse_field(WHERE, name, self.fields[name], f"{rule}: {MERGE}")
 
 
-def parse_adapter(tree: Mapping[str, Any], layers: int) -> PeftAdapter:
-    """What an adapter_config.json says of a model of so many layers. Raises Mistake."""
+def lora_targets(modules: Sequence[str]) -> list[str]:
+    """PEFT's target_modules for these modules of a layer."""
+    return [module.split(".")[1] for module in modules]
+
+
+def parse_adapter(tree: Mapping[str, Any], layers: int, modules: tuple[str, ...]) -> PeftAdapter:
+    """What an adapter_config.json says of a model of so many layers. Raises Mistake.
+
+    `modules` are those of a layer that LoRA may stand beside.
+    """
     fields = read_fields(tree, PEFT, WHERE)
     found: dict[str, MatrixAdapter] = {}
-    for module in _matched_modules(fields["target_modules"], layers):
+    for module in _matched_modules(fields["target_modules"], layers, modules):
         r = int(_by_pattern(fields, "rank_pattern", module, fields["r"]))
         alpha = float(_by_pattern(fields, "alpha_pattern", module, fields["lora_alpha"]))
         scale = alpha / (math.sqrt(r) if fields["use_rslora"] else r)
         found[module] = MatrixAdapter(r, scale, bool(fields["use_dora"]))
     if not found:
-        targets = ", ".join(LORA_TARGETS)
+        targets = ", ".join(lora_targets(modules))
         refuse_field(
             WHERE, "target_modules", fields["target_modules"], f"must name some of {targets}"
         )
-    return PeftAdapter(fields, layers, found)
+    return PeftAdapter(fields, layers, modules, found)
 
 
-def check_lora_pattern(pattern: str, prefix: str, layers: int, where: str, name: str) -> None:
-    """Check that a regular expression, matched as PEFT does, names just our four modules."""
+def check_lora_pattern(
+    pattern: str, prefix: str, layers: int, modules: Sequence[str], where: str, name: str
+) -> None:
+    """Check that a regular expression, matched as PEFT does, names just these modules."""
     match = _compile(pattern, where, name).fullmatch
     for i in range(layers):
-        matched = [x for x in LORA_MODULES + OTHER_MODULES if match(f"{prefix}{i}.{x}")]
-        if matched != list(LORA_MODULES):
-            rule = f"must match just {', '.join(LORA_TARGETS)} of layer {i}"
+        matched = [x for x in (*modules, *OTHER_MODULES) if match(f"{prefix}{i}.{x}")]
+        if matched != list(modules):
+            rule = f"must match just {', '.join(lora_targets(modules))} of layer {i}"
             refuse_field(where, name, pattern, rule)
 
 
-def _matched_modules(targets: list[Any] | str, layers: int) -> list[str]:
+def _matched_modules(targets: list[Any] | str, layers: int, modules: tuple[str, ...]) -> list[str]:
     """The modules that `target_modules` names, as PEFT understands it."""
-    names = [(i, x, f"model.layers.{i}.{x}") for i in range(layers) for x in LORA_MODULES]
+    names = [(i, x, f"model.layers.{i}.{x}") for i in range(layers) for x in modules]
     if isinstance(targets, list):
         suffixes = tuple(f".{x}" for x in targets)
         return [name for _, _, name in names if f".{name}".endswith(suffixes)]
@@ -110,7 +122,7 @@ def _matched_modules(targets: list[Any] | str, layers: int) -> list[str]:
     match = _compile(targets, WHERE, "target_modules").fullmatch
     for i in range(layers):
         if any(match(f"model.layers.{i}.{x}") for x in OTHER_MODULES):
-            rule = f"must match just {', '.join(LORA_TARGETS)} of layer {i}"
+            rule = f"must match just {', '.join(lora_targets(modules))} of layer {i}"
             refuse_field(WHERE, "target_modules", targets, rule)
     return [name for _, _, name in names if match(name)]
 

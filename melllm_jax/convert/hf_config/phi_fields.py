@@ -12,6 +12,7 @@ from melllm_jax.convert.hf_config.fields import (
     REQUIRED_OBJECT,
     UNQUANTISED,
     Field,
+    RopeScalings,
     ignored_fields,
     number_field,
     only_field,
@@ -72,6 +73,7 @@ TOP_LEVEL = {"phi3": PHI3, "microsoft": MICROSOFT, "transformers": TRANSFORMERS}
 
 # su is what LongRoPE was called at first; transformers 5 calls plain rotary "default".
 LONGROPE = ("longrope", "su")
+SCALINGS: RopeScalings = {"longrope": ("short_factor", "long_factor", "factor", "attention_factor")}
 ROPE_TYPE = Field(lambda x: x in (None, "default", *LONGROPE), "must be longrope (or absent)")
 ROPE = {
     "type": ROPE_TYPE,

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import pathlib
 
@@ -131,6 +132,28 @@ def test_prompt_of_a_template_that_cannot_be_followed_is_a_mistake(template, say
 
 
 @pytest.mark.parametrize(
+    ("template", "bos", "lacks"),
+    [
+        ("<|header|>{{ messages[0].content }}", "<|endoftext|>", "<|header|>"),
+        ("{{ bos_token }}{{ messages[0].content }}", "<s>", "<s>"),
+    ],
+)
+def test_prompt_of_a_template_whose_token_the_tokenizer_lacks_is_a_mistake(
+    template, bos, lacks, tmp_path
+):
+    """transformers would spell it by letters, which no model has seen."""
+    write_tokenizer(tmp_path, FAMILIES["Phi-4-mini"])
+    file = tmp_path / "tokenizer_config.json"
+    reply = "{% if messages[1] %}{{ messages[1].content }}<|end|>{% endif %}"
+    more = {"chat_template": template + reply, "bos_token": bos}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    with pytest.raises(Mistake) as caught:
+        asr_prompt(load_tokenizer(tmp_path), Text(template="chat", placeholder=300))
+    says = f"{file}: its chat template writes {lacks}: no token of the tokenizer"
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{% for m in messages %}<|user|>{{ m.content[0].text }}<|end|>{% endfor %}",  # parts alone
@@ -165,9 +188,9 @@ def test_prompt_may_say_which_id_stands_for_sound():
 
 def test_prompt_of_the_real_smollm2_is_what_transformers_writes():
     """The instruction stands after the clip, so its words are parted from the line before it."""
-    folder = pathlib.Path(os.environ.get("MELLLM_MODELS", ""), "smollm2-135m-phi3")
+    folder = pathlib.Path(os.environ.get("MELLLM_MODELS", ""), "smollm2-135m")
     if not (folder / "tokenizer.json").exists():
-        pytest.skip("MELLLM_MODELS names no folder with smollm2-135m-phi3")
+        pytest.skip("MELLLM_MODELS names no folder with smollm2-135m")
     transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)

@@ -5,7 +5,7 @@ import pytest
 
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
-from melllm_jax.convert.tensor_names import phi
+from melllm_jax.convert.tensor_names import llama, phi
 from melllm_jax.convert.weight_map import IgnoredTensors, Rule, check_tensors, expand_rules
 from melllm_jax.errors import Mistake
 from melllm_jax.models import parameters
@@ -28,6 +28,8 @@ TABLES = {
     "decoder with LoRA beside it": lambda: phi.decoder_rules(tied=False, base=".base_layer"),
     "LoRA, Microsoft's": phi.lora_rules,
     "LoRA, PEFT's": lambda: phi.lora_rules("base_model.model.", ""),
+    "decoder, Llama's": lambda: llama.LLAMA_NAMES.weights(M),
+    "LoRA, Llama's": llama.LLAMA_NAMES.lora,
     "front, transformers'": phi.front_rules,
     "front, Microsoft's": lambda: phi.front_rules(
         "audio_projection.speech.0", "audio_projection.speech.2"

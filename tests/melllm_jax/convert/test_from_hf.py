@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support.patience import HANG
 
 from launch import cli
 from melllm_jax import sharding
@@ -26,8 +25,9 @@ from melllm_jax.convert import block_copy, from_hf, safetensors_files
 from melllm_jax.errors import Mistake
 from melllm_jax.models import parameters
 from melllm_jax.models.speech_lm import SpeechLM
-from tests.support import models, phi_files
+from tests.support import llama_files, models, phi_files
 from tests.support.paths import ROOT
+from tests.support.patience import HANG
 from tests.support.phi_files import (
     ADAPTER,
     AUDIO,
@@ -427,7 +427,7 @@ BAD = {
         f"{NORM} is F16: the same weight of another layer is float32",
     ),
     "no model_type": (fields(model_type=None), "config.json: model_type=null: must be one of phi3"),
-    "llama": (fields(model_type="llama"), "config.json: model_type=llama: must be one of phi3, "),
+    "gemma": (fields(model_type="gemma"), "config.json: model_type=gemma: must be one of phi3, "),
     "a list for a type": (fields(model_type=["phi3"]), 'config.json: model_type=["phi3"]: must be'),
     "phi3small": (
         fields(model_type="phi3small"),
@@ -785,3 +785,23 @@ def test_a_byte_order_mark_before_a_config_is_no_part_of_it(tmp_path):
     phi_files.told("import", tmp_path / "theirs", tmp_path / "ours")
     phi_files.told("export", tmp_path / "ours", tmp_path / "back")  # reads the copy of it
     assert json.loads((tmp_path / "back/config.json").read_text())["vocab_size"] == phi_files.V
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tmp_path, capsys):
+    llama_files.make(tmp_path / "theirs")
+    words = {"version": "1.0", "model": {"type": "WordLevel", "unk_token": "<unk>"}}
+    words["model"]["vocab"] = {"<unk>": 0, "one": V}
+    (tmp_path / "theirs/tokenizer.json").write_text(json.dumps(words))
+    before = listing(tmp_path)
+    said = refused(["convert", "import", tmp_path / "theirs", tmp_path / "ours"], capsys)
+    assert said == f"{tmp_path}/theirs: vocab_size={V}: its tokenizer has {V + 1} ids"
+    assert listing(tmp_path) == before
+
+
+def test_a_scaling_that_we_lack_is_named_with_what_we_have(tmp_path, capsys):
+    scaling = {"rope_scaling": ROPE}
+    phi_files.write(tmp_path / "theirs", llama_files.TREE | scaling, llama_files.tensors("llama"))
+    before = listing(tmp_path)
+    said = refused(["convert", "import", tmp_path / "theirs", tmp_path / "ours"], capsys)
+    assert said.endswith("rope_scaling.type=yarn: must be linear or llama3 (or absent)")
+    assert listing(tmp_path) == before

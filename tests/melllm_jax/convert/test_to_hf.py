@@ -7,13 +7,11 @@ import os
 import shutil
 import signal
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from melllm_jax.checkpoints import run_folder, weight_store
-from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.features import Text
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.config.overrides import override, to_json
@@ -24,7 +22,16 @@ from melllm_jax.training import warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import models, phi_files
 from tests.support.phi_files import NUMBERS, PEFT, TREES, D, F, H, K, L, N, R, V
-from tests.support.runs import compiled_once, corpus, everything, refused, small_disk, tiny, trained
+from tests.support.runs import (
+    compiled_once,
+    corpus,
+    everything,
+    refused,
+    saved,
+    small_disk,
+    tiny,
+    trained,
+)
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 KINDS = pytest.mark.parametrize("kind", TREES)
@@ -254,14 +261,6 @@ def test_parts_of_two_precisions_need_a_dtype(tmp_path, capsys):
     gate = np.asarray(values[name])[1].T
     found = model_of(tmp_path / "back")["model.layers.1.mlp.gate_up_proj.weight"]
     np.testing.assert_array_equal(found[:F], gate)
-
-
-def saved(folder, cfg, values):
-    """A run's folder with these weights, as training writes them."""
-    run_folder.claim(str(folder), cfg)
-    step = {"step": jnp.int32(1)}
-    with Checkpoints(str(folder / run_folder.CHECKPOINTS), cfg.checkpoints) as checkpoints:
-        checkpoints.save(1, values, step, step)
 
 
 def adopting(folder):

@@ -18,7 +18,15 @@ LONG = Rope(
     theta=100.0, partial=0.75, short=(1.0, 1.5, 2.0), long=(3.0, 4.0, 8.0), original=24, longest=64
 )
 RUN = models.run(
-    dataclasses.replace(models.MODEL, front="conv", speech="bidirectional", rope=LONG, remat="none")
+    dataclasses.replace(
+        models.MODEL,
+        front="conv",
+        speech="bidirectional",
+        rope=LONG,
+        remat="none",
+        qkv_bias=True,
+        qk_norm=True,
+    )
 )
 PROMPTS = [[3, Clip(43), 2], [1, Clip(8), 1], [12], [2, Clip(13), Clip(30), 6]]
 LIMITS = np.array([12, 7, 12, 12])

@@ -16,7 +16,7 @@ LONG = Rope(
 )
 KINDS = {
     "linear": {"rope": LONG, "window": 7, "tied": False, "scan": False},
-    "conv": {"front": "conv", "speech": "bidirectional"},
+    "conv": {"front": "conv", "speech": "bidirectional", "qkv_bias": True, "qk_norm": True},
 }
 T = 40
 # Lengths 18, 13 and 9: the first takes LongRoPE's long factors, though it stands among short ones.

@@ -37,6 +37,12 @@ def test_a_constant_is_whole_on_every_device():
     np.testing.assert_array_equal(x, np.full(256, 3.0))
 
 
+def test_biases_of_heads_are_split_as_the_heads_are():
+    x = jax.jit(lambda: layers.head_bias({**SIZE, "k": 4}, "k h")[...])()
+    assert x.sharding.spec == jax.P("tp", None)
+    np.testing.assert_array_equal(x, np.zeros(x.shape))
+
+
 def test_rms_norm_of_bfloat16_is_computed_in_float32():
     """Rounding a result errs either way and 256 of them by 2^-13 on average; rounding a row's
     rms to bfloat16 would err by up to 2^-9 the same way in all."""
@@ -108,6 +114,25 @@ def test_long_rope_takes_its_long_factors_beyond_the_original_length(length, fac
     rates = 100.0 ** -(np.arange(3) * 2 / 6) / np.array(factors)
     expected = math.sqrt(1.5) * numpy_rotated(x, [0, 5, 15], rates)
     np.testing.assert_allclose(ours(LONG, 6, x, [0, 5, 15], length), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "divided"),
+    [
+        ({"factor": 4.0}, [4, 4, 4, 4]),  # linear
+        # 16 positions are 2.5, 0.8, 0.25 and 0.08 waves: kept from 2 on, divided up to 0.25.
+        ({"factor": 4.0, "low": 0.3, "high": 2.0, "original": 16}, [1, None, 4, 4]),
+    ],
+)
+def test_scaled_rotary_divides_the_rates_of_long_waves(scaling, divided):
+    """Between the two the kept share is (waves - low) / (high - low), here (0.805 - 0.3) / 1.7."""
+    plain = 100.0 ** -(np.arange(4) * 2 / 8)
+    kept = (16 * plain[1] / (2 * math.pi) - 0.3) / 1.7
+    between = kept * plain[1] + (1 - kept) * plain[1] / 4
+    rates = [between if by is None else rate / by for rate, by in zip(plain, divided, strict=True)]
+    x = np.random.default_rng(0).standard_normal((3, 2, 8)).astype(np.float32)
+    y = ours(Rope(theta=100.0, **scaling), 8, x, [0, 5, 100], 128)
+    np.testing.assert_allclose(y, numpy_rotated(x, [0, 5, 100], np.array(rates)), rtol=0, atol=1e-4)
 
 
 def test_numbers_drawn_are_even_and_the_same_on_every_mesh():

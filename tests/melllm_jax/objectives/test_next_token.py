@@ -24,7 +24,8 @@ def graded(run, batch):
 def single(front):
     """A run with LoRA, its packed batch, and loss and gradients on one device."""
     both_ways = {"linear": "causal", "conv": "bidirectional"}[front]
-    model = dataclasses.replace(models.MODEL, front=front, speech=both_ways)
+    vectors = dict.fromkeys(("qkv_bias", "qk_norm"), front == "conv")
+    model = dataclasses.replace(models.MODEL, front=front, speech=both_ways, **vectors)
     run, batch = models.run(model), models.speech_rows(8, 32)
     with models.one_device():
         return run, batch, *graded(run, batch)

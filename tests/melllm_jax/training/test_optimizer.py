@@ -39,7 +39,8 @@ def test_a_schedule_rises_from_0_and_ends_at_its_final_share(cfg, rates):
 
 @pytest.fixture(scope="module")
 def kinds():
-    run = models.run(dataclasses.replace(models.MODEL, front="conv", l=3))
+    vectors = {"qkv_bias": True, "qk_norm": True}
+    run = models.run(dataclasses.replace(models.MODEL, front="conv", l=3, **vectors))
     with models.one_device():
         build = lambda rngs: SpeechLM(run.model, run.mel, run.lora, rngs=rngs)
         return parameters.abstract_model(build)[0].kinds
@@ -89,6 +90,8 @@ def test_weight_decay_spares_norms_and_biases(kinds):
             "front.first_bias",
             "norm.scale",
             "stack.blocks.attn.o",
+            "stack.blocks.attn.k_bias",
+            "stack.blocks.attn.q_norm.scale",
         )
     }
     with models.one_device():
@@ -102,6 +105,8 @@ def test_weight_decay_spares_norms_and_biases(kinds):
             "front.first_bias": 0.0,
             "norm.scale": 0.0,
             "stack.blocks.attn.o": 0.5e-3,
+            "stack.blocks.attn.k_bias": 0.0,
+            "stack.blocks.attn.q_norm.scale": 0.0,
         }
     )
 

@@ -10,6 +10,7 @@ import pytest
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model, ModelSpec, Rope
 from melllm_jax.convert.hf_config import reader, writer
+from melllm_jax.convert.tensor_names import phi
 from melllm_jax.errors import Mistake
 from melllm_jax.nn.layers import rotary
 
@@ -290,6 +291,7 @@ MULTIMODAL = ModelSpec(
     Text(template="phi4"),
     Lora(r=320, alpha=640.0, dropout=0.01),
 )
+MODULES = tuple(phi.PROJECTIONS)
 THREE, FOUR = Text(template="phi3"), Text(template="phi4")
 
 
@@ -396,14 +398,14 @@ def changed(tree, changes):
     return tree
 
 
-KNOWN = "phi3, phi4mm, phi4_multimodal"
+KNOWN = "phi3, phi4mm, phi4_multimodal, llama, mistral, qwen2, qwen3"
 TARGETS = "qkv_proj, o_proj, gate_up_proj, down_proj"
 ROWS = SHORT_48[:47]
 FOUR_OF = r"(self_attn\.(qkv|o)|mlp\.(gate_up|down))_proj"
 CASCADES = "audio_processor.config"
 REFUSALS = [
-    (PHI_4, "model_type", "llama", f"=llama: must be one of {KNOWN}"),
-    (PHI_4, "model_type", "phimoe", f"=phimoe: must be one of {KNOWN}"),
+    (PHI_4, "model_type", "gemma", f"=gemma: must be one of {KNOWN}"),
+    (PHI_4, "model_type", "phimoe", f"=phimoe: routes tokens to experts: must be one of {KNOWN}"),
     (PHI_4, "model_type", "phi", f"=phi: must be one of {KNOWN}"),
     (PHI_4, "model_type", GONE, f"=null: must be one of {KNOWN}"),
     (PHI_4, "model_type", ["phi3"], f'=["phi3"]: must be one of {KNOWN}'),
@@ -622,7 +624,7 @@ def test_a_written_llm_is_read_back_equal(model):
 def test_a_written_multimodal_model_is_read_back_equal(model):
     whole = spec(model)
     tree = as_json(writer.phi4_multimodal_config(whole, "bfloat16", {"audio_token_id": 63}))
-    adapter = as_json(writer.adapter_config(whole))
+    adapter = as_json(writer.adapter_config(whole, MODULES))
     assert reader.parse_config(tree, adapter) == reader.HfConfig(whole, "transformers")
 
 
@@ -648,7 +650,7 @@ def test_a_written_multimodal_model_is_read_back_equal(model):
             "mel.normalize=utterance: must be none for a Phi-4-multimodal config",
         ),
         (
-            lambda: writer.adapter_config(spec(SMALL, Lora(r=0))),
+            lambda: writer.adapter_config(spec(SMALL, Lora(r=0)), MODULES),
             "lora.r=0: must be above 0 for an adapter",
         ),
         (
