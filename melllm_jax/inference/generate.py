@@ -5,7 +5,7 @@ the same slot of the cache. Layers are unstacked once: slicing them out of the s
 loop would copy every weight for every token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import time
 from typing import Any, NamedTuple
@@ -35,18 +35,22 @@ class Generation(NamedTuple):
     """Generated tokens; those of a row after its length are 0."""
 
     tokens: Int[Array, "b t"]
-    lengths: Int[Array, "b"]  # tokens before the end token
-    ended: Array  # bool [b]: the end token came
+    lengths: Int[Array, "b"]  # tokens before an end token
+    ended: Array  # bool [b]: an end token came
     looped: Array  # bool [b]: the repetition guard stopped the row; its repetitions are in `tokens`
 
 
 class Decoder:
     """A model ready to generate: layers unstacked, functions compiled once a shape is seen."""
 
-    def __init__(self, model: SpeechLM, end: int, options: DecodingOptions = GREEDY):
-        self.end, self.options = end, options
+    def __init__(
+        self, model: SpeechLM, end: int | Sequence[int], options: DecodingOptions = GREEDY
+    ):
+        """`end` is the token that ends a row, or several of which any does."""
+        self.ends = (end,) if isinstance(end, int) else tuple(end)
+        self.options = options
         self.compile_seconds = 0.0  # seconds spent on it so far
-        self._compiled: dict[tuple, Any] = {}
+        self._compiled: dict[tuple, Callable[..., _LoopState]] = {}
         self.set_model(model)
 
     def set_model(self, model: SpeechLM) -> None:
@@ -60,19 +64,43 @@ class Decoder:
 
         Rows with limit 0 are padding. `key` is for sampling.
         """
-        steps = _bucket_length(int(limits.max()))
+        (whole,) = self.stream(prompt, limits, key, every=max(int(limits.max()), 1))
+        return whole
+
+    def stream(
+        self, prompt: Batch, limits: np.ndarray, key: Array | None = None, every: int = 1
+    ) -> Iterator[Generation]:
+        """What `self(prompt, limits, key)` gives, so far: after each `every` tokens and at the end.
+
+        One given before is gone from the devices once the next is asked for.
+        """
+        most = max(int(limits.max()), 1)
+        steps = _bucket_length(most)
         key = jax.random.key(0) if key is None else key
         limits = jax.device_put(np.asarray(limits, np.int32), sharding.a("b"))
-        prompt = sharding.shard_batch(prompt)
-        arguments = self.model, self.layers, prompt, limits, key
+        given = self.model, self.layers, sharding.shard_batch(prompt), limits, key
+        options = {"ends": self.ends, "options": self.options, "steps": steps}
         shape = prompt.tokens.shape, steps
-        if shape not in self._compiled:
+        begin, go_on = functools.partial(_begin, **options), functools.partial(_go_on, **options)
+        state = self._run(("begin", *shape), begin, *given)
+        for stop in range(every, most + every, every):
+            if stop > 1:  # the first token is the beginning's
+                upto = jax.device_put(np.int32(stop), jax.P())
+                state = self._run(("go on", *shape), go_on, *given, upto, state)
+            last = stop >= most or bool(jax.device_get(state.done).all())
+            yield Generation(state.tokens, state.lengths, state.ended, state.looped)
+            if last:
+                return
+
+    def _run(self, name: tuple, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function`, compiled once a name; a state among its arguments is used up."""
+        if name not in self._compiled:
             began = time.perf_counter()
-            generate = functools.partial(_generate, end=self.end, options=self.options, steps=steps)
-            run = jax.jit(generate)
-            self._compiled[shape] = run.lower(*arguments).compile()
+            used_up = tuple(i for i, x in enumerate(arguments) if isinstance(x, _LoopState))
+            lowered = jax.jit(function, donate_argnums=used_up).lower(*arguments)
+            self._compiled[name] = lowered.compile()
             self.compile_seconds += time.perf_counter() - began
-        return self._compiled[shape](*arguments)
+        return self._compiled[name](*arguments)
 
 
 def prompt_batch(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
@@ -171,9 +199,9 @@ class _CachedModel:
 class _LoopState(NamedTuple):
     """What passes from one token to the next."""
 
-    step: Array
-    scores: Float[Array, "b v"]
-    cache: list[LayerCache]
+    step: Array  # tokens chosen so far
+    token: Int[Array, "b"]  # the last of them; 0 in rows that are done
+    cache: list[LayerCache]  # of the prompts and all chosen tokens but the last
     tokens: Int[Array, "b t"]
     lengths: Int[Array, "b"]  # tokens so far
     guard: RepetitionGuard
@@ -182,43 +210,24 @@ class _LoopState(NamedTuple):
     looped: Array
 
 
-def _generate(
+def _begin(
     model: SpeechLM,
     layers: list[Block],
     prompt: Batch,
     limits: Int[Array, "b"],
     key: Array,
     *,
-    end: int,
+    ends: tuple[int, ...],
     options: DecodingOptions,
     steps: int,
-) -> Generation:
-    """Generates after each row of `prompt` until all rows are done, at most `steps` tokens."""
+) -> _LoopState:
+    """Reads the prompts and chooses the first token after each."""
     b = len(limits)
-    cached = _CachedModel(model, layers, prompt, limits, steps)
-    scores, cache = cached.prefill(prompt)
-
-    def unfinished(state: _LoopState) -> Array:
-        return (state.step < steps) & ~jnp.all(state.done)
-
-    def next_token(state: _LoopState) -> _LoopState:
-        i = state.step
-        token = sample_tokens(state.scores, options, jax.random.fold_in(key, i))
-        ended = state.ended | (~state.done & (token == end))
-        valid = ~(state.done | ended)
-        token = jnp.where(valid, token, 0)
-        guard, repeats = state.guard.update(token)
-        looped = state.looped | (options.guard & valid & repeats)
-        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, i))
-        done = state.done | ended | looped | (i + 1 >= limits)
-        scores, cache = cached.decode(token, i, state.cache)
-        lengths = state.lengths + valid.astype(jnp.int32)
-        return _LoopState(i + 1, scores, cache, tokens, lengths, guard, done, ended, looped)
-
+    scores, cache = _CachedModel(model, layers, prompt, limits, steps).prefill(prompt)
     none = jnp.zeros_like(limits, bool)
-    first = _LoopState(
+    nothing = _LoopState(
         step=jnp.int32(0),
-        scores=scores,
+        token=jnp.zeros_like(limits),
         cache=cache,
         tokens=fill_rows(b, steps, 0),
         lengths=jnp.zeros_like(limits),
@@ -227,5 +236,59 @@ def _generate(
         ended=none,
         looped=none,
     )
-    last = jax.lax.while_loop(unfinished, next_token, first)
-    return Generation(last.tokens, last.lengths, last.ended, last.looped)
+    return _choose(nothing, scores, limits, key, ends, options)
+
+
+def _go_on(
+    model: SpeechLM,
+    layers: list[Block],
+    prompt: Batch,
+    limits: Int[Array, "b"],
+    key: Array,
+    stop: Array,
+    state: _LoopState,
+    *,
+    ends: tuple[int, ...],
+    options: DecodingOptions,
+    steps: int,
+) -> _LoopState:
+    """Goes on until all rows are done, or `stop` tokens are chosen, at most `steps`."""
+    cached = _CachedModel(model, layers, prompt, limits, steps)
+
+    def unfinished(state: _LoopState) -> Array:
+        return (state.step < jnp.minimum(stop, steps)) & ~jnp.all(state.done)
+
+    def next_token(state: _LoopState) -> _LoopState:
+        scores, cache = cached.decode(state.token, state.step - 1, state.cache)
+        return _choose(state._replace(cache=cache), scores, limits, key, ends, options)
+
+    return jax.lax.while_loop(unfinished, next_token, state)
+
+
+def _choose(
+    state: _LoopState,
+    scores: Float[Array, "b v"],
+    limits: Int[Array, "b"],
+    key: Array,
+    ends: tuple[int, ...],
+    options: DecodingOptions,
+) -> _LoopState:
+    """The state with each row's next token, chosen from its scores."""
+    i = state.step
+    token = sample_tokens(scores, options, jax.random.fold_in(key, i))
+    is_end = functools.reduce(jnp.logical_or, (token == end for end in ends), token < 0)
+    ended = state.ended | (~state.done & is_end)
+    valid = ~(state.done | ended)
+    token = jnp.where(valid, token, 0)
+    guard, repeats = state.guard.update(token)
+    looped = state.looped | (options.guard & valid & repeats)
+    return state._replace(
+        step=i + 1,
+        token=token,
+        tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, i)),
+        lengths=state.lengths + valid.astype(jnp.int32),
+        guard=guard,
+        done=state.done | ended | looped | (i + 1 >= limits),
+        ended=ended,
+        looped=looped,
+    )
