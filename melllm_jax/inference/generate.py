@@ -1,8 +1,7 @@
 """Generates tokens from prompts with a KV cache, compiled once a shape.
 
 Prompts of a batch end at the same position (they are padded on the left), so that every row writes
-the same slot of the cache. Layers are unstacked once: slicing them out of the stack inside the
-loop would copy every weight for every token.
+the same slot of the cache. `decoding_weights` says in what order the weights are read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ import numpy as np
 
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
+from melllm_jax.inference import decoding_weights
+from melllm_jax.inference.decoding_weights import DecodingWeights
 from melllm_jax.inference.kv_cache import CacheLayout, LayerCache
 from melllm_jax.inference.sampling import (
     GREEDY,
@@ -25,7 +26,7 @@ from melllm_jax.inference.sampling import (
     fill_rows,
     sample_tokens,
 )
-from melllm_jax.models.speech_lm import Block, SpeechLM
+from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn import attention
 from melllm_jax.nn.attention import PositionIds
 from melllm_jax.nn.layers import rotary
@@ -41,7 +42,7 @@ class Generation(NamedTuple):
 
 
 class Decoder:
-    """A model ready to generate: layers unstacked, functions compiled once a shape is seen."""
+    """A model ready to generate: its functions are compiled once a shape is seen."""
 
     def __init__(
         self, model: SpeechLM, end: int | Sequence[int], options: DecodingOptions = GREEDY
@@ -56,8 +57,7 @@ class Decoder:
     def set_model(self, model: SpeechLM) -> None:
         """Use another model of the same shape, with the functions compiled so far."""
         self.model = model
-        unstack = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])
-        self.layers = unstack(model.stack)
+        self.weights = decoding_weights.make_ready(model)
 
     def __call__(self, prompt: Batch, limits: np.ndarray, key: Array | None = None) -> Generation:
         """Generate after each row of `prompt` (see `prompt_batch`), at most limits [b] tokens.
@@ -78,7 +78,7 @@ class Decoder:
         steps = _bucket_length(most)
         key = jax.random.key(0) if key is None else key
         limits = jax.device_put(np.asarray(limits, np.int32), sharding.a("b"))
-        given = self.model, self.layers, sharding.shard_batch(prompt), limits, key
+        given = self.model, self.weights, sharding.shard_batch(prompt), limits, key
         options = {"ends": self.ends, "options": self.options, "steps": steps}
         shape = prompt.tokens.shape, steps
         begin, go_on = functools.partial(_begin, **options), functools.partial(_go_on, **options)
@@ -138,13 +138,13 @@ class _CachedModel:
     def __init__(
         self,
         model: SpeechLM,
-        layers: list[Block],
+        weights: DecodingWeights,
         prompt: Batch,
         limits: Int[Array, "b"],
         steps: int,
     ):
         b, t = prompt.tokens.shape
-        self._model, self._layers = model, layers
+        self._model, self._weights = model, weights
         self._prompt_lengths = jnp.sum(prompt.segments, axis=1)  # the segment of prompts is 1
         later = self._prompt_lengths[:, None] + jnp.arange(steps, dtype=jnp.int32)[None]
         append = lambda x, more: jnp.concatenate([attention.gather_time(x), more], axis=1)
@@ -161,7 +161,7 @@ class _CachedModel:
     def prefill(self, prompt: Batch) -> tuple[Float[Array, "b v"], list[LayerCache]]:
         """Scores of the first token after each prompt, and the cache that holds the prompts."""
         x = self._model.inputs(prompt)
-        cache = [self._layout.empty(x.dtype)] * len(self._layers)
+        cache = [self._layout.empty(x.dtype)] * len(self._weights.layers)
         return self._apply(x, attention.position_ids(prompt), jnp.int32(0), cache)
 
     def decode(
@@ -185,7 +185,7 @@ class _CachedModel:
         angles = rotary(model.cfg.rope, model.cfg.rotary_dims, ids.positions, lengths)
         seen = layout.expand_mask(seen)
         new_cache = []
-        for layer, layer_cache in zip(self._layers, cache, strict=True):
+        for layer, layer_cache in zip(self._weights.layers, cache, strict=True):
 
             def attend(q: Array, k: Array, v: Array, old: LayerCache = layer_cache) -> Array:
                 y, new = layout.attend((q, k, v), old, slot, seen)
@@ -193,7 +193,7 @@ class _CachedModel:
                 return y
 
             x = layer(x, angles, attend)
-        return model.logits(model.norm(x[:, -1:]))[:, 0], new_cache
+        return self._weights.logits(model, model.norm(x[:, -1:]))[:, 0], new_cache
 
 
 class _LoopState(NamedTuple):
@@ -212,7 +212,7 @@ class _LoopState(NamedTuple):
 
 def _begin(
     model: SpeechLM,
-    layers: list[Block],
+    weights: DecodingWeights,
     prompt: Batch,
     limits: Int[Array, "b"],
     key: Array,
@@ -223,7 +223,7 @@ def _begin(
 ) -> _LoopState:
     """Reads the prompts and chooses the first token after each."""
     b = len(limits)
-    scores, cache = _CachedModel(model, layers, prompt, limits, steps).prefill(prompt)
+    scores, cache = _CachedModel(model, weights, prompt, limits, steps).prefill(prompt)
     none = jnp.zeros_like(limits, bool)
     nothing = _LoopState(
         step=jnp.int32(0),
@@ -241,7 +241,7 @@ def _begin(
 
 def _go_on(
     model: SpeechLM,
-    layers: list[Block],
+    weights: DecodingWeights,
     prompt: Batch,
     limits: Int[Array, "b"],
     key: Array,
@@ -253,7 +253,7 @@ def _go_on(
     steps: int,
 ) -> _LoopState:
     """Goes on until all rows are done, or `stop` tokens are chosen, at most `steps`."""
-    cached = _CachedModel(model, layers, prompt, limits, steps)
+    cached = _CachedModel(model, weights, prompt, limits, steps)
 
     def unfinished(state: _LoopState) -> Array:
         return (state.step < jnp.minimum(stop, steps)) & ~jnp.all(state.done)
