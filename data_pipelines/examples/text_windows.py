@@ -11,6 +11,7 @@ from melllm_jax.batch import Batch
 from melllm_jax.errors import Mistake
 
 MAX_POSITIONS = 8192  # of a batch: its scores of a chunk of tokens are the most that is in memory
+TILE = 128  # positions: kernels of attention want whole tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,11 @@ def window_batches(
     texts: Iterable[Sequence[int]], windows: Windows, patch_width: int, multiple: int = 1
 ) -> Iterator[Batch]:
     """The windows of texts, one a row, as NumPy batches of a multiple of `multiple` rows."""
-    longest = 0
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
-    for row in (row for ids in texts for row in windows.cut(ids)):
-        longest = max(longest, len(row[0]))
-        rows.append(row)
-    t = -(-longest // 64) * 64  # kernels of attention want whole tiles
-    b = max(MAX_POSITIONS // max(t, 1) // multiple, 1) * multiple
+    rows = [row for ids in texts for row in windows.cut(ids)]
+    longest = max((len(tokens) for tokens, _ in rows), default=1)
+    t = -(-longest // TILE) * TILE
+    most = max(MAX_POSITIONS // t, 1)
+    b = -(-min(most, len(rows)) // multiple) * multiple
     for start in range(0, len(rows), b):
         yield _stack(rows[start : start + b], b, t, patch_width)
 

@@ -9,6 +9,7 @@ are as good, of 128 as bad as none.
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ BLOCK = 64  # columns
 class BlockedWeight:
     """A weight [inner…, outer…] as blocks of its columns."""
 
-    blocks: Float[Array, "blocks inner 64"]
+    blocks: Any  # float [blocks inner 64]
     outer: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # the result's sizes
 
     def __getitem__(self, whole: object) -> "BlockedWeight":

@@ -32,14 +32,24 @@ def test_windows_end_with_the_text_and_leave_no_token_out(count):
 
 
 def test_batches_hold_a_window_a_row_and_empty_rows_at_their_end():
-    (batch,) = window_batches([[5, 6, 7], [8, 9]], Windows(4, 2), patch_width=3, multiple=2)
-    assert batch.tokens.shape == (8192 // 64, 64)
-    assert batch.patches.shape == (128, 64, 3)
-    np.testing.assert_array_equal(batch.tokens[:3, :4], [[5, 6, 7, 0], [8, 9, 0, 0], [0] * 4])
-    np.testing.assert_array_equal(batch.segments[:3, :4], [[1, 1, 1, 0], [1, 1, 0, 0], [0] * 4])
+    texts = [[5, 6, 7], [8, 9], [1], [2, 3]]
+    (batch,) = window_batches(texts, Windows(4, 2), patch_width=3, multiple=2)
+    assert batch.tokens.shape == (4, 128)
+    assert batch.patches.shape == (4, 128, 3)
+    np.testing.assert_array_equal(batch.tokens[:3, :4], [[5, 6, 7, 0], [8, 9, 0, 0], [2, 3, 0, 0]])
+    np.testing.assert_array_equal(
+        batch.segments[:3, :4], [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
+    )
     np.testing.assert_array_equal(batch.loss_weight[:2, :3], [[0, 1, 1], [0, 1, 0]])
-    assert batch.loss_weight.sum() == 3
+    assert batch.loss_weight.sum() == 4
+    assert not batch.segments[3].any()
     np.testing.assert_array_equal(batch.positions[1, :3], [0, 1, 2])
+
+
+def test_batches_hold_no_more_positions_than_fit_in_memory():
+    found = list(window_batches([range(1000)], Windows(16, 8), patch_width=0))
+    assert [len(batch.tokens) for batch in found] == [64, 64]
+    assert sum(batch.loss_weight.sum() for batch in found) == 999
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from launch import cli
+from launch import api, cli
 from launch.commands import generate
 from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
@@ -114,8 +114,7 @@ def test_generate_draws_by_its_seed(folder, capsys):
 def test_generate_stops_at_each_of_the_ends(folder, capsys, tmp_path):
     (whole,) = as_json(folder, capsys, "--chat", "off", PROMPTS[0])
     assert whole["cut"] and whole["tokens"] == 12
-    ids = run_folder_tokenizer(folder)
-    config = ids / "generation_config.json"
+    config = folder / "ours" / run_folder.TOKENIZER / "generation_config.json"
     before = config.read_text()
     third = greedy_ids(folder, capsys)[2]
     try:
@@ -126,14 +125,8 @@ def test_generate_stops_at_each_of_the_ends(folder, capsys, tmp_path):
     assert (short["tokens"], short["cut"]) == (greedy_ids(folder, capsys).index(third), False)
 
 
-def run_folder_tokenizer(folder):
-    return folder / "ours" / run_folder.TOKENIZER
-
-
 def greedy_ids(folder, capsys):
     """The likeliest tokens after the first prompt, by the model's scores of whole rows."""
-    from launch import api
-
     model = api.load(folder / "ours")
     ids = model.tokenizer.encode(PROMPTS[0])
     for _ in range(3):

@@ -1,0 +1,90 @@
+"""The real SmolLM2 writes and scores what it does in transformers: MELLLM_MODELS names it."""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from launch import cli
+from tests.support import phi_files
+from tests.support.references import torch, transformers
+
+FOLDER = pathlib.Path(os.environ.get("MELLLM_MODELS", ""), "smollm2-135m-phi3")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (FOLDER / "model.safetensors").exists(),
+        reason="MELLLM_MODELS names no folder with smollm2-135m-phi3",
+    ),
+]
+PROMPTS = [
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "def fibonacci(n):",
+    "The three laws of thermodynamics are",
+    "Translate to French: Good morning, my friend.",
+    "Once upon a time, in a village by the river,",
+    "List five animals that can fly.",
+    "Ein kurzer Satz über Käse:",
+    "Why is the sky blue? Explain it to a child.",
+    "2 + 2 = 4, 3 + 3 = 6, 4 + 4 =",
+]
+PARAGRAPH = (
+    "The harbour town wakes before the sun does. Fishermen check their nets by lamplight, and the "
+    "smell of fresh bread drifts from the bakery at the corner of the market square. By eight "
+    "o'clock the first ferry has left for the islands, carrying schoolteachers, tourists with "
+    "cameras, and a few crates of vegetables. Nobody complains: the café on board serves hot "
+    "chocolate, and from the upper deck you can sometimes see seals resting on the rocks."
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The import, transformers' model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("smollm2") / "ours"
+    phi_files.told("import", FOLDER, folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+    return folder, theirs, transformers.AutoTokenizer.from_pretrained(FOLDER)
+
+
+@pytest.mark.parametrize("chat", ["on", "off"])
+def test_smollm2_continues_ten_prompts_as_transformers_does(place, capsys, chat):
+    folder, theirs, tokenizer = place
+    words = ["--checkpoint", folder, "--chat", chat, "--tokens", 64, "--batch", 10, "--json"]
+    assert cli.main(["generate", *map(str, words), *PROMPTS]) == 0
+    found = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    for prompt, text in zip(PROMPTS, found, strict=True):
+        ids = tokenizer(prompt)["input_ids"]
+        if chat == "on":
+            turn = [{"role": "user", "content": prompt}]
+            ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        given = torch.tensor([ids])
+        with torch.no_grad():
+            out = theirs.generate(
+                given, attention_mask=torch.ones_like(given), max_new_tokens=64, do_sample=False
+            )
+        assert text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True), prompt
+
+
+@pytest.mark.parametrize("window", [2048, 64])
+def test_smollm2_has_the_perplexity_of_transformers(place, tmp_path, capsys, window):
+    folder, theirs, tokenizer = place
+    (tmp_path / "a.txt").write_text(PARAGRAPH)
+    words = ["--checkpoint", folder, "--text", tmp_path / "a.txt", "--window", window, "--json"]
+    assert cli.main(["evaluate", *map(str, words)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"]
+    nats, scored, count = 0.0, 1, ids.shape[1]
+    for start in range(0, count, window // 2):
+        part = ids[:, start : start + window]
+        with torch.no_grad():
+            told = theirs(part).logits.log_softmax(-1)[0]
+        stop = start + part.shape[1]
+        nats -= sum(told[i - start - 1, ids[0, i]].item() for i in range(scored, stop))
+        scored = stop
+        if stop == count:
+            break
+    due = float(torch.exp(torch.tensor(nats / (count - 1))))
+    assert found["tokens"] == count - 1
+    assert abs(found["perplexity"] - due) < 1e-3
