@@ -70,7 +70,7 @@ def _listed_ends(tokenizer: str) -> list[int]:
         file = epath.Path(tokenizer) / name
         tree: Mapping[str, Any] = read_object(file) if file.exists() else {}
         listed = tree.get("eos_token_id")
-        ids = listed if isinstance(listed, list) else [listed]
+        ids: list[Any] = listed if isinstance(listed, list) else [listed]
         if listed is not None and all(type(i) is int for i in ids):
             return ids
     return []

@@ -1,4 +1,4 @@
-"""The weights of a model in the order in which decoding reads them fastest.
+"""The weights of a model in the order in which the loop over tokens reads them fastest.
 
 Layers are unstacked once: slicing them out of the stack inside the loop would copy every weight for
 every token. On a CPU alone each matrix lies in blocks, see `nn.blocked_weight`.

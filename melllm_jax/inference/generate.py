@@ -17,8 +17,9 @@ import numpy as np
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
 from melllm_jax.inference import decoding_weights
+from melllm_jax.inference.cached_model import CachedModel
 from melllm_jax.inference.decoding_weights import DecodingWeights
-from melllm_jax.inference.kv_cache import CacheLayout, LayerCache
+from melllm_jax.inference.kv_cache import LayerCache
 from melllm_jax.inference.sampling import (
     GREEDY,
     DecodingOptions,
@@ -27,9 +28,6 @@ from melllm_jax.inference.sampling import (
     sample_tokens,
 )
 from melllm_jax.models.speech_lm import SpeechLM
-from melllm_jax.nn import attention
-from melllm_jax.nn.attention import PositionIds
-from melllm_jax.nn.layers import rotary
 
 
 class Generation(NamedTuple):
@@ -129,73 +127,6 @@ def _bucket_length(length: int) -> int:
     return size
 
 
-class _CachedModel:
-    """The model over a batch of prompts [b t] and up to `steps` positions after each, cached.
-
-    `limits` are the most tokens after each prompt.
-    """
-
-    def __init__(
-        self,
-        model: SpeechLM,
-        weights: DecodingWeights,
-        prompt: Batch,
-        limits: Int[Array, "b"],
-        steps: int,
-    ):
-        b, t = prompt.tokens.shape
-        self._model, self._weights = model, weights
-        self._prompt_lengths = jnp.sum(prompt.segments, axis=1)  # the segment of prompts is 1
-        later = self._prompt_lengths[:, None] + jnp.arange(steps, dtype=jnp.int32)[None]
-        append = lambda x, more: jnp.concatenate([attention.gather_time(x), more], axis=1)
-        self._slot_ids = PositionIds(
-            append(prompt.segments, fill_rows(b, steps, 1)),
-            append(prompt.positions, later),
-            append(prompt.clips, fill_rows(b, steps, 0)),
-        )
-        # One length for the whole row: LongRoPE must not change midway.
-        self._row_lengths = (self._prompt_lengths + limits)[:, None]
-        self._prompt_slots = t
-        self._layout = CacheLayout.on_mesh(b, t + steps, model.cfg.k, model.cfg.h)
-
-    def prefill(self, prompt: Batch) -> tuple[Float[Array, "b v"], list[LayerCache]]:
-        """Scores of the first token after each prompt, and the cache that holds the prompts."""
-        x = self._model.inputs(prompt)
-        cache = [self._layout.empty(x.dtype)] * len(self._weights.layers)
-        return self._apply(x, attention.position_ids(prompt), jnp.int32(0), cache)
-
-    def decode(
-        self, tokens: Int[Array, "b"], i: Array, cache: list[LayerCache]
-    ) -> tuple[Float[Array, "b v"], list[LayerCache]]:
-        """Scores of what follows token `i` after each prompt, and the cache with that token."""
-        b = len(tokens)
-        x = self._model.embed_text(tokens[:, None])
-        ids = PositionIds(
-            fill_rows(b, 1, 1), (self._prompt_lengths + i)[:, None], fill_rows(b, 1, 0)
-        )
-        return self._apply(x, ids, self._prompt_slots + i, cache)
-
-    def _apply(
-        self, x: Array, ids: PositionIds, slot: Array, cache: list[LayerCache]
-    ) -> tuple[Float[Array, "b v"], list[LayerCache]]:
-        """The layers over positions `ids`, whose keys and values fill the cache from `slot` on."""
-        model, layout = self._model, self._layout
-        seen = model.visibility_mask(ids, self._slot_ids)
-        lengths = jnp.broadcast_to(self._row_lengths, ids.positions.shape)
-        angles = rotary(model.cfg.rope, model.cfg.rotary_dims, ids.positions, lengths)
-        seen = layout.expand_mask(seen)
-        new_cache = []
-        for layer, layer_cache in zip(self._weights.layers, cache, strict=True):
-
-            def attend(q: Array, k: Array, v: Array, old: LayerCache = layer_cache) -> Array:
-                y, new = layout.attend((q, k, v), old, slot, seen)
-                new_cache.append(new)
-                return y
-
-            x = layer(x, angles, attend)
-        return self._weights.logits(model, model.norm(x[:, -1:]))[:, 0], new_cache
-
-
 class _LoopState(NamedTuple):
     """What passes from one token to the next."""
 
@@ -223,7 +154,7 @@ def _begin(
 ) -> _LoopState:
     """Reads the prompts and chooses the first token after each."""
     b = len(limits)
-    scores, cache = _CachedModel(model, weights, prompt, limits, steps).prefill(prompt)
+    scores, cache = CachedModel(model, weights, prompt, limits, steps).prefill(prompt)
     none = jnp.zeros_like(limits, bool)
     nothing = _LoopState(
         step=jnp.int32(0),
@@ -253,7 +184,7 @@ def _go_on(
     steps: int,
 ) -> _LoopState:
     """Goes on until all rows are done, or `stop` tokens are chosen, at most `steps`."""
-    cached = _CachedModel(model, weights, prompt, limits, steps)
+    cached = CachedModel(model, weights, prompt, limits, steps)
 
     def unfinished(state: _LoopState) -> Array:
         return (state.step < jnp.minimum(stop, steps)) & ~jnp.all(state.done)
