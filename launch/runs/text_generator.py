@@ -26,7 +26,7 @@ class Completion:
 
     prompt: str
     text: str  # without the prompt and the end token
-    tokens: int  # of the text
+    ids: list[int]  # of its tokens
     looped: bool  # the repetition guard stopped it
     cut: bool  # the token limit, or the model's last position, stopped it
 
@@ -99,7 +99,7 @@ class TextGenerator:
             Completion(
                 prompt,
                 self._tokenizer.decode(_row(out, i)),
-                int(out.lengths[i]),
+                _row(out, i),
                 bool(out.looped[i]),
                 not (out.ended[i] or out.looped[i]),
             )
