@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from launch import cli
+from launch import api, cli
 from launch.commands import generate
 from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
@@ -137,6 +137,17 @@ def test_generate_goes_no_further_than_the_model_has_positions(folder, capsys, t
     assert (len(found["ids"]), found["cut"]) == (4, True)
     words = ["generate", "--checkpoint", other, "--chat", "off", "a" * 16]
     assert "takes 16 positions: the model has 16 (rope.longest)" in refused(words, capsys)
+
+
+def test_generate_with_a_front_end_and_lora_writes_the_likeliest_tokens(tmp_path, capsys):
+    write_checkpoint(tmp_path / "hf", FAMILIES["Phi-4-multimodal, Microsoft's"])
+    phi_files.told("import", tmp_path / "hf", tmp_path / "ours")
+    model = api.load(tmp_path / "ours")
+    assert (model.spec.model.front, model.spec.lora.r) == ("conv", phi_files.R)
+    (found,) = as_json(tmp_path, capsys, "--chat", "off", PROMPTS[0])
+    asked = model.tokenizer.encode(PROMPTS[0])
+    likeliest = model.logits([*asked, *found["ids"]]).argmax(-1)[len(asked) - 1 : -1]
+    assert found["ids"] == likeliest.tolist() and len(found["ids"]) > 3
 
 
 def test_generate_continues_with_a_run_that_hears(tmp_path, capsys):
