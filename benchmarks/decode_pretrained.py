@@ -9,6 +9,7 @@ two threads read memory; of prefill, its multiplications over the rate of a larg
 
 import argparse
 from concurrent import futures
+import json
 import os
 import pathlib
 import tempfile
@@ -26,7 +27,8 @@ def tokens():
     """Random ids [rows length], the same for both."""
     import numpy as np
 
-    return np.random.default_rng(0).integers(100, 10_000, (ROWS, LENGTH), dtype=np.int32)
+    v = json.loads(pathlib.Path(THEIRS, "config.json").read_text())["vocab_size"]
+    return np.random.default_rng(0).integers(v // 10, v, (ROWS, LENGTH), dtype=np.int32)
 
 
 def work_ours() -> None:
