@@ -6,9 +6,9 @@ import pathlib
 
 import pytest
 
-from launch import cli
 from tests.support import phi_files
 from tests.support.references import torch, transformers
+from tests.support.runs import done
 
 FOLDER = pathlib.Path(os.environ.get("MELLLM_MODELS", ""), "smollm2-135m-phi3")
 pytestmark = [
@@ -48,12 +48,18 @@ def place(tmp_path_factory):
     return folder, theirs, transformers.AutoTokenizer.from_pretrained(FOLDER)
 
 
+def as_users_do(*words):
+    """What a command prints in a process of its own: on one device, compiled with optimisations."""
+    status, out, _ = done([str(word) for word in words], XLA_FLAGS=None)
+    assert status == 0
+    return out
+
+
 @pytest.mark.parametrize("chat", ["on", "off"])
-def test_smollm2_continues_ten_prompts_as_transformers_does(place, capsys, chat):
+def test_smollm2_continues_ten_prompts_as_transformers_does(place, chat):
     folder, theirs, tokenizer = place
     words = ["--checkpoint", folder, "--chat", chat, "--tokens", 64, "--batch", 10, "--json"]
-    assert cli.main(["generate", *map(str, words), *PROMPTS]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = [json.loads(line) for line in as_users_do("generate", *words, *PROMPTS).splitlines()]
     for prompt, one in zip(PROMPTS, found, strict=True):
         ids = tokenizer(prompt)["input_ids"]
         if chat == "on":
@@ -70,12 +76,11 @@ def test_smollm2_continues_ten_prompts_as_transformers_does(place, capsys, chat)
 
 
 @pytest.mark.parametrize("window", [2048, 64])
-def test_smollm2_has_the_perplexity_of_transformers(place, tmp_path, capsys, window):
+def test_smollm2_has_the_perplexity_of_transformers(place, tmp_path, window):
     folder, theirs, tokenizer = place
     (tmp_path / "a.txt").write_text(PARAGRAPH)
     words = ["--checkpoint", folder, "--text", tmp_path / "a.txt", "--window", window, "--json"]
-    assert cli.main(["evaluate", *map(str, words)]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(as_users_do("evaluate", *words))
     ids = tokenizer(PARAGRAPH, return_tensors="pt")["input_ids"]
     nats, scored, count = 0.0, 1, ids.shape[1]
     for start in range(0, count, window // 2):
