@@ -38,14 +38,14 @@ from melllm_jax.batch import Batch, BatchStream
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.data import Source
 from melllm_jax.config.overrides import override
-from melllm_jax.config.run import Mesh, Run
+from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.objectives.objective import Companion, LossSums, Objective
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets.catalog import PRESETS, preset
-from melllm_jax.sharding import make_mesh, shard_batch
+from melllm_jax.sharding import shard_batch
 from melllm_jax.training.front_start import run_from
 from melllm_jax.training.preemption import StopRequest
 from melllm_jax.training.train_step import Update
@@ -110,10 +110,7 @@ def load(
     model or a whole checkpoint.
     """
     place = pathlib.Path(folder)
-    d = run_folder.read_spec(str(place)).model.d
-    mesh = make_mesh(Mesh(), devices)
-    if d % mesh.size:
-        raise Mistake(f"devices={mesh.size}: must divide model.d={d}: give fewer")
+    mesh = model_loader.mesh_for(run_folder.read_spec(str(place)), devices)
     with jax.set_mesh(mesh):
         return LoadedModel(model_loader.load_model(place, dtype), mesh)
 

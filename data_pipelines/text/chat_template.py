@@ -4,7 +4,7 @@ A template is a program of whoever made the model: it runs in Jinja2's sandbox, 
 the conversation and the names of special tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import json
@@ -56,7 +56,32 @@ class ChatTemplate:
         self, turns: list[tuple[str, str]], mark: str, *, add_generation_prompt: bool = False
     ) -> tuple[str, str]:
         """The conversation before and after a mark; contents as text or, failing that, as parts."""
-        trouble = f"writes the {'clip' if mark == _CLIP else 'reply'} not just once"
+        what = "clip" if mark == _CLIP else "reply"
+        once = lambda text: text.count(mark) == 1
+        trouble = f"writes the {what} not just once"
+        before, after = self._render(turns, add_generation_prompt, once, trouble).split(mark)
+        return before, after
+
+    def ask(self, question: str, system: str = "") -> str:
+        """A user's question, up to where the reply begins; special tokens as their names.
+
+        Raises Mistake where the template cannot say that, as some cannot a system message.
+        """
+        turns = [("system", system)] * bool(system) + [("user", question)]
+        holds = lambda text: question.strip() in text
+        return self._render(turns, True, holds, "leaves the question out")
+
+    def _render(
+        self,
+        turns: list[tuple[str, str]],
+        add_generation_prompt: bool,
+        accept: Callable[[str], bool],
+        trouble: str,
+    ) -> str:
+        """The conversation, with contents as text or, failing that, as parts.
+
+        Raises Mistake, with what the template says or else `trouble`, where neither is accepted.
+        """
         for content in (str, _as_parts):
             messages = [{"role": role, "content": content(text)} for role, text in turns]
             try:
@@ -70,9 +95,8 @@ class ChatTemplate:
             except Exception as error:  # a program of others raises what it likes
                 trouble = first_line(error)
                 continue
-            if text.count(mark) == 1:
-                before, after = text.split(mark)
-                return before, after
+            if accept(text):
+                return text
         raise Mistake(f"{self.path}: its chat template cannot be followed: {trouble}")
 
 

@@ -71,6 +71,14 @@ class JsonTokenizer(Tokenizer):
     def encode_marked(self, text: str) -> list[int]:
         return self._ids(self._marked_table, text)
 
+    @functools.cached_property
+    def opening(self) -> tuple[int, ...]:
+        plain, whole = (
+            self._marked_table.encode("a", add_special_tokens=added).ids for added in (False, True)
+        )
+        start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+        return tuple(whole[:start])
+
     def _ids(self, table: Any, text: str) -> list[int]:
         coded = table.encode(text, add_special_tokens=False)
         ids: list[int] = coded.ids

@@ -21,6 +21,7 @@ from data_pipelines.text.tokenizer import (
     write_tokenizer_file,
 )
 from melllm_jax.errors import Mistake
+from melllm_jax.json_text import read_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SentencePieceTokenizer(Tokenizer):
     chat: ChatTemplate | None = dataclasses.field(default=None, repr=False, compare=False)
     # Special tokens that, in a chat template's text, take the blanks after them.
     stripping: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
+    opening: tuple[int, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @functools.cached_property
     def pieces(self) -> Any:
@@ -95,7 +97,19 @@ def read_sentencepiece(path: epath.Path) -> Tokenizer:
         {name: i for name, i in added.items() if i >= len(pieces)},
         read_chat_template(path.parent),
         frozenset(name for name, _, strips in listed if strips),
+        _opening(path.parent, pieces.bos_id()),
     )
+
+
+def _opening(folder: epath.Path, bos: int) -> tuple[int, ...]:
+    """The id that stands before every text, where tokenizer_config.json asks for it.
+
+    transformers' LlamaTokenizer, whose files these are, does so unless it is told not to.
+    """
+    file = folder / "tokenizer_config.json"
+    config = read_object(file) if file.exists() else {}
+    wanted = config.get("add_bos_token", "Llama" in str(config.get("tokenizer_class")))
+    return (bos,) if wanted and bos >= 0 else ()
 
 
 def _added_tokens(folder: epath.Path) -> list[tuple[str, int, bool]]:

@@ -52,6 +52,11 @@ class Tokenizer(Protocol):
         """The chat template in the files that it was read from; no part of its digest."""
         return None
 
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Ids that its own library puts before every text, such as that of <s>; mostly none."""
+        return ()
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens and ids outside the vocabulary are skipped."""
 

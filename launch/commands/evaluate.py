@@ -1,25 +1,38 @@
-"""`melllm evaluate`: word error rate and speed of a run on a split."""
+"""`melllm evaluate`: word error rate and speed of a run on a split, or perplexity on text."""
 
 from collections.abc import Sequence
 import dataclasses
 import json
 import sys
+from typing import Annotated, Any
+
+from tyro.conf import arg
 
 from launch.evaluation.score_split import score_split
+from launch.evaluation.score_text import score_text
 from launch.terminal.flags import parse
+from melllm_jax.errors import Mistake
 from melllm_jax.evaluation.wer import Normalizer
 from melllm_jax.inference.sampling import DecodingOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Score a run on a split: WER and RTFx as JSON, hypotheses kept in RUN/eval."""
+    """Score a run on a split: WER and RTFx as JSON, hypotheses kept in RUN/eval.
 
-    run: str  # folder of the run
-    data: str  # folder of prepared shards or of SPLIT.jsonl manifests
+    With --text FILE a run or an import is scored on text instead: perplexity, and bits a byte. Each
+    token is told from those before it in a window; windows begin every --stride tokens.
+    """
+
+    # Of the run; with --text, an import's too.
+    run: Annotated[str, arg(aliases=("--checkpoint",), metavar="DIR")]
+    data: str = ""  # folder of prepared shards or of SPLIT.jsonl manifests
     split: str = "test"  # which of its splits
     batch: int = 32  # utterances decoded at once
     normalizer: Normalizer = "whisper"  # of both texts before they are compared: see melllm wer
+    text: str = ""  # a text, or .jsonl with a text a line: its perplexity; - is standard input
+    window: int = 0  # of text: tokens; 0: 2,048, or all positions of a model with fewer
+    stride: int = 0  # of text: tokens from one window to the next; 0: half a window
     name: str = ""  # of the files in RUN/eval; by default the folder's and the split's
     json: bool = False  # print one JSON object on standard output and nothing else
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
@@ -28,6 +41,10 @@ class EvaluateArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm evaluate --run DIR --data DIR --split NAME`."""
     arguments = parse(EvaluateArguments, argv, prog="melllm evaluate")
+    if bool(arguments.data) == bool(arguments.text):
+        raise Mistake("evaluate: give --data DIR, to transcribe, or --text FILE")
+    if arguments.text:
+        return _print_text_score(arguments)
     scored = score_split(
         arguments.run,
         arguments.data,
@@ -45,5 +62,21 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"WER {summary['wer']:.2%} on {summary['utterances']} utterances of {summary['data']} "
         f"({summary['split']}), RTFx {summary['rtfx']:.0f} on {summary['chip']}"
+    )
+    return 0
+
+
+def _print_text_score(arguments: EvaluateArguments) -> int:
+    found: dict[str, Any] = score_text(
+        arguments.run, arguments.text, window=arguments.window, stride=arguments.stride
+    )
+    if arguments.json:
+        print(json.dumps(found))
+        return 0
+    print(
+        f"perplexity {found['perplexity']:.4f}: {found['nats_per_token']:.5f} nats a token, "
+        f"{found['bits_per_byte']:.4f} bits a byte, of {found['tokens']} tokens in "
+        f"{found['texts']} texts ({found['text']}); windows of {found['window']} tokens every "
+        f"{found['stride']}"
     )
     return 0

@@ -14,16 +14,18 @@ import numpy as np
 from data_pipelines.examples.interleave import asr_prompt_columns
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.prompt import asr_prompt
+from data_pipelines.text.text_prompt import ChatUse
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs import model_loader
 from launch.runs.model_loader import CheckpointModel
 from launch.runs.sounds import SoundSource, sound_utterance
+from launch.runs.text_generator import TextGenerator
 from launch.runs.transcribe_files import prompt_examples
 from launch.runs.transcriber import Transcriber, Transcript, round_up_rows
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.config.run import Run
-from melllm_jax.inference.sampling import GREEDY, DecodingOptions
+from melllm_jax.inference.sampling import GREEDY, GREEDY_UNGUARDED, DecodingOptions
 from melllm_jax.models.parameters import split_model
 
 
@@ -37,6 +39,9 @@ class LoadedModel:
     checkpoint: CheckpointModel  # the model itself, which computes under `mesh`
     mesh: jax.sharding.Mesh  # of the devices that hold its weights
     _transcribers: dict[DecodingOptions, Transcriber] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+    _generators: dict[DecodingOptions, TextGenerator] = dataclasses.field(
         default_factory=dict, repr=False
     )
 
@@ -133,6 +138,40 @@ class LoadedModel:
                 model = self.checkpoint.in_dtype(run.optim.compute)
                 self._transcribers[decoding] = Transcriber(model, self.tokenizer, run, decoding)
             return list(self._transcribers[decoding](examples, rows))
+
+    @overload
+    def generate(self, prompt: str, **how: Any) -> str: ...
+
+    @overload
+    def generate(self, prompt: list[str] | tuple[str, ...], **how: Any) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
+        tokens: int = 256,
+        batch: int = 1,
+        seed: int = 0,
+        chat: ChatUse = "auto",
+        system: str = "",
+        decoding: DecodingOptions = GREEDY_UNGUARDED,
+    ) -> str | list[str]:
+        """What the model writes after a prompt as a str, or after each of a list as a list of str.
+
+        At most `tokens` tokens each; the text is that of `melllm generate`, whose flags the other
+        arguments are. Raises Mistake for a prompt that cannot be used.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        with jax.set_mesh(self.mesh):
+            if decoding not in self._generators:
+                self._generators.clear()  # each holds the layers once more
+                self._generators[decoding] = TextGenerator(
+                    self.checkpoint, self.tokenizer, decoding
+                )
+            answer = self._generators[decoding]
+            how: dict[str, Any] = {"batch": batch, "seed": seed, "chat": chat, "system": system}
+            texts = [found.text for found in answer(prompts, tokens, **how)]
+        return texts[0] if isinstance(prompt, str) else texts
 
     def prompt(
         self, sound: SoundSource, text: str = "", *, rate: int | None = None

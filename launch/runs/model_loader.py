@@ -140,6 +140,14 @@ def all_devices_mesh() -> jax.sharding.Mesh:
     return make_mesh(Mesh())
 
 
+def mesh_for(spec: ModelSpec, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh of `devices`, by default all that are here. Raises Mistake where d does not fit."""
+    d, mesh = spec.model.d, make_mesh(Mesh(), devices)
+    if d % mesh.size:
+        raise Mistake(f"devices={mesh.size}: must divide model.d={d}: give fewer")
+    return mesh
+
+
 def load_run_tokenizer(workdir: str, run: Run) -> Tokenizer:
     """The tokenizer that a run was trained with: the copy in its folder."""
     return load_tokenizer("bytes" if run.text.tokenizer == "bytes" else f"{workdir}/tokenizer")

@@ -135,9 +135,10 @@ COMMANDS: dict[str, Command | CommandGroup] = {
         "train a preset on prepared data, or go on where it stopped", "launch.commands.train"
     ),
     "evaluate": Command(
-        "word error rate and speed of a run on a split", "launch.commands.evaluate"
+        "word error rate of a run on a split, or perplexity on text", "launch.commands.evaluate"
     ),
     "transcribe": Command("text of wav, flac, mp3 and ogg files", "launch.commands.transcribe"),
+    "generate": Command("text after prompts, as a model writes it", "launch.commands.generate"),
     "convert": CONVERT,
     "logits": Command(
         "scores of a checkpoint for given tokens, to debug a port", "launch.commands.logits"

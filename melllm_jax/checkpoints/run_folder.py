@@ -72,6 +72,12 @@ def read_run(workdir: str) -> Run:
     return from_json(path.read_bytes(), Run)
 
 
+def holds_run(folder: str) -> bool:
+    """Whether the model in a folder was trained there, and not imported."""
+    path = files.place(folder)
+    return (path / RUN).exists() and not (path / SPEC).exists()
+
+
 def read_spec(folder: str) -> ModelSpec:
     """The model whose folder this is, of a run or imported; its tokenizer is a path or "bytes".
 

@@ -1,12 +1,15 @@
 """The loss on batches that are not trained on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 
 import jax
 
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
+from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.objectives.next_token import next_token_loss
+from melllm_jax.objectives.objective import LossSums
 from melllm_jax.training.train_step import State, Update
 
 
@@ -26,15 +29,28 @@ def measure_loss(
 
     `batches` are NumPy batches of this host's rows, the same number on every host.
     """
-    loss = weight = 0.0
-    metrics: dict[str, float] = {}
     with jax.set_mesh(mesh):
         sums = jax.jit(update.loss_sums)
-        for batch in batches:
-            found = jax.device_get(sums(state, sharding.shard_batch(batch)))
-            loss, weight = loss + float(found.loss), weight + float(found.weight)
-            for name, total in found.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + float(total)
+        return _means(lambda batch: sums(state, batch), batches)
+
+
+def measure_next_token_loss(model: SpeechLM, batches: Iterable[Batch]) -> HeldOutLoss:
+    """The cross-entropy of the next token that a model has; the mesh in force is its own.
+
+    `batches` are as those of `measure_loss`.
+    """
+    sums = jax.jit(next_token_loss)
+    return _means(lambda batch: sums(model, batch), batches)
+
+
+def _means(sums: Callable[[Batch], LossSums], batches: Iterable[Batch]) -> HeldOutLoss:
+    loss = weight = 0.0
+    metrics: dict[str, float] = {}
+    for batch in batches:
+        found = jax.device_get(sums(sharding.shard_batch(batch)))
+        loss, weight = loss + float(found.loss), weight + float(found.weight)
+        for name, total in found.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + float(total)
     divisor = max(weight, 1e-9)
     means = {name: total / divisor for name, total in metrics.items()}
     return HeldOutLoss(loss / divisor, means, weight)

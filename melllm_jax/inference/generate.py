@@ -1,11 +1,10 @@
 """Generates tokens from prompts with a KV cache, compiled once a shape.
 
 Prompts of a batch end at the same position (they are padded on the left), so that every row writes
-the same slot of the cache. Layers are unstacked once: slicing them out of the stack inside the
-loop would copy every weight for every token.
+the same slot of the cache. `decoding_weights` says in what order the weights are read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import time
 from typing import Any, NamedTuple
@@ -17,7 +16,10 @@ import numpy as np
 
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
-from melllm_jax.inference.kv_cache import CacheLayout, LayerCache
+from melllm_jax.inference import decoding_weights
+from melllm_jax.inference.cached_model import CachedModel
+from melllm_jax.inference.decoding_weights import DecodingWeights
+from melllm_jax.inference.kv_cache import LayerCache
 from melllm_jax.inference.sampling import (
     GREEDY,
     DecodingOptions,
@@ -25,54 +27,78 @@ from melllm_jax.inference.sampling import (
     fill_rows,
     sample_tokens,
 )
-from melllm_jax.models.speech_lm import Block, SpeechLM
-from melllm_jax.nn import attention
-from melllm_jax.nn.attention import PositionIds
-from melllm_jax.nn.layers import rotary
+from melllm_jax.models.speech_lm import SpeechLM
 
 
 class Generation(NamedTuple):
     """Generated tokens; those of a row after its length are 0."""
 
     tokens: Int[Array, "b t"]
-    lengths: Int[Array, "b"]  # tokens before the end token
-    ended: Array  # bool [b]: the end token came
+    lengths: Int[Array, "b"]  # tokens before an end token
+    ended: Array  # bool [b]: an end token came
     looped: Array  # bool [b]: the repetition guard stopped the row; its repetitions are in `tokens`
 
 
 class Decoder:
-    """A model ready to generate: layers unstacked, functions compiled once a shape is seen."""
+    """A model ready to generate: its functions are compiled once a shape is seen."""
 
-    def __init__(self, model: SpeechLM, end: int, options: DecodingOptions = GREEDY):
-        self.end, self.options = end, options
+    def __init__(
+        self, model: SpeechLM, end: int | Sequence[int], options: DecodingOptions = GREEDY
+    ):
+        """`end` is the token that ends a row, or several of which any does."""
+        self.ends = (end,) if isinstance(end, int) else tuple(end)
+        self.options = options
         self.compile_seconds = 0.0  # seconds spent on it so far
-        self._compiled: dict[tuple, Any] = {}
+        self._compiled: dict[tuple, Callable[..., _LoopState]] = {}
         self.set_model(model)
 
     def set_model(self, model: SpeechLM) -> None:
         """Use another model of the same shape, with the functions compiled so far."""
         self.model = model
-        unstack = jax.jit(lambda stack: [stack.layer(i) for i in range(model.cfg.l)])
-        self.layers = unstack(model.stack)
+        self.weights = decoding_weights.make_ready(model)
 
     def __call__(self, prompt: Batch, limits: np.ndarray, key: Array | None = None) -> Generation:
         """Generate after each row of `prompt` (see `prompt_batch`), at most limits [b] tokens.
 
         Rows with limit 0 are padding. `key` is for sampling.
         """
-        steps = _bucket_length(int(limits.max()))
+        (whole,) = self.stream(prompt, limits, key, every=max(int(limits.max()), 1))
+        return whole
+
+    def stream(
+        self, prompt: Batch, limits: np.ndarray, key: Array | None = None, every: int = 1
+    ) -> Iterator[Generation]:
+        """What `self(prompt, limits, key)` gives, so far: after each `every` tokens and at the end.
+
+        One given before is gone from the devices once the next is asked for.
+        """
+        most = max(int(limits.max()), 1)
+        steps = _bucket_length(most)
         key = jax.random.key(0) if key is None else key
         limits = jax.device_put(np.asarray(limits, np.int32), sharding.a("b"))
-        prompt = sharding.shard_batch(prompt)
-        arguments = self.model, self.layers, prompt, limits, key
+        given = self.model, self.weights, sharding.shard_batch(prompt), limits, key
+        options = {"ends": self.ends, "options": self.options, "steps": steps}
         shape = prompt.tokens.shape, steps
-        if shape not in self._compiled:
+        begin, go_on = functools.partial(_begin, **options), functools.partial(_go_on, **options)
+        state = self._run(("begin", *shape), begin, *given)
+        for stop in range(every, most + every, every):
+            if stop > 1:  # the first token is the beginning's
+                upto = jax.device_put(np.int32(stop), jax.P())
+                state = self._run(("go on", *shape), go_on, *given, upto, state)
+            last = stop >= most or bool(jax.device_get(state.done).all())
+            yield Generation(state.tokens, state.lengths, state.ended, state.looped)
+            if last:
+                return
+
+    def _run(self, name: tuple, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function`, compiled once a name; a state among its arguments is used up."""
+        if name not in self._compiled:
             began = time.perf_counter()
-            generate = functools.partial(_generate, end=self.end, options=self.options, steps=steps)
-            run = jax.jit(generate)
-            self._compiled[shape] = run.lower(*arguments).compile()
+            used_up = tuple(i for i, x in enumerate(arguments) if isinstance(x, _LoopState))
+            lowered = jax.jit(function, donate_argnums=used_up).lower(*arguments)
+            self._compiled[name] = lowered.compile()
             self.compile_seconds += time.perf_counter() - began
-        return self._compiled[shape](*arguments)
+        return self._compiled[name](*arguments)
 
 
 def prompt_batch(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
@@ -101,79 +127,12 @@ def _bucket_length(length: int) -> int:
     return size
 
 
-class _CachedModel:
-    """The model over a batch of prompts [b t] and up to `steps` positions after each, cached.
-
-    `limits` are the most tokens after each prompt.
-    """
-
-    def __init__(
-        self,
-        model: SpeechLM,
-        layers: list[Block],
-        prompt: Batch,
-        limits: Int[Array, "b"],
-        steps: int,
-    ):
-        b, t = prompt.tokens.shape
-        self._model, self._layers = model, layers
-        self._prompt_lengths = jnp.sum(prompt.segments, axis=1)  # the segment of prompts is 1
-        later = self._prompt_lengths[:, None] + jnp.arange(steps, dtype=jnp.int32)[None]
-        append = lambda x, more: jnp.concatenate([attention.gather_time(x), more], axis=1)
-        self._slot_ids = PositionIds(
-            append(prompt.segments, fill_rows(b, steps, 1)),
-            append(prompt.positions, later),
-            append(prompt.clips, fill_rows(b, steps, 0)),
-        )
-        # One length for the whole row: LongRoPE must not change midway.
-        self._row_lengths = (self._prompt_lengths + limits)[:, None]
-        self._prompt_slots = t
-        self._layout = CacheLayout.on_mesh(b, t + steps, model.cfg.k, model.cfg.h)
-
-    def prefill(self, prompt: Batch) -> tuple[Float[Array, "b v"], list[LayerCache]]:
-        """Scores of the first token after each prompt, and the cache that holds the prompts."""
-        x = self._model.inputs(prompt)
-        cache = [self._layout.empty(x.dtype)] * len(self._layers)
-        return self._apply(x, attention.position_ids(prompt), jnp.int32(0), cache)
-
-    def decode(
-        self, tokens: Int[Array, "b"], i: Array, cache: list[LayerCache]
-    ) -> tuple[Float[Array, "b v"], list[LayerCache]]:
-        """Scores of what follows token `i` after each prompt, and the cache with that token."""
-        b = len(tokens)
-        x = self._model.embed_text(tokens[:, None])
-        ids = PositionIds(
-            fill_rows(b, 1, 1), (self._prompt_lengths + i)[:, None], fill_rows(b, 1, 0)
-        )
-        return self._apply(x, ids, self._prompt_slots + i, cache)
-
-    def _apply(
-        self, x: Array, ids: PositionIds, slot: Array, cache: list[LayerCache]
-    ) -> tuple[Float[Array, "b v"], list[LayerCache]]:
-        """The layers over positions `ids`, whose keys and values fill the cache from `slot` on."""
-        model, layout = self._model, self._layout
-        seen = model.visibility_mask(ids, self._slot_ids)
-        lengths = jnp.broadcast_to(self._row_lengths, ids.positions.shape)
-        angles = rotary(model.cfg.rope, model.cfg.rotary_dims, ids.positions, lengths)
-        seen = layout.expand_mask(seen)
-        new_cache = []
-        for layer, layer_cache in zip(self._layers, cache, strict=True):
-
-            def attend(q: Array, k: Array, v: Array, old: LayerCache = layer_cache) -> Array:
-                y, new = layout.attend((q, k, v), old, slot, seen)
-                new_cache.append(new)
-                return y
-
-            x = layer(x, angles, attend)
-        return model.logits(model.norm(x[:, -1:]))[:, 0], new_cache
-
-
 class _LoopState(NamedTuple):
     """What passes from one token to the next."""
 
-    step: Array
-    scores: Float[Array, "b v"]
-    cache: list[LayerCache]
+    step: Array  # tokens chosen so far
+    token: Int[Array, "b"]  # the last of them; 0 in rows that are done
+    cache: list[LayerCache]  # of the prompts and all chosen tokens but the last
     tokens: Int[Array, "b t"]
     lengths: Int[Array, "b"]  # tokens so far
     guard: RepetitionGuard
@@ -182,43 +141,24 @@ class _LoopState(NamedTuple):
     looped: Array
 
 
-def _generate(
+def _begin(
     model: SpeechLM,
-    layers: list[Block],
+    weights: DecodingWeights,
     prompt: Batch,
     limits: Int[Array, "b"],
     key: Array,
     *,
-    end: int,
+    ends: tuple[int, ...],
     options: DecodingOptions,
     steps: int,
-) -> Generation:
-    """Generates after each row of `prompt` until all rows are done, at most `steps` tokens."""
+) -> _LoopState:
+    """Reads the prompts and chooses the first token after each."""
     b = len(limits)
-    cached = _CachedModel(model, layers, prompt, limits, steps)
-    scores, cache = cached.prefill(prompt)
-
-    def unfinished(state: _LoopState) -> Array:
-        return (state.step < steps) & ~jnp.all(state.done)
-
-    def next_token(state: _LoopState) -> _LoopState:
-        i = state.step
-        token = sample_tokens(state.scores, options, jax.random.fold_in(key, i))
-        ended = state.ended | (~state.done & (token == end))
-        valid = ~(state.done | ended)
-        token = jnp.where(valid, token, 0)
-        guard, repeats = state.guard.update(token)
-        looped = state.looped | (options.guard & valid & repeats)
-        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, i))
-        done = state.done | ended | looped | (i + 1 >= limits)
-        scores, cache = cached.decode(token, i, state.cache)
-        lengths = state.lengths + valid.astype(jnp.int32)
-        return _LoopState(i + 1, scores, cache, tokens, lengths, guard, done, ended, looped)
-
+    scores, cache = CachedModel(model, weights, prompt, limits, steps).prefill(prompt)
     none = jnp.zeros_like(limits, bool)
-    first = _LoopState(
+    nothing = _LoopState(
         step=jnp.int32(0),
-        scores=scores,
+        token=jnp.zeros_like(limits),
         cache=cache,
         tokens=fill_rows(b, steps, 0),
         lengths=jnp.zeros_like(limits),
@@ -227,5 +167,59 @@ def _generate(
         ended=none,
         looped=none,
     )
-    last = jax.lax.while_loop(unfinished, next_token, first)
-    return Generation(last.tokens, last.lengths, last.ended, last.looped)
+    return _choose(nothing, scores, limits, key, ends, options)
+
+
+def _go_on(
+    model: SpeechLM,
+    weights: DecodingWeights,
+    prompt: Batch,
+    limits: Int[Array, "b"],
+    key: Array,
+    stop: Array,
+    state: _LoopState,
+    *,
+    ends: tuple[int, ...],
+    options: DecodingOptions,
+    steps: int,
+) -> _LoopState:
+    """Goes on until all rows are done, or `stop` tokens are chosen, at most `steps`."""
+    cached = CachedModel(model, weights, prompt, limits, steps)
+
+    def unfinished(state: _LoopState) -> Array:
+        return (state.step < jnp.minimum(stop, steps)) & ~jnp.all(state.done)
+
+    def next_token(state: _LoopState) -> _LoopState:
+        scores, cache = cached.decode(state.token, state.step - 1, state.cache)
+        return _choose(state._replace(cache=cache), scores, limits, key, ends, options)
+
+    return jax.lax.while_loop(unfinished, next_token, state)
+
+
+def _choose(
+    state: _LoopState,
+    scores: Float[Array, "b v"],
+    limits: Int[Array, "b"],
+    key: Array,
+    ends: tuple[int, ...],
+    options: DecodingOptions,
+) -> _LoopState:
+    """The state with each row's next token, chosen from its scores."""
+    i = state.step
+    token = sample_tokens(scores, options, jax.random.fold_in(key, i))
+    is_end = functools.reduce(jnp.logical_or, (token == end for end in ends), token < 0)
+    ended = state.ended | (~state.done & is_end)
+    valid = ~(state.done | ended)
+    token = jnp.where(valid, token, 0)
+    guard, repeats = state.guard.update(token)
+    looped = state.looped | (options.guard & valid & repeats)
+    return state._replace(
+        step=i + 1,
+        token=token,
+        tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, i)),
+        lengths=state.lengths + valid.astype(jnp.int32),
+        guard=guard,
+        done=state.done | ended | looped | (i + 1 >= limits),
+        ended=ended,
+        looped=looped,
+    )

@@ -37,6 +37,7 @@ class DecodingOptions:
 
 
 GREEDY = DecodingOptions()
+GREEDY_UNGUARDED = DecodingOptions(guard=False)  # for text, which may repeat itself
 
 
 def sample_tokens(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from melllm_jax import sharding
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model, Rope
+from melllm_jax.nn.blocked_weight import BlockedWeight
 
 Sizes = Mapping[str, int]
 
@@ -42,13 +43,19 @@ def dimension_sizes(model: Model, mel: Mel, lora: Lora) -> Sizes:
 
 
 def einsum(
-    equation: str, x: Float[Array, "..."], w: Float[Array, "..."], dtype: DTypeLike | None = None
+    equation: str,
+    x: Float[Array, "..."],
+    w: Float[Array, "..."] | BlockedWeight,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
     """`jnp.einsum`, its result laid out as the equation's letters say; `dtype` is the result's.
 
     The letters that `x` and `w` share and the result lacks come last in x, and first or last in w.
     """
     out = sharding.a(" ".join(equation.split("->")[1]))
+    if isinstance(w, BlockedWeight):
+        x = jax.reshard(x, jax.P(*[None] * x.ndim))
+        return jax.reshard(w.product(x, x.shape[:2], dtype), out)
     if jax.sharding.get_abstract_mesh().size > 1:
         return jnp.einsum(equation, x, w, preferred_element_type=dtype, out_sharding=out)
     return jax.reshard(product(equation, x, w, dtype), out)

@@ -64,6 +64,16 @@ def test_model_transcribes_as_the_command_does(folder, model, capsys):
     assert [(t.id, t.seconds, t.cut) for t in cut] == [("samples", 0.5, True)]
 
 
+def test_model_generates_as_the_command_does(folder, model, capsys):
+    words = ["--checkpoint", str(folder / "run"), "--tokens", "8", "--json", "one", "two"]
+    assert cli.main(["generate", *words]) == 0
+    told = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert model.generate(["one", "two"], tokens=8) == told
+    assert model.generate("one", tokens=8) == told[0]
+    with pytest.raises(api.Mistake, match="tokens=0: must be positive"):
+        model.generate("one", tokens=0)
+
+
 def test_model_is_the_one_of_its_folder(folder, model):
     assert model.run == run_folder.read_run(str(folder / "run"))
     assert (model.folder, model.step, model.spec.model) == (folder / "run", 2, model.run.model)

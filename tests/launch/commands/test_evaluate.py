@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import types
 
 import jax
@@ -10,6 +11,8 @@ from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.overrides import from_json
 from melllm_jax.config.run import Run
+from tests.support import phi_files
+from tests.support.families import FAMILIES, write_checkpoint
 from tests.support.runs import (
     compiled_once,
     corpus,
@@ -100,6 +103,7 @@ def test_evaluate_without_json_says_it_in_a_line_and_where_the_rest_is(place, ca
         (["--batch", "0"], "batch=0: must be positive"),
         (["--decoding.top-p", "0"], "top_p=0.0: must lie in (0, 1]"),
         (["--normalizer", "mine"], "normalizer"),
+        (["--text", "a"], "evaluate: give --data DIR, to transcribe, or --text FILE"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -142,3 +146,86 @@ def test_evaluate_in_another_process_has_nothing_but_json_on_standard_output(pla
     assert (status, err) == (0, "")
     assert json.loads(out)["devices"] == 1
     assert dataclasses.is_dataclass(from_json((place.run / "run.json").read_text(), Run))
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A small random Phi-4-mini, `hf`, and its import, `ours`."""
+    folder = tmp_path_factory.mktemp("text")
+    write_checkpoint(folder / "hf", FAMILIES["Phi-4-mini"])
+    phi_files.told("import", folder / "hf", folder / "ours")
+    return folder
+
+
+def on_text(folder, file, *more):
+    return ["evaluate", "--checkpoint", folder / "ours", "--text", file, *more]
+
+
+def test_evaluate_on_text_is_the_perplexity_of_transformers(imported, tmp_path, capsys):
+    """Of windows too: tokens of a later one are told from those before them in it."""
+    torch = pytest.importorskip("torch", reason="needs the extra `parity`")
+    transformers = pytest.importorskip("transformers", reason="needs the extra `parity`")
+    text = "One two é three, four. " * 4
+    (tmp_path / "a.txt").write_text(text)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(imported / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(imported / "hf", dtype=torch.float32)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    for window, stride in ((2048, 1024), (40, 16)):
+        nats, scored = 0.0, 1
+        for start in range(0, ids.shape[1], stride):
+            part = ids[:, start : start + window]
+            with torch.no_grad():
+                told = model(part).logits.log_softmax(-1)[0]
+            stop = start + part.shape[1]
+            nats -= sum(told[i - start - 1, ids[0, i]].item() for i in range(scored, stop))
+            scored = stop
+            if stop == ids.shape[1]:
+                break
+        given = ["--window", window, "--stride", stride, "--json"]
+        assert cli.main([str(x) for x in on_text(imported, tmp_path / "a.txt", *given)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        tokens = ids.shape[1] - 1
+        assert (found["tokens"], found["bytes"], found["opening"]) == (tokens, 96, [])
+        assert found["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-5)
+        assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+        assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 95, rel=1e-5)
+
+
+def test_evaluate_on_a_manifest_scores_each_text_by_itself(imported, tmp_path, capsys):
+    texts = ["One two three.", "é"]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    totals = []
+    for name, text in (("one", texts[0]), ("two", texts[1])):
+        (tmp_path / name).write_text(text)
+        assert cli.main([str(x) for x in on_text(imported, tmp_path / name, "--json")]) == 0
+        found = json.loads(capsys.readouterr().out)
+        totals.append((found["nats_per_token"] * found["tokens"], found["tokens"]))
+    assert cli.main([str(x) for x in on_text(imported, tmp_path / "both.jsonl", "--json")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    nats, tokens = (sum(x) for x in zip(*totals, strict=True))
+    assert (found["texts"], found["tokens"]) == (2, tokens)
+    assert found["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert cli.main([str(x) for x in on_text(imported, tmp_path / "both.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"perplexity {found['perplexity']:.4f}: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "rule"),
+    [
+        (None, [], "a.jsonl: is no file"),
+        (b"\xff\xfe", [], "a.jsonl: is no UTF-8 text"),
+        (b"", [], "must hold two tokens or more"),
+        (b'{"text": "a"}', [], "must hold two tokens or more"),
+        (b'{"text": "ab"}\n{', [], "a.jsonl line 2: is no JSON"),
+        (b'{"text": 3}', [], "a.jsonl line 1: text=3: must be a string"),
+        (b"[]", [], "a.jsonl line 1: text=None: must be a string"),
+        (b'{"text": "ab"}', ["--window", "5000"], "window=5000: the model has 4096 positions"),
+        (b'{"text": "ab"}', ["--stride", "5000"], "stride=5000: must lie in 1…2047"),
+    ],
+    ids=["missing", "bytes", "empty", "a token", "cut", "number", "list", "window", "stride"],
+)
+def test_evaluate_refuses_what_is_no_text(imported, tmp_path, capsys, content, more, rule):
+    if content is not None:
+        (tmp_path / "a.jsonl").write_bytes(content)
+    assert rule in refused(on_text(imported, tmp_path / "a.jsonl", *more), capsys)

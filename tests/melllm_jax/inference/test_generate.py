@@ -123,6 +123,37 @@ def test_decoding_on_eight_devices_equals_one(greedy):
     jax.tree.map(np.testing.assert_array_equal, split, found)
 
 
+def test_what_is_streamed_grows_to_what_is_given_at_once(tiny, greedy):
+    found, decoder = greedy
+    limits = np.concatenate([LIMITS, np.zeros(4, int)])
+    with models.one_device():
+        for every, due in ((1, 12), (5, 3)):
+            parts = [
+                jax.device_get(part)
+                for part in decoder.stream(prompt_batch(rows(), 8), limits, every=every)
+            ]
+            jax.tree.map(np.testing.assert_array_equal, parts[-1], found)
+            assert len(parts) <= due
+            for i, part in enumerate(parts):
+                longest = min((i + 1) * every, 12)
+                np.testing.assert_array_equal(part.lengths, np.minimum(found.lengths, longest))
+                np.testing.assert_array_equal(part.tokens[:, :longest], found.tokens[:, :longest])
+
+
+def test_each_of_several_ends_ends_a_row(tiny, greedy):
+    found, _ = greedy
+    limits = np.concatenate([LIMITS, np.zeros(4, int)])
+    ends = (int(found.tokens[0, 3]), int(found.tokens[2, 1]))
+    with models.one_device():
+        decoder = Decoder(tiny.model, ends, DecodingOptions(guard=False))
+        out = jax.device_get(decoder(prompt_batch(rows(), 8), limits))
+    for i in range(4):
+        said = found.tokens[i, : found.lengths[i]].tolist()
+        due = next((n for n, token in enumerate(said) if token in ends), len(said))
+        assert out.lengths[i] == due
+        assert out.ended[i] == (due < len(said) or found.ended[i] and END in ends)
+
+
 def test_a_loop_is_stopped_and_flagged_and_kept():
     """All scores are equal, so the likeliest token is 0, a real one: 12 of it are a loop."""
     run = models.run(dataclasses.replace(models.MODEL, l=1), lora=Lora())
