@@ -4,7 +4,7 @@ A template is a program of whoever made the model: it runs in Jinja2's sandbox, 
 the conversation and the names of special tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -26,6 +26,7 @@ TEMPLATE_FILE, CONFIG_FILE, PROCESSOR_FILE = (
 )
 FILES = (TEMPLATE_FILE, CONFIG_FILE, PROCESSOR_FILE, "special_tokens_map.json")
 _CLIP, _REPLY = "\ue000", "\ue001"  # stand for the sound and the transcript: no text has them
+_NAMES = {_CLIP: "clip", _REPLY: "reply"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,15 @@ class ChatTemplate:
         _, ending = self._split([("user", asked), ("assistant", _REPLY)], _REPLY)
         return ChatTurns(before, after, ending)
 
-    def _split(
-        self, turns: list[tuple[str, str]], mark: str, *, add_generation_prompt: bool = False
-    ) -> tuple[str, str]:
-        """The conversation before and after a mark; contents as text or, failing that, as parts."""
-        trouble = f"writes the {'clip' if mark == _CLIP else 'reply'} not just once"
+    def render(
+        self, turns: Sequence[tuple[str, str]], marks: str, *, add_generation_prompt: bool = False
+    ) -> str:
+        """The conversation of (role, content) as text: contents as text or, failing that, as parts.
+
+        Each character of `marks` stands in it once, in their order. Raises Mistake where the
+        template does not write it so, or fails.
+        """
+        trouble = ""
         for content in (str, _as_parts):
             messages = [{"role": role, "content": content(text)} for role, text in turns]
             try:
@@ -70,10 +75,18 @@ class ChatTemplate:
             except Exception as error:  # a program of others raises what it likes
                 trouble = first_line(error)
                 continue
-            if text.count(mark) == 1:
-                before, after = text.split(mark)
-                return before, after
+            if "".join(letter for letter in text if letter in marks) == marks:
+                return text
+            trouble = f"writes the {_NAMES.get(marks, 'turns')} not just once"
         raise Mistake(f"{self.path}: its chat template cannot be followed: {trouble}")
+
+    def _split(
+        self, turns: list[tuple[str, str]], mark: str, *, add_generation_prompt: bool = False
+    ) -> tuple[str, str]:
+        """The conversation before and after a mark."""
+        text = self.render(turns, mark, add_generation_prompt=add_generation_prompt)
+        before, after = text.split(mark)
+        return before, after
 
 
 def read_chat_template(folder: epath.Path) -> ChatTemplate | None:
