@@ -1,7 +1,8 @@
 """One utterance, and its record format: a JSON header, then the raw bytes of its sound.
 
 Of several clips the bytes follow one another, the first utterance's first; of text alone there are
-none. What is no task has the record that it always had. A record holds no code, so that reading a stranger's shard runs none.
+none. What is no task has the record that it always had. A record holds no code, so that reading a
+stranger's shard runs none.
 """
 
 from collections.abc import Sequence

@@ -93,7 +93,8 @@ def _rows(batches: EvalBatches, fitted: FitResult) -> Iterator[Batch]:
 
 def _wer(fitted: FitResult, corpus: Corpus, most: int) -> float:
     order = [int(index) for index in indices_longest_first(corpus) if index < most]
-    trials, _ = read_trials(corpus, fitted.run, fitted.tokenizer, order)
+    found, _ = read_trials(corpus, fitted.run, fitted.tokenizer, order)
+    trials = [trial for trial in found if trial.metric == "wer"]
     with jax.set_mesh(fitted.mesh):
         weights = fitted.state.trained | fitted.state.frozen
         model = fitted.update.skeleton.model(weights, fitted.update.dtype)
