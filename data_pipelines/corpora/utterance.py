@@ -71,7 +71,7 @@ class Utterance:
     @property
     def seconds(self) -> float:
         """Seconds of all clips, as the manifest says."""
-        return sum(clip.duration for clip in self.clips)
+        return sum((clip.duration for clip in self.clips), 0.0)
 
 
 def encode_record(utterance: Utterance) -> bytes:
