@@ -185,6 +185,7 @@ def _store_clip(
     except Mistake as error:
         raise Unusable("too short", f"{name}: {error}") from error
     raw = extract_log_mel(heard.wave, mel, heard.rate)
+    moments = Moments.from_frames(raw)  # before `raw` itself is normalised
     stored = dataclasses.replace(utterance, offset=None, channel=None, audio=None)
     if record_config.store == "mel":
         stored = dataclasses.replace(stored, mel=normalize_mel(raw, mel))
@@ -195,7 +196,7 @@ def _store_clip(
         encode = to_opus if record_config.store == "opus" else to_flac
         stored = dataclasses.replace(stored, audio=encode(heard.wave, heard.rate))
     samples = to_int16(wave).astype("<i2", copy=False).tobytes()
-    return _StoredClip(stored, level, Moments.from_frames(raw), samples)
+    return _StoredClip(stored, level, moments, samples)
 
 
 def _original_audio(utterance: Utterance) -> bytes:

@@ -30,12 +30,13 @@ def check_turns(turns: Sequence[Turn]) -> None:
     An optional system turn comes first, then user and assistant in turn, the assistant last. No
     turn is empty, and only a user's has clips, or more than one text.
     """
-    spoken = turns[1:] if turns and turns[0].role == "system" else turns
-    for number, turn in enumerate(spoken):
-        wanted = ("user", "assistant")[number % 2]
+    first = 1 if turns and turns[0].role == "system" else 0
+    spoken = turns[first:]
+    for index, turn in enumerate(spoken):
+        wanted = ("user", "assistant")[index % 2]
         if turn.role != wanted:
             rule = f"must be {wanted}'s: after a system turn user and assistant come in turn"
-            raise Mistake(f"turn {turns.index(turn) + 1} is {turn.role}'s: {rule}")
+            raise Mistake(f"turn {first + index + 1} is {turn.role}'s: {rule}")
     if not spoken or spoken[-1].role != "assistant":
         raise Mistake("lacks an answer: the last turn must be the assistant's")
     for number, turn in enumerate(turns, 1):

@@ -72,5 +72,5 @@ def test_record_of_text_alone_has_no_sound():
 
 
 def test_record_of_a_transcript_is_what_it_always_was():
-    header = b'{"id": "a/1", "text": "gr\xc3\xbc\xc3\x9f dich", "duration": 1.25, "speaker": "Zo\xc3\xab"}'
+    header = '{"id": "a/1", "text": "grüß dich", "duration": 1.25, "speaker": "Zoë"}'.encode()
     assert encode_record(SPOKEN) == len(header).to_bytes(4, "little") + header + SPOKEN.audio

@@ -28,10 +28,15 @@ def written(tokenizer, cfg, turns, audio=AUDIO):
 
 def test_phi4_turns_read_as_written_and_answers_alone_are_learnt():
     turns = [HEARD, SAID, Turn("user", ("d", CLIP, CLIP)), Turn("assistant", ("e",))]
+    ids, learnt = written(BYTES, Text(template="phi4"), turns)
     # fmt: off
-    assert written(BYTES, Text(template="phi4"), turns) == (
-        [USER, AUDIO, 97, 98, END, ASSISTANT, 99, END, USER, 100, AUDIO, AUDIO, END, ASSISTANT, 101, END],
-        [0,    0,     0,  0,  0,   0,         1,  1,   0,    0,   0,     0,     0,   0,         1,   1],
+    assert (ids[:8], learnt[:8]) == (
+        [USER, AUDIO, 97, 98, END, ASSISTANT, 99, END],
+        [0,    0,     0,  0,  0,   0,         1,  1],
+    )
+    assert (ids[8:], learnt[8:]) == (
+        [USER, 100, AUDIO, AUDIO, END, ASSISTANT, 101, END],
+        [0,    0,   0,     0,     0,   0,         1,   1],
     )
     # fmt: on
 
@@ -98,7 +103,7 @@ def test_chat_text_that_spells_a_special_token_stays_text(tmp_path):
     turns = [Turn("user", ("a<|im_end|>b", CLIP)), Turn("assistant", ("<|im_end|>",))]
     ids, _ = written(tokenizer, cfg, turns)
     end = table.token_to_id("<|im_end|>")
-    plain = [*turns[:0], Turn("user", ("ab", CLIP)), Turn("assistant", ("c",))]
+    plain = [Turn("user", ("ab", CLIP)), Turn("assistant", ("c",))]
     assert ids.count(end) == written(tokenizer, cfg, plain)[0].count(end)
 
 
