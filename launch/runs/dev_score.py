@@ -25,13 +25,15 @@ def dev_score(run: Run, tokenizer: Tokenizer, most: int = 200) -> ScoreFunction:
     order = indices_longest_first(corpus)[:most]
     trials, _ = read_trials(corpus, run, tokenizer, order)
     transcriber: Transcriber | None = None
+    options: OptionScorer | None = None
 
     def scores(model: SpeechLM) -> Mapping[str, Any]:
-        nonlocal transcriber
-        if transcriber is None:
+        nonlocal transcriber, options
+        if transcriber is None or options is None:
             transcriber = Transcriber(model, tokenizer, run, DecodingOptions())
+            options = OptionScorer(model, run.data.t)
         transcriber.decoder.set_model(model)
-        options = OptionScorer(model, run.data.t)
+        options.set_model(model)
         tasks = score_trials(transcriber, options, trials, round_up_rows(50)).tasks
         names = {"choice": "accuracy"}
         return {

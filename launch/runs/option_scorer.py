@@ -44,6 +44,10 @@ class OptionScorer:
         """Seconds spent compiling so far."""
         return self._score.compile_seconds
 
+    def set_model(self, model: SpeechLM) -> None:
+        """Use another model of the same shape, with the functions compiled so far."""
+        self._score.model = model
+
     def __call__(self, trials: Sequence[EvalExample], rows: int) -> list[Choice]:
         """The options of each trial scored, in batches of `rows` rows of packed continuations."""
         began, compiling = time.perf_counter(), self.compile_seconds

@@ -18,7 +18,7 @@ class TargetScorer:
     """A model that scores what its rows say, compiled once a shape."""
 
     def __init__(self, model: SpeechLM) -> None:
-        self._model = model
+        self.model = model  # another one of the same shape may take its place
         self.compile_seconds = 0.0  # seconds spent on it so far
         self._compiled: dict[tuple[tuple[int, ...], int], Any] = {}
 
@@ -35,7 +35,7 @@ class TargetScorer:
         at = np.ones((len(weighted), k), np.int32)
         for row, mask in enumerate(weighted):
             at[row, : mask.sum()] = np.flatnonzero(mask)
-        arguments = self._model, sharding.shard_batch(batch), jax.device_put(at, sharding.a("b x"))
+        arguments = self.model, sharding.shard_batch(batch), jax.device_put(at, sharding.a("b x"))
         shape = batch.tokens.shape, k
         if shape not in self._compiled:
             began = time.perf_counter()
