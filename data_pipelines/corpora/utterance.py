@@ -19,6 +19,7 @@ import numpy as np
 
 from data_pipelines.text.turns import CLIP, Turn
 
+ASR = "asr"  # the task of utterances without turns: speech recognition
 _HEADER = struct.Struct("<I")  # bytes of JSON that follow
 _REQUIRED_FIELDS = ("id", "text", "duration", "speaker")
 _OPTIONAL_FIELDS = ("language", "source", "tokens", "channel")  # left out of a header where empty
@@ -57,7 +58,7 @@ class Utterance:
     channel: int | None = None  # of the sound, counted from 0; None is the mean of all
     flaw: str = ""  # what is wrong with its row, of which then nothing else counts
     turns: tuple[Turn, ...] = ()  # empty: `text` is what is said in the sound
-    task: str = ""  # a name under which scores are told apart; empty: speech recognition
+    task: str = ""  # a name under which scores are told apart; empty: ASR
     metric: str = ""  # by which answers are scored; empty: word errors
     answers: tuple[str, ...] = ()  # those that are right, `text` among them; empty: `text` alone
     options: tuple[str, ...] = ()  # to choose the answer from
@@ -67,6 +68,12 @@ class Utterance:
     def clips(self) -> tuple["Utterance", ...]:
         """What is heard in it, in order: itself and `more`, or nothing in text alone."""
         return () if _is_silent(self.turns) else (self, *self.more)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All its words: `text`, or those of every turn and option."""
+        said = (part for turn in self.turns for part in turn.parts if part is not CLIP)
+        return (*said, *self.options) if self.turns else (self.text,)
 
     @property
     def seconds(self) -> float:

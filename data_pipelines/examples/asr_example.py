@@ -20,7 +20,7 @@ from data_pipelines.audio.log_mel import frame_count, normalized_log_mel
 from data_pipelines.audio.sound import Sound
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import load_utterance_sound
-from data_pipelines.corpora.utterance import Utterance
+from data_pipelines.corpora.utterance import ASR, Utterance
 from data_pipelines.examples.interleave import (
     asr_columns,
     asr_prompt_columns,
@@ -40,7 +40,6 @@ from melllm_jax.features.mel_filters import mel_rate
 
 TRANSFER_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 TOO_SHORT = "too short"  # for a frame
-ASR = "asr"  # the task of utterances that have no turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +166,8 @@ class ExampleMaker:
         answered: bool = True,
     ) -> dict[str, np.ndarray]:
         """The columns of a task, with or without its last answer."""
-        asked = turn_ids(self._tokenizer, self._run.text, utterance.turns)
-        parts = fill_turns(asked if answered else asked[:-1], mels)
+        turns, cfg = utterance.turns, self._run.text
+        parts = fill_turns(turn_ids(self._tokenizer, cfg, turns, answered=answered), mels)
         mel = self._run.mel
         return interleave(parts, r=mel.r, m=mel.m, audio=self._prompt.audio, dtype=dtype)
 

@@ -28,8 +28,12 @@ class Ids:
     learnt: bool
 
 
-def turn_ids(tokenizer: Tokenizer, cfg: Text, turns: Sequence[Turn]) -> list[Ids | None]:
-    """The ids of turns that `check_turns` passes, and CLIP for each clip; the last is the answer.
+def turn_ids(
+    tokenizer: Tokenizer, cfg: Text, turns: Sequence[Turn], *, answered: bool = True
+) -> list[Ids | None]:
+    """The ids of turns that `check_turns` passes, and CLIP for each clip.
+
+    The last is the answer, which is left out where they are only asked.
 
     "plain" says a clip and its answer alone. "phi3" and "phi4": <|system|>, <|user|> or
     <|assistant|>, the parts of the turn in order, <|end|>. "chat": what the tokenizer's own chat
@@ -45,7 +49,7 @@ def turn_ids(tokenizer: Tokenizer, cfg: Text, turns: Sequence[Turn]) -> list[Ids
         asked = _chat(tokenizer, tokenizer.chat, turns, end)
     else:
         asked = _own_tokens(tokenizer, cfg.template, turns, end)
-    return [*asked, _answer(tokenizer, turns[-1].words, end)]
+    return [*asked, _answer(tokenizer, turns[-1].words, end)] if answered else asked
 
 
 def _plain(tokenizer: Tokenizer, turns: Sequence[Turn]) -> list[Ids | None]:

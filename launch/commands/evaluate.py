@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from data_pipelines.examples.asr_example import ASR
+from data_pipelines.corpora.utterance import ASR
 from launch.evaluation.score_split import score_split
 from launch.runs.option_scorer import ChoiceRule
 from launch.terminal.flags import parse

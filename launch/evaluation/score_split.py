@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from data_pipelines.corpora.corpus import indices_longest_first, open_corpus
-from data_pipelines.examples.asr_example import ASR, EvalExample
+from data_pipelines.corpora.utterance import ASR
+from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.reject import Reject
 from launch.runs import model_loader, transcriber
 from launch.runs.option_scorer import Choice, ChoiceRule, OptionScorer

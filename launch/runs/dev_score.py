@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_pipelines.corpora.corpus import indices_longest_first, open_corpus
-from data_pipelines.examples.asr_example import ASR
+from data_pipelines.corpora.utterance import ASR
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs.option_scorer import OptionScorer
 from launch.runs.task_scores import score_trials

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from data_pipelines.examples.asr_example import ASR, EvalExample
+from data_pipelines.corpora.utterance import ASR
+from data_pipelines.examples.asr_example import EvalExample
 from launch.runs.option_scorer import RULES, Choice, ChoiceRule, OptionScorer
 from launch.runs.transcriber import Transcriber, Transcript
 from melllm_jax.evaluation import answers

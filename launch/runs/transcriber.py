@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from data_pipelines.corpora.corpus import Corpus
-from data_pipelines.examples.asr_example import ASR, EvalExample
+from data_pipelines.corpora.utterance import ASR
+from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.loader import pipeline
 from data_pipelines.reject import Reject
 from data_pipelines.text.prompt import asr_prompt
