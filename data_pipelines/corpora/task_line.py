@@ -16,7 +16,7 @@ A line with `instruction`, `answer` or `messages` is such a line; all others are
 Both may have `answers` (texts that are right beside the learnt one), `options` (to choose among:
 the answer is one of them), `task` (a name under which scores are told apart), `metric`, one of
 METRICS, and the fields of all lines; `id` and `duration` may be left out. By default the metric is
-choice where there are options, else exact_match.
+choice where there are options, wer of the task asr, else exact_match.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ import dataclasses
 import math
 from typing import Any
 
+from data_pipelines.corpora.utterance import ASR
 from data_pipelines.text.turns import CLIP, Turn, check_turns, read_role
 from melllm_jax.errors import Mistake
 
@@ -68,14 +69,15 @@ def read_task(row: Mapping[str, Any]) -> TaskLine:
     for clip in clips:
         if "offset" in clip and not clip.get("duration"):
             raise Mistake(f"offset={clip['offset']}: needs the duration of the stretch")
-    metric = _word(row, "metric") or ("choice" if options else "exact_match")
+    task = _word(row, "task") or UNNAMED_TASK
+    default = "choice" if options else "wer" if task == ASR else "exact_match"
+    metric = _word(row, "metric") or default
     if metric not in METRICS:
         raise Mistake(f"metric={_shown(metric)}: must be one of {', '.join(METRICS)}")
     if metric == "choice" and not options:
         raise Mistake("metric=choice: needs options")
     if metric == "mae" and parse_number(answer) is None:
         raise Mistake(f"answer={_shown(answer)}: must be a number, for metric=mae")
-    task = _word(row, "task") or UNNAMED_TASK
     return TaskLine(turns, clips, tuple(accepted), options, task, metric)
 
 

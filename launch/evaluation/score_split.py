@@ -42,7 +42,7 @@ def score_split(
 ) -> SplitScore:
     """Answer `split` of the corpus in `data`, `batch` utterances at once; write RUN/eval/NAME.
 
-    What is no task is transcribed, and its word errors are the summary's own figures. Where there
+    What is no task is transcribed, and its word errors are the summary's own figures; where there
     are tasks, `tasks` has the figures of each by metric; `choice` is how an option is chosen.
 
     NAME is by default that of the corpus's folder and of the split. Utterances whose audio cannot
@@ -60,28 +60,26 @@ def score_split(
     heard, tasks = scored.heard, scored.tasks
     audio = sum(trial.duration for trial in trials)
     reasons = [reject.reason for reject in rejects]
-    told = {} if set(tasks) == {ASR} else {"tasks": tasks}
-    summary = (
-        dict(tasks.get(ASR, {}).get("wer", {}))
-        | told
-        | {
-            "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-            "looped": sum(t.looped for t in heard),
-            "cut": sum(t.cut for t in heard),
-            "rtfx": audio / scored.seconds,
-            "audio_seconds": audio,
-            "seconds": scored.seconds,
-            "compile_seconds": scored.compile_seconds,
-            "batch": rows,
-            "dtype": run.optim.compute,
-            "chip": jax.devices()[0].device_kind,
-            "devices": jax.device_count(),
-            "run": run_folder,
-            "step": step,
-            "data": data,
-            "split": split,
-        }
-    )
+    asr = tasks.get(ASR, {})
+    only_words = list(tasks) == [ASR] and list(asr) == ["wer"]
+    scores = dict(asr.get("wer", {})) | ({} if only_words else {"tasks": tasks})
+    summary = scores | {
+        "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "looped": sum(t.looped for t in heard),
+        "cut": sum(t.cut for t in heard),
+        "rtfx": audio / scored.seconds,
+        "audio_seconds": audio,
+        "seconds": scored.seconds,
+        "compile_seconds": scored.compile_seconds,
+        "batch": rows,
+        "dtype": run.optim.compute,
+        "chip": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "run": run_folder,
+        "step": step,
+        "data": data,
+        "split": split,
+    }
     folder = pathlib.Path(run_folder) / "eval"
     hypotheses = folder / f"{name or f'{pathlib.Path(data).name}-{split}'}.jsonl"
     try:

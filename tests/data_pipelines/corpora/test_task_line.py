@@ -71,11 +71,20 @@ def test_number_is_an_answer_and_is_scored_by_distance():
     assert (heard.text, heard.metric) == ("34", "mae")
 
 
+def test_task_asr_is_scored_by_word_errors():
+    assert parsed(ASKED | {"task": "asr"}).metric == "wer"
+
+
+def test_texts_are_all_words_that_a_tokenizer_meets():
+    heard = parsed(ASKED | {"options": ["a cat", "a dog"]})
+    assert heard.texts == ("What?", "a cat", "a cat", "a dog")
+
+
 def test_line_of_a_transcript_is_read_as_ever():
     row = {"audio_filepath": "a.flac", "text": "one", "duration": 1.0, "id": "i", "task": "x"}
     heard = parsed(row | {"options": ["b"], "metric": 7, "system": "z"})
     assert (heard.text, heard.turns, heard.task, heard.options) == ("one", (), "", ())
-    assert heard.clips == (heard,)
+    assert (heard.clips, heard.texts) == ((heard,), ("one",))
 
 
 @pytest.mark.parametrize(
