@@ -155,7 +155,7 @@ def _texts(value: Any, name: str) -> list[str]:
     for one in value if isinstance(value, list) else [] if value is None else [value]:
         if isinstance(one, bool) or not isinstance(one, str | int | float):
             raise Mistake(f"{name}={_shown(value)}: must be text")
-        text = one if isinstance(one, str) else f"{one:.15g}"
+        text = f"{one:.15g}" if isinstance(one, float) else str(one)
         if not text.strip():
             raise Mistake(f"{name}={_shown(value)}: must not be empty")
         found.append(text)
