@@ -52,9 +52,10 @@ def interleave(
     Mistake for a clip without frames, and where no part is a clip and m is not given.
     """
     clips = [part.mel for part in parts if isinstance(part, Clip)]
-    if not clips and m is None:
+    if clips:
+        m = clips[0].shape[1]
+    if m is None:
         raise Mistake(f"parts={len(parts)}: one at least must be a clip")
-    m = clips[0].shape[1] if clips else m
     lengths = [-(-len(x.mel) // r) if isinstance(x, Clip) else len(x.ids) for x in parts]
     t = sum(lengths)
     columns = {name: np.zeros(t, np.int32) for name in ("tokens", "frames", "clips")}

@@ -49,7 +49,8 @@ def check_turns(turns: Sequence[Turn]) -> None:
 
 def read_role(value: object) -> Role:
     """A role by its name. Raises Mistake for any other."""
+    role: Role
     for role in get_args(Role):
         if value == role:
-            return role  # type: ignore[no-any-return]
+            return role
     raise Mistake(f"role={repr(value)[:_SHOWN]}: must be {', '.join(get_args(Role))}")

@@ -61,7 +61,7 @@ class OptionScorer:
                 for segment in range(1, count + 1):
                     nats.append(float(scores[row, batch.segments[row] == segment].sum()))
         self.seconds += time.perf_counter() - began - (self.compile_seconds - compiling)
-        found, start = [], 0
+        found, start = list[Choice](), 0
         for trial in trials:
             own = nats[start : (start := start + len(trial.choices))]
             found.append(_choice(trial, own))

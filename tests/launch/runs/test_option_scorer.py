@@ -14,7 +14,7 @@ OPTIONS = {"a": (7, 2), "bcd": (8, 9, 11, 2), "é": (8, 2)}
 
 def trial(number):
     rng = np.random.default_rng(number)
-    mel = rng.standard_normal((9 + 8 * number, models.MEL.m), dtype=np.float32)
+    mel = rng.standard_normal((201 + 8 * number, models.MEL.m), dtype=np.float32)
     parts = [Words((1, 3), 0.0), Clip(mel), Words((4,), 0.0)]
     columns = interleave(parts, r=models.MEL.r, audio=5)
     return EvalExample(
@@ -37,7 +37,7 @@ def alone(model, one, ids):
 
 @pytest.mark.usefixtures("mesh")
 def test_options_packed_into_rows_score_as_each_alone():
-    """Three trials of nine continuations take more than one batch of four short rows."""
+    """Nine continuations of over 30 positions take more than one batch of four rows of 64."""
     skeleton, values = models.made(models.run())
     model = skeleton.model(values)
     trials = [trial(number) for number in range(3)]
