@@ -11,13 +11,15 @@ from etils import epath
 import numpy as np
 
 from data_pipelines.audio.file_io import decode_sound, open_file
-from data_pipelines.audio.sound import Sound
-from data_pipelines.corpora import parquet_audio, table_samples, tfds_audio
+from data_pipelines.audio.sound import MAX_RATE, MIN_RATE, Sound, to_mono
+from data_pipelines.corpora import parquet_audio, tfds_audio
 from data_pipelines.corpora.manifest import TFDS_PREFIX
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable, first_line
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
+
+INT16_SCALE = 32768  # of whole numbers: TFDS's Audio keeps 16 bits, by default in int64
 
 
 def load_sound(
@@ -34,7 +36,7 @@ def load_sound(
     if isinstance(location, AudioReference) and _is_row(location):
         held, found = _read_row(location)
         if not isinstance(held, bytes):
-            return table_samples.samples_to_sound(held, found, part, channel)
+            return samples_to_sound(held, found, part, channel)
         return decode_sound(held, describe_location(location), part, channel)
     if (
         part is not None
@@ -74,6 +76,38 @@ def describe_location(location: epath.Path | AudioReference) -> str:
     if location.row is not None:
         return f"{location.path}, row {location.row}"
     return location.path if location.start is None else f"{location.path}, byte {location.start}"
+
+
+def samples_to_sound(
+    samples: np.ndarray,
+    location: AudioReference,
+    part: tuple[float, float] | None = None,
+    channel: int | None = None,
+) -> Sound:
+    """The sound of samples [w] or [w, channels] at location.rate Hz, 16-bit integers or floats.
+
+    part: start and length in seconds; channel: the only one to read, from 0. Raises Unusable.
+    """
+    where = f"{location.path}, row {location.row}"
+    if location.rate is None or not MIN_RATE <= location.rate <= MAX_RATE:
+        rule = f"must be from {MIN_RATE} to {MAX_RATE} Hz"
+        raise Unusable("rate", f"{where}: rate={location.rate}: {rule}")
+    if part is not None:
+        start, stop = round(part[0] * location.rate), round(sum(part) * location.rate)
+        samples = samples[start:stop]
+    if not samples.size:
+        raise Unusable("empty", f"{where}: holds no sample")
+    if (
+        samples.dtype.kind in "iu"
+        and not -INT16_SCALE <= samples.min() <= samples.max() < INT16_SCALE
+    ):
+        raise Unusable("undecodable", f"{where}: holds whole numbers of more than 16 bits")
+    scale = INT16_SCALE if samples.dtype.kind in "iu" else 1
+    sound = samples.astype(np.float32) / np.float32(scale)
+    if not np.isfinite(sound).all():
+        raise Unusable("not finite", f"{where}: holds samples that are NaN or infinite")
+    columns = sound if sound.ndim == 2 else sound[:, None]
+    return Sound.of(to_mono(columns, channel, where), location.rate)
 
 
 def _is_row(location: AudioReference) -> bool:

@@ -95,7 +95,7 @@ def load_utterance_sound(utterance: Utterance) -> Sound:
 
 def indices_longest_first(corpus: Corpus) -> list[int]:
     """Indices of `corpus`, longest utterance first, equally long ones in the file's order."""
-    return sorted(range(len(corpus)), key=lambda index: -corpus[index].duration)
+    return sorted(range(len(corpus)), key=lambda index: -corpus[index].seconds)
 
 
 def _is_prepared(folder: epath.Path) -> bool:

@@ -5,12 +5,15 @@ tfds:NAME:SPLIT) and `duration` in seconds, 0 where it is unknown. It may have `
 and `source`; `offset`, the second at which it starts in its sound; `channel`, from 0, which alone
 is read then; `start` and `size`, the bytes of the file that are the sound; `row` of a parquet file
 or TFDS split, with the `column` of the sound and, where that does not say it, the `rate` in Hz.
-Other fields are left alone, and lines of blanks passed over.
+Other fields are left alone, and lines of blanks passed over. A line with `instruction`, `answer` or
+`messages` is a task, of which `text` is no part: `task_line` says how it is written.
 
 A line that is none of these becomes an utterance with a flaw, which is counted where it is used.
 """
 
 from collections.abc import Iterable, Mapping
+import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -22,7 +25,8 @@ from etils import epath
 from jaxtyping import Bool, Int64
 import numpy as np
 
-from data_pipelines.corpora.utterance import AudioReference, Utterance
+from data_pipelines.corpora.task_line import is_task, read_task
+from data_pipelines.corpora.utterance import AudioReference, Utterance, clip_id
 from melllm_jax import files
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import parse_json
@@ -41,7 +45,8 @@ _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
     "duration": _NUMBER,
     "id": str,
 }
-_WORDS = ("speaker", "language", "source", "column")
+_OF_ALL = ("speaker", "language", "source")
+_WORDS = (*_OF_ALL, "column")
 _OF_IMPORTERS = ("where", "spare")  # what `make_row` adds and no line of a manifest has
 _COUNTS = ("start", "size", "row", "rate", "channel")
 
@@ -71,7 +76,7 @@ class Manifest:
         start = int(self._starts[index])
         line = self._bytes[start : self._stops[index]]
         try:
-            return _utterance(_parse_row(line), self.path.parent)
+            return _read_line(line, self.path.parent)
         except Mistake as mistake:
             parts = range(0, start, _CHUNK)
             before = sum(self._bytes[at : min(at + _CHUNK, start)].count(b"\n") for at in parts)
@@ -81,7 +86,7 @@ class Manifest:
 def parse_line(line: bytes, folder: epath.Path, where: str) -> Utterance:
     """The utterance of a line of a manifest in `folder`; a flaw starts with `where`."""
     try:
-        return _utterance(_parse_row(line), folder)
+        return _read_line(line, folder)
     except Mistake as mistake:
         return _flawed_utterance(line, where, str(mistake))
 
@@ -152,14 +157,53 @@ def filled_lines(
     return filled
 
 
-def _parse_row(line: bytes) -> dict[str, Any]:
-    """The fields of a line, with their types checked."""
+def _read_line(line: bytes, folder: epath.Path) -> Utterance:
+    """The utterance of a line. Raises Mistake for what is none."""
     try:
         row = parse_json(line)
     except ValueError as error:
         raise Mistake(f"is no JSON: {error}") from error
     if not isinstance(row, dict):
         raise Mistake(f"{str(row)[:_SHOWN]!r} is no object of fields")
+    if is_task(row):
+        return _task_utterance(row, line, folder)
+    _check_row(row)
+    return _utterance(row, folder)
+
+
+def _task_utterance(row: Mapping[str, Any], line: bytes, folder: epath.Path) -> Utterance:
+    """The utterance of a line that is a task; a hash of the line where it has no id."""
+    found = read_task(row)
+    name = row.get("id")
+    if name is None:
+        name = hashlib.sha256(line.strip()).hexdigest()[:16]
+    shared = {field: row.get(field) for field in _OF_ALL} | {"text": "", "duration": 0.0}
+    clips = [
+        shared | {"id": name if number == 1 else clip_id(name, number)} | clip
+        for number, clip in enumerate(found.clips, 1)
+    ]
+    for clip in clips or [shared | {"id": name, "audio_filepath": ""}]:
+        _check_row(clip)
+    first, *more = [_utterance(clip, folder) for clip in clips] or [_silent_utterance(shared, name)]
+    return dataclasses.replace(
+        first,
+        text=found.turns[-1].words,
+        turns=found.turns,
+        task=found.task,
+        metric=found.metric,
+        answers=found.answers,
+        options=found.options,
+        more=tuple(more),
+    )
+
+
+def _silent_utterance(row: Mapping[str, Any], name: str) -> Utterance:
+    words = {field: row.get(field) or "" for field in _OF_ALL}
+    return Utterance(name, "", 0.0, **words)
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """Raises Mistake, naming the field, where a type or a number is wrong."""
     for name, kind in _REQUIRED.items():
         if name not in row:
             raise Mistake(f"lacks {name}: has {', '.join(row)}")
@@ -185,7 +229,6 @@ def _parse_row(line: bytes) -> dict[str, Any]:
         raise Mistake(f"start={row.get('start')}, size={row.get('size')}: must be given together")
     if row["audio_filepath"].startswith(TFDS_PREFIX) and row.get("row") is None:
         raise Mistake(f"audio_filepath={row['audio_filepath']}: needs row, its number in the split")
-    return row
 
 
 def _wrong(row: Mapping[str, Any], name: str, rule: str) -> Mistake:

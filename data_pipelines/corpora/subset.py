@@ -115,4 +115,4 @@ def _columns_reader(corpus: Manifest | ShardReader) -> Callable[[], Iterator[np.
 
 def _columns_row(utterance: Utterance) -> tuple[int, float, int]:
     name = shard_index.utterance_hash(utterance.source, utterance.id)
-    return name, utterance.duration, len(utterance.text)
+    return name, utterance.seconds, len(utterance.text)

@@ -13,18 +13,25 @@ import typing
 from jaxtyping import Float, Float32
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from data_pipelines.audio.file_io import AudioReason
 from data_pipelines.audio.log_mel import frame_count, normalized_log_mel
 from data_pipelines.audio.sound import Sound
 from data_pipelines.audio.spec_augment import RandomStreams, augment_mel
 from data_pipelines.corpora.corpus import load_utterance_sound
-from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.examples.interleave import asr_columns, asr_prompt_columns
+from data_pipelines.corpora.utterance import ASR, Utterance
+from data_pipelines.examples.interleave import (
+    asr_columns,
+    asr_prompt_columns,
+    fill_turns,
+    interleave,
+)
 from data_pipelines.examples.wave_augment import BAD_NOISE, BAD_ROOM, NO_EFFECTS, Effects
 from data_pipelines.reject import MALFORMED, Reject, Unusable
 from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.tokenizer import EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, Tokenizer
+from data_pipelines.text.turn_prompt import UNSAYABLE, turn_ids
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.run import Run
@@ -37,12 +44,17 @@ TOO_SHORT = "too short"  # for a frame
 
 @dataclasses.dataclass(frozen=True)
 class EvalExample:
-    """One utterance to transcribe: the prompt that decoding starts from, and the reference."""
+    """One utterance to answer: the prompt that decoding starts from, and the reference."""
 
     id: str
     reference: str
-    duration: float  # seconds
-    columns: dict[str, np.ndarray]  # of `interleave`, up to where the transcript starts
+    duration: float  # seconds of all its clips
+    columns: dict[str, np.ndarray]  # of `interleave`, up to where the transcript or answer starts
+    task: str = ASR  # under which it is scored
+    metric: str = "wer"  # by which
+    answers: tuple[str, ...] = ()  # that are right, in a task
+    options: tuple[str, ...] = ()  # to choose from
+    choices: tuple[tuple[int, ...], ...] = ()  # ids of each option and the end token
 
 
 def reject_reasons(cfg: Data) -> tuple[str, ...]:
@@ -54,7 +66,12 @@ def reject_reasons(cfg: Data) -> tuple[str, ...]:
         BAD_NOISE,
         BAD_ROOM,
     )
-    return (*audio, MALFORMED, EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, too_wide_reason(cfg))
+    text = (MALFORMED, EMPTY_TRANSCRIPT, UNKNOWN_CHARACTERS, UNSAYABLE)
+    return (*audio, *text, too_wide_reason(cfg))
+
+
+Wave = Float32[np.ndarray, "_"]
+Change = Callable[[Wave], Wave]  # of samples at 16 kHz
 
 
 class ExampleMaker:
@@ -84,13 +101,16 @@ class ExampleMaker:
         data, draws = self._run.data, RandomStreams(rng)
         change = lambda wave: self._effects(wave, draws)
         try:
-            mel = load_mel(utterance, self._run.mel, longest=data.longest, change=change)
-            ids: Sequence[int] | None = utterance.tokens if source in self._ready else None
-            if ids is None:
-                ids = self._tokenizer.encode(utterance.text)
-            mel = augment_mel(mel, data.augment, draws)
-            r, dtype = self._run.mel.r, TRANSFER_DTYPES[data.wire]
-            columns = asr_columns(mel, ids, self._prompt, r=r, dtype=dtype)
+            mels = self._mels(utterance, longest=data.longest, change=change)
+            mels = [augment_mel(mel, data.augment, draws) for mel in mels]
+            if utterance.turns:
+                columns = self._turn_columns(utterance, mels, TRANSFER_DTYPES[data.wire])
+            else:
+                ids: Sequence[int] | None = utterance.tokens if source in self._ready else None
+                if ids is None:
+                    ids = self._tokenizer.encode(utterance.text)
+                r, dtype = self._run.mel.r, TRANSFER_DTYPES[data.wire]
+                columns = asr_columns(mels[0], ids, self._prompt, r=r, dtype=dtype)
             t = len(columns["tokens"])
             if t > data.t:
                 raise Unusable(too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
@@ -100,20 +120,60 @@ class ExampleMaker:
         return columns
 
     def eval_example(self, utterance: Utterance) -> EvalExample | Reject[int]:
-        """The prompt of an utterance of any length, and its reference unchanged."""
+        """The prompt of an utterance of any length, and its reference unchanged.
+
+        Of several turns the last is asked, after the right answers of those before.
+        """
         try:
-            mel = load_mel(utterance, self._run.mel, longest=math.inf)
+            mels = self._mels(utterance, longest=math.inf)
+            if utterance.turns:
+                columns = self._turn_columns(utterance, mels, np.float32, answered=False)
+            else:
+                columns = asr_prompt_columns(mels[0], self._prompt, r=self._run.mel.r)
+            encode, end = self._tokenizer.encode, self._prompt.end
+            choices = tuple((*encode(option), end) for option in utterance.options)
         except Unusable as error:
             return Reject(0, utterance.id, error.reason, str(error))
-        columns = asr_prompt_columns(mel, self._prompt, r=self._run.mel.r)
-        return EvalExample(utterance.id, utterance.text, utterance.duration, columns)
+        return EvalExample(
+            utterance.id,
+            utterance.text,
+            utterance.seconds,
+            columns,
+            utterance.task or ASR,
+            utterance.metric or "wer",
+            utterance.answers,
+            utterance.options,
+            choices,
+        )
 
+    def _mels(
+        self, utterance: Utterance, *, longest: float, change: Change = lambda wave: wave
+    ) -> list[Float[np.ndarray, "_ m"]]:
+        """The mel of each clip. Raises Unusable as `load_mel` does."""
+        if utterance.flaw:
+            raise Unusable(MALFORMED, utterance.flaw)
+        return [
+            load_mel(clip, self._run.mel, longest=longest, change=change)
+            for clip in utterance.clips
+        ]
 
-Wave = Float32[np.ndarray, "_"]
+    def _turn_columns(
+        self,
+        utterance: Utterance,
+        mels: Sequence[Float[np.ndarray, "_ m"]],
+        dtype: DTypeLike,
+        *,
+        answered: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """The columns of a task, with or without its last answer."""
+        turns, cfg = utterance.turns, self._run.text
+        parts = fill_turns(turn_ids(self._tokenizer, cfg, turns, answered=answered), mels)
+        mel = self._run.mel
+        return interleave(parts, r=mel.r, m=mel.m, audio=self._prompt.audio, dtype=dtype)
 
 
 def load_mel(
-    utterance: Utterance, cfg: Mel, *, longest: float, change: Callable[[Wave], Wave] = lambda w: w
+    utterance: Utterance, cfg: Mel, *, longest: float, change: Change = lambda w: w
 ) -> Float[np.ndarray, "frames m"]:
     """The mel of an utterance: stored in it in bfloat16, or computed from its sound after `change`.
 

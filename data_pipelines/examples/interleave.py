@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from data_pipelines.text.prompt import Prompt
+from data_pipelines.text.turn_prompt import Ids
+from data_pipelines.text.turns import CLIP
 from melllm_jax.errors import Mistake
 
 
@@ -31,7 +33,12 @@ class Words:
 
 
 def interleave(
-    parts: Sequence[Clip | Words], *, r: int, audio: int, dtype: DTypeLike = np.float32
+    parts: Sequence[Clip | Words],
+    *,
+    r: int,
+    audio: int,
+    m: int | None = None,
+    dtype: DTypeLike = np.float32,
 ) -> dict[str, np.ndarray]:
     """`parts` one after another, r frames a position of speech and one id a position of text.
 
@@ -41,12 +48,14 @@ def interleave(
     clips        int32 [t]      0 at text; 1, 2, … by clip
     loss_weight  float32 [t]    weight of this token as a target; 0 at speech
 
-    Raises Mistake for a clip without frames, and where no part is a clip.
+    `m` is the number of mel bands where no part is a clip, of which otherwise each says it. Raises
+    Mistake for a clip without frames, and where no part is a clip and m is not given.
     """
     clips = [part.mel for part in parts if isinstance(part, Clip)]
-    if not clips:
+    if clips:
+        m = clips[0].shape[1]
+    if m is None:
         raise Mistake(f"parts={len(parts)}: one at least must be a clip")
-    m = clips[0].shape[1]
     lengths = [-(-len(x.mel) // r) if isinstance(x, Clip) else len(x.ids) for x in parts]
     t = sum(lengths)
     columns = {name: np.zeros(t, np.int32) for name in ("tokens", "frames", "clips")}
@@ -89,6 +98,17 @@ def asr_prompt_columns(
 ) -> dict[str, np.ndarray]:
     """A clip in its prompt, from which decoding starts."""
     return interleave(_prompt_parts(mel, prompt), r=r, audio=prompt.audio)
+
+
+def fill_turns(
+    turns: Sequence[Ids | None], mels: Sequence[Float[np.ndarray, "_ m"]]
+) -> list[Clip | Words]:
+    """The parts of a conversation: its ids, 1 the weight of what is learnt, and mels as clips."""
+    unheard = iter(mels)
+    return [
+        Clip(next(unheard)) if part is CLIP else Words(part.ids, float(part.learnt))
+        for part in turns
+    ]
 
 
 def _prompt_parts(mel: np.ndarray, prompt: Prompt) -> list[Clip | Words]:

@@ -9,6 +9,8 @@ from data_pipelines.examples.asr_example import TRANSFER_DTYPES, too_wide_reason
 from data_pipelines.reject import MALFORMED, Reject, Unusable
 from data_pipelines.text.prompt import end_id
 from data_pipelines.text.tokenizer import Tokenizer
+from data_pipelines.text.turn_prompt import UNSAYABLE, turn_ids
+from data_pipelines.text.turns import CLIP
 from melllm_jax.config.run import Run
 
 
@@ -28,29 +30,41 @@ class TextExampleMaker:
         """Columns [t ...] of an utterance's text and the index of its corpus; nothing is drawn.
 
         The columns are those of `ExampleMaker.train`, without patches. The end token stands before
-        the text too, so that the text's first token is a target as well.
+        the text too, so that the text's first token is a target as well. Of a task, which may have
+        no sound, the answers alone are learnt.
         """
         source, utterance = drawn
         data = self._run.data
         if utterance.flaw:
             return Reject(source, utterance.id, MALFORMED, utterance.flaw)
         try:
-            ids: Sequence[int] | None = utterance.tokens if source in self._ready else None
-            if ids is None:
-                ids = self._tokenizer.encode(utterance.text)
-            t = len(ids) + 2
+            tokens, weights = self._weighted_ids(source, utterance)
+            t = len(tokens)
             if t > data.t:
                 raise Unusable(too_wide_reason(data), f"{utterance.id}: takes t={t} positions")
         except Unusable as error:
             return Reject(source, utterance.id, error.reason, str(error))
-        weights = np.ones(t, np.float32)
-        weights[0] = 0.0
         zeros = np.zeros(t, np.int32)
         return {
-            "tokens": np.array([self._end, *ids, self._end], np.int32),
+            "tokens": np.array(tokens, np.int32),
             "patches": np.zeros((t, self._run.patch_width), TRANSFER_DTYPES[data.wire]),
             "frames": zeros,
             "clips": zeros,
-            "loss_weight": weights,
+            "loss_weight": np.array(weights, np.float32),
             "sources": np.full(t, source, np.int32),
         }
+
+    def _weighted_ids(self, source: int, utterance: Utterance) -> tuple[list[int], list[float]]:
+        """The ids of an utterance, and the weight of each. Raises Unusable."""
+        if not utterance.turns:
+            ids: Sequence[int] | None = utterance.tokens if source in self._ready else None
+            if ids is None:
+                ids = self._tokenizer.encode(utterance.text)
+            return [self._end, *ids, self._end], [0.0] + [1.0] * (len(ids) + 1)
+        tokens, weights = list[int](), list[float]()
+        for part in turn_ids(self._tokenizer, self._run.text, utterance.turns):
+            if part is CLIP:
+                raise Unusable(UNSAYABLE, f'{utterance.id}: has sound: model.front="none"')
+            tokens += part.ids
+            weights += [float(part.learnt)] * len(part.ids)
+        return tokens, weights

@@ -27,6 +27,14 @@ _DURATIONS = "clip_durations.tsv"
 
 def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of the chosen splits."""
+    tables, seconds = find_tables(source, options)
+    return {name: _rows(table, options, seconds) for name, table in tables.items()}
+
+
+def find_tables(
+    source: epath.Path, options: ImportOptions
+) -> tuple[dict[str, epath.Path], dict[str, float]]:
+    """The tables of the chosen splits, and the seconds of the clips where they are listed."""
     if not (source / "clips").is_dir():
         within = [path.name for path in files.list_folder(source) if (path / "clips").is_dir()]
         hint = f": give one of its folders: {join_names(within)}" if within else ""
@@ -38,14 +46,19 @@ def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterato
     official = {name: path for name, path in tables.items() if name in OFFICIAL}
     seconds = _durations(source / _DURATIONS)
     names = select_splits(tables, options, source) if options.splits else sorted(official or tables)
-    return {name: _rows(tables[name], options, seconds) for name in names}
+    return {name: tables[name] for name in names}, seconds
+
+
+def clip_name(fields: dict[str, str]) -> str:
+    """The file in clips/ of a row, which early tables name without its ending."""
+    return fields["path"] if fields["path"].rpartition(".")[1] else f"{fields['path']}.mp3"
 
 
 def _rows(
     table: epath.Path, options: ImportOptions, seconds: dict[str, float]
 ) -> Iterator[ManifestRow]:
-    for where, fields in _records(table):
-        clip = fields["path"] if fields["path"].rpartition(".")[1] else f"{fields['path']}.mp3"
+    for where, fields in read_records(table):
+        clip = clip_name(fields)
         text = options.text or "sentence"
         if text not in fields:
             raise Mistake(f"{where}: has no column {text}: has {', '.join(fields)}")
@@ -65,7 +78,7 @@ def _durations(path: epath.Path) -> dict[str, float]:
     if not path.exists():
         return {}
     seconds = {}
-    for where, fields in _records(path):
+    for where, fields in read_records(path):
         length = fields.get("duration[ms]", fields.get("duration", ""))
         if "clip" not in fields or not length.isdigit():
             raise Mistake(f"{where}: must have clip and duration[ms], whole milliseconds")
@@ -73,7 +86,7 @@ def _durations(path: epath.Path) -> dict[str, float]:
     return seconds
 
 
-def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
+def read_records(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
     """File and line, and columns by name, of every line; quotation marks have no meaning here."""
     rows = read_lines(path)
     header = next(rows, (0, ""))[1].split("\t")

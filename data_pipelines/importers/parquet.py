@@ -47,6 +47,12 @@ class _Columns:
 
 def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
     """Rows of every split, of all its files in order of their names."""
+    found = split_files(source)
+    return {name: _rows(found[name], options) for name in select_splits(found, options, source)}
+
+
+def split_files(source: epath.Path) -> dict[str, list[epath.Path]]:
+    """The files of each split, in order of their names. Raises Mistake where there is none."""
     files = [source] if source.is_file() else find_files(source, (".parquet",))
     found: dict[str, list[epath.Path]] = {}
     for path in files:
@@ -58,7 +64,7 @@ def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterato
         if len(folders) > 1:
             rule = "is in several folders: give one of them"
             raise Mistake(f"source={source}: split {split} {rule}: {', '.join(folders)}")
-    return {name: _rows(found[name], options) for name in select_splits(found, options, source)}
+    return found
 
 
 def _rows(paths: Sequence[epath.Path], options: ImportOptions) -> Iterator[ManifestRow]:
@@ -104,7 +110,7 @@ def _row(
         AudioReference(os.fspath(path), row=count, column=columns.audio, rate=columns.rate),
         where=where,
         spare="" if options.id else made,
-        seconds=_seconds(held, columns.rate, where) if duration is None else duration,
+        seconds=sound_seconds(held, columns.rate, where) if duration is None else duration,
         speaker=parse_words(values.get(columns.speaker), columns.speaker, where),
         language=language if isinstance(language, str) else "",  # FLEURS numbers some
     )
@@ -125,7 +131,7 @@ def _columns(schema: Any, path: epath.Path, options: ImportOptions) -> _Columns:
         _first(names, ("speaker_id", "speaker", "client_id")),
         _first(names, ("language", "locale", "lang")),
         _first(names, ("duration",)),
-        _rate(schema.field(audio), path, options),
+        column_rate(schema.field(audio), path, options),
     )
     if not found.text:
         raise Mistake(f"{path}: has no text in {' or '.join(text)}: name it by --text; {there}")
@@ -134,7 +140,7 @@ def _columns(schema: Any, path: epath.Path, options: ImportOptions) -> _Columns:
     return found
 
 
-def _rate(field: Any, path: epath.Path, options: ImportOptions) -> int | None:
+def column_rate(field: Any, path: epath.Path, options: ImportOptions) -> int | None:
     """Hz of samples that do not say it. Raises Mistake for a column that can hold no sound."""
     kind, where = parquet_audio.sound_kind(field.type), f"{path}: column {field.name}"
     if kind == "none":
@@ -151,7 +157,7 @@ def _first(names: Sequence[str], wanted: Sequence[str]) -> str:
     return next((name for name in wanted if name in names), "")
 
 
-def _seconds(held: Any, rate: int | None, where: str) -> float:
+def sound_seconds(held: Any, rate: int | None, where: str) -> float:
     """Seconds of what `parquet_audio.read_rows` holds of a sound; 0 where that is not known."""
     content = held
     if isinstance(held, dict):

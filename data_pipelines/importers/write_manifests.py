@@ -25,6 +25,14 @@ from data_pipelines.importers.manifest_row import (
     absolute_path,
     spell_out,
 )
+from data_pipelines.importers.tasks import (
+    esc50,
+    gtzan,
+    iemocap,
+    mmau,
+    speaker_traits,
+    spoken_qa,
+)
 from melllm_jax import files
 from melllm_jax.errors import Mistake
 
@@ -40,9 +48,16 @@ IMPORTERS: Mapping[str, Importer] = types.MappingProxyType(  # by kind of corpus
         "webdataset": webdataset.read_splits,
         "lhotse": lhotse.read_splits,
         "tfds": tfds.read_splits,
+        "esc50": esc50.read_splits,
+        "iemocap": iemocap.read_splits,
+        "gtzan": gtzan.read_splits,
+        "gender": speaker_traits.read_genders,
+        "age": speaker_traits.read_ages,
+        "mmau": mmau.read_splits,
+        "spoken-qa": spoken_qa.read_splits,
     }
 )
-WITH_ID = ("nemo", "parquet", "tfds")  # kinds that take the option `id`
+WITH_ID = ("nemo", "parquet", "tfds", "spoken-qa")  # kinds that take the option `id`
 # Ids of a split that are compared with one another, in 150 MB; preparing compares the rest.
 COMPARED_IDS = 500_000
 

@@ -45,7 +45,7 @@ class RecordRows:
             (
                 shard_index.utterance_hash(utterance.source, utterance.id),
                 len(utterance.text),
-                utterance.duration,
+                utterance.seconds,
                 prepared.decibels,
                 line,
                 _halves(prepared.digest),
@@ -86,7 +86,8 @@ class SplitTotals:
                 more = float(rows["seconds"][mine].sum())
                 found[names[field][number]] = count + len(mine), seconds + more
         for number, mine in _groups(rows["source"]):
-            counts = loudness.level_histogram(rows["decibels"][mine])
+            levels = rows["decibels"][mine]
+            counts = loudness.level_histogram(levels[~np.isnan(levels)])  # text alone has none
             source = names["source"][number]
             self.levels[source] = self.levels.get(source, 0) + counts
 
@@ -109,7 +110,8 @@ def loudness_by_source(tallies: Iterable[SplitTotals]) -> dict[str, Mapping[str,
     for tally in tallies:
         for source, counts in tally.levels.items():
             found[source] = found.get(source, 0) + counts
-    return {source: loudness.level_summary(found[source]) for source in sorted(found)}
+    heard = [source for source in sorted(found) if found[source].any()]
+    return {source: loudness.level_summary(found[source]) for source in heard}
 
 
 def columns(rows: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ def stage_task(
                 record_rows.add(one, task.line + index)
                 moments += one.moments
                 if one.record:
-                    writer.add(one.record, one.utterance.duration)
+                    writer.add(one.record, one.utterance.seconds)
             if len(rejects) > max(job.max_rejects, MIN_REJECTS):
                 key = ""  # no valid key: the shard is incomplete
                 files.write_bytes(work / STOP, b"too many utterances are unusable")
@@ -146,7 +146,7 @@ def write_without_repeats(split: str, number: int, job: Job, repeats: np.ndarray
         ):
             utterance = decode_record(record)
             if (repeat := repeat_of.get(row)) is None:
-                writer.add(record, utterance.duration)
+                writer.add(record, utterance.seconds)
                 continue
             same = "id" if repeat["kind"] == 0 else "sound and text"
             first = f"{job.splits[repeat['rank']]}{MANIFEST_SUFFIX}:{repeat['line'] + 1}"

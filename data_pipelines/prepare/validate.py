@@ -6,8 +6,11 @@ is stored unchanged; a tokenizer only adds its ids.
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import hashlib
+import json
 import math
+import operator
 from typing import Literal
 
 from data_pipelines.audio import loudness, pauses
@@ -24,6 +27,7 @@ from data_pipelines.text.tokenizer import (
     Tokenizer,
     unusable_text,
 )
+from data_pipelines.text.turns import CLIP
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.mel_filters import SAMPLE_RATE, mel_rate
@@ -73,9 +77,9 @@ class PreparedRecord:
 
     utterance: Utterance  # without its sound
     record: bytes  # empty where nothing is stored
-    decibels: float  # dBFS
+    decibels: float  # dBFS; NaN of text alone
     moments: Moments  # of its mel before normalising
-    digest: bytes  # of 16 bits a sample at 16 kHz, and the text: 16 bytes
+    digest: bytes  # of 16 bits a sample at 16 kHz, and the text or all turns: 16 bytes
 
 
 def make_records(
@@ -87,6 +91,9 @@ def make_records(
         if utterance.flaw:
             raise Unusable(MALFORMED, utterance.flaw)
         tokens = _tokens(utterance, limits, tokenizer)
+        if utterance.turns:
+            yield _make_task_record(utterance, record_config)
+            return
         _check_longest(utterance, utterance.duration, limits)
         sound = load_utterance_sound(utterance)
         cuts = _cuts(utterance, sound, limits)
@@ -108,9 +115,64 @@ def reject_crashed(utterance: Utterance, how: str) -> Reject[str]:
     return Reject(utterance.source, utterance.id, "undecodable", f"{utterance.id}: {how}")
 
 
+@dataclasses.dataclass(frozen=True)
+class _StoredClip:
+    """A clip as it is stored, without path or offset, and what is measured of it."""
+
+    clip: Utterance
+    decibels: float
+    moments: Moments
+    samples: bytes  # 16 bits at 16 kHz
+
+
 def _make_record(
     utterance: Utterance, sound: Sound, record_config: RecordConfig, whole: bool
 ) -> PreparedRecord:
+    limits = record_config.limits
+    stored = _store_clip(utterance, sound, record_config, whole)
+    letters, most = len(utterance.text), limits.rate * (utterance.duration + 1)
+    if letters > most:
+        spoken = f"{letters} characters in {utterance.duration:.2f} s"
+        raise Unusable("text too long for its audio", f"{utterance.id}: {spoken}")
+    text = hashlib.sha256(utterance.text.encode()).digest()
+    digest = hashlib.sha256(text + stored.samples).digest()[:16]
+    return _prepared(stored.clip, record_config, stored.decibels, stored.moments, digest)
+
+
+def _make_task_record(utterance: Utterance, record_config: RecordConfig) -> PreparedRecord:
+    """The record of a task: of each clip what is stored of an utterance, in text alone none."""
+    stored = list[_StoredClip]()
+    for clip in utterance.clips:
+        _check_longest(clip, clip.duration, record_config.limits)
+        sound = load_utterance_sound(clip)
+        _check_duration(clip, sound, record_config.limits)
+        _check_longest(clip, sound.seconds, record_config.limits)
+        timed = dataclasses.replace(clip, duration=sound.seconds)
+        stored.append(_store_clip(timed, sound, record_config, whole=True))
+    first = stored[0].clip if stored else utterance
+    task = dataclasses.replace(first, more=tuple(one.clip for one in stored[1:]))
+    asked = json.dumps([[turn.role, turn.parts] for turn in task.turns]).encode()
+    sounds = b"".join(hashlib.sha256(one.samples).digest() for one in stored)
+    digest = hashlib.sha256(hashlib.sha256(asked).digest() + sounds).digest()[:16]
+    loudest = max((one.decibels for one in stored), default=math.nan)
+    moments = functools.reduce(operator.add, (one.moments for one in stored), Moments())
+    return _prepared(task, record_config, loudest, moments, digest)
+
+
+def _prepared(
+    stored: Utterance, record_config: RecordConfig, level: float, moments: Moments, digest: bytes
+) -> PreparedRecord:
+    """The record of a stored utterance, and the utterance without its sound."""
+    record = b"" if record_config.store == "nothing" else encode_record(stored)
+    more = tuple(dataclasses.replace(clip, audio=None, mel=None) for clip in stored.more)
+    bare = dataclasses.replace(stored, audio=None, mel=None, channel=None, more=more)
+    return PreparedRecord(bare, record, level, moments, digest)
+
+
+def _store_clip(
+    utterance: Utterance, sound: Sound, record_config: RecordConfig, whole: bool
+) -> _StoredClip:
+    """The utterance with its sound as `record_config` stores it. Raises Unusable for its sound."""
     limits, name, mel = record_config.limits, utterance.id, record_config.mel
     wave, heard = sound.at(SAMPLE_RATE).wave, sound.at(mel_rate(mel, sound.rate))
     level = loudness.decibels(wave)
@@ -118,31 +180,23 @@ def _make_record(
         raise Unusable("too short", f"{name}: lasts {utterance.duration:.3f} s")
     if level < limits.silence:
         raise Unusable("silent", f"{name}: has {level:.1f} dBFS, silence={limits.silence:g}")
-    letters, most = len(utterance.text), limits.rate * (utterance.duration + 1)
-    if letters > most:
-        spoken = f"{letters} characters in {utterance.duration:.2f} s"
-        raise Unusable("text too long for its audio", f"{name}: {spoken}")
     try:
         frame_count(heard.wave.size, mel, heard.rate)
     except Mistake as error:
         raise Unusable("too short", f"{name}: {error}") from error
     raw = extract_log_mel(heard.wave, mel, heard.rate)
-    moments = Moments.from_frames(raw)
+    moments = Moments.from_frames(raw)  # before `raw` itself is normalised
     stored = dataclasses.replace(utterance, offset=None, channel=None, audio=None)
-    samples = to_int16(wave).astype("<i2", copy=False)
-    text = hashlib.sha256(utterance.text.encode()).digest()
-    digest = hashlib.sha256(text + samples.tobytes()).digest()[:16]
-    record = b""
     if record_config.store == "mel":
-        record = encode_record(dataclasses.replace(stored, mel=normalize_mel(raw, mel)))
+        stored = dataclasses.replace(stored, mel=normalize_mel(raw, mel))
     elif record_config.store == "original" and whole and utterance.offset is None:
         audio, channel = _original_audio(utterance), utterance.channel
-        record = encode_record(dataclasses.replace(stored, audio=audio, channel=channel))
+        stored = dataclasses.replace(stored, audio=audio, channel=channel)
     elif record_config.store != "nothing":  # a part of an original file becomes FLAC
         encode = to_opus if record_config.store == "opus" else to_flac
-        audio = encode(heard.wave, heard.rate)
-        record = encode_record(dataclasses.replace(stored, audio=audio))
-    return PreparedRecord(stored, record, level, moments, digest)
+        stored = dataclasses.replace(stored, audio=encode(heard.wave, heard.rate))
+    samples = to_int16(wave).astype("<i2", copy=False).tobytes()
+    return _StoredClip(stored, level, moments, samples)
 
 
 def _original_audio(utterance: Utterance) -> bytes:
@@ -159,6 +213,9 @@ def _tokens(
             getattr(utterance, field).encode()
         except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
             raise unusable_text(UNKNOWN_CHARACTERS, f"{field}: {error.reason}") from error
+    if utterance.turns:
+        _check_words(utterance)
+        return None  # a template decides what stands around its words
     if not utterance.text.strip():
         if limits.untranscribed == "refuse":
             raise unusable_text(EMPTY_TRANSCRIPT, repr(utterance.text))
@@ -166,12 +223,27 @@ def _tokens(
     return None if tokenizer is None else tuple(tokenizer.encode(utterance.text))
 
 
-def _cuts(utterance: Utterance, sound: Sound, limits: Limits) -> tuple[slice, ...]:
-    """The slices of the sound's samples that become records."""
+def _check_words(utterance: Utterance) -> None:
+    """Raises Unusable for words of a task that are no valid Unicode."""
+    said = [part for turn in utterance.turns for part in turn.parts if part is not CLIP]
+    for text in (*said, *utterance.answers, *utterance.options, utterance.task):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise unusable_text(UNKNOWN_CHARACTERS, f"{utterance.id}: {error.reason}") from error
+
+
+def _check_duration(utterance: Utterance, sound: Sound, limits: Limits) -> None:
     seconds, said = sound.seconds, utterance.duration
     if said and abs(seconds - said) > limits.tolerance:
         detail = f"lasts {seconds:.2f} s, the manifest says {said:.2f} s"
         raise Unusable("wrong duration", f"{utterance.id}: {detail}")
+
+
+def _cuts(utterance: Utterance, sound: Sound, limits: Limits) -> tuple[slice, ...]:
+    """The slices of the sound's samples that become records."""
+    seconds = sound.seconds
+    _check_duration(utterance, sound, limits)
     if seconds <= limits.longest:
         return (slice(0, sound.wave.size),)
     _check_longest(utterance, seconds, limits)

@@ -4,7 +4,7 @@ A template is a program of whoever made the model: it runs in Jinja2's sandbox, 
 the conversation and the names of special tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -26,6 +26,7 @@ TEMPLATE_FILE, CONFIG_FILE, PROCESSOR_FILE = (
 )
 FILES = (TEMPLATE_FILE, CONFIG_FILE, PROCESSOR_FILE, "special_tokens_map.json")
 _CLIP, _REPLY = "\ue000", "\ue001"  # stand for the sound and the transcript: no text has them
+_NAMES = {_CLIP: "clip", _REPLY: "reply"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +53,6 @@ class ChatTemplate:
         _, ending = self._split([("user", asked), ("assistant", _REPLY)], _REPLY)
         return ChatTurns(before, after, ending)
 
-    def _split(
-        self, turns: list[tuple[str, str]], mark: str, *, add_generation_prompt: bool = False
-    ) -> tuple[str, str]:
-        """The conversation before and after a mark; contents as text or, failing that, as parts."""
-        what = "clip" if mark == _CLIP else "reply"
-        once = lambda text: text.count(mark) == 1
-        trouble = f"writes the {what} not just once"
-        before, after = self._render(turns, add_generation_prompt, once, trouble).split(mark)
-        return before, after
-
     def ask(self, question: str, system: str = "") -> str:
         """A user's question, up to where the reply begins; special tokens as their names.
 
@@ -71,9 +62,21 @@ class ChatTemplate:
         holds = lambda text: question.strip() in text
         return self._render(turns, True, holds, "leaves the question out")
 
+    def render(
+        self, turns: Sequence[tuple[str, str]], marks: str, *, add_generation_prompt: bool = False
+    ) -> str:
+        """The conversation of (role, content) as text.
+
+        Each character of `marks` stands in it once, in their order. Raises Mistake where the
+        template does not write it so, or fails.
+        """
+        in_order = lambda text: "".join(letter for letter in text if letter in marks) == marks
+        trouble = f"writes the {_NAMES.get(marks, 'turns')} not just once"
+        return self._render(turns, add_generation_prompt, in_order, trouble)
+
     def _render(
         self,
-        turns: list[tuple[str, str]],
+        turns: Sequence[tuple[str, str]],
         add_generation_prompt: bool,
         accept: Callable[[str], bool],
         trouble: str,
@@ -98,6 +101,14 @@ class ChatTemplate:
             if accept(text):
                 return text
         raise Mistake(f"{self.path}: its chat template cannot be followed: {trouble}")
+
+    def _split(
+        self, turns: list[tuple[str, str]], mark: str, *, add_generation_prompt: bool = False
+    ) -> tuple[str, str]:
+        """The conversation before and after a mark."""
+        text = self.render(turns, mark, add_generation_prompt=add_generation_prompt)
+        before, after = text.split(mark)
+        return before, after
 
 
 def read_chat_template(folder: epath.Path) -> ChatTemplate | None:

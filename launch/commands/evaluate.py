@@ -1,6 +1,6 @@
-"""`melllm evaluate`: word error rate and speed of a run on a split, or perplexity on text."""
+"""`melllm evaluate`: scores of a run on a split, by task, and its speed; perplexity on text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import sys
@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from data_pipelines.corpora.utterance import ASR
 from launch.evaluation.score_split import score_split
 from launch.evaluation.score_text import score_text
+from launch.runs.option_scorer import ChoiceRule
 from launch.terminal.flags import parse
 from melllm_jax.errors import Mistake
 from melllm_jax.evaluation.wer import Normalizer
@@ -18,7 +20,7 @@ from melllm_jax.inference.sampling import DecodingOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Score a run on a split: WER and RTFx as JSON, hypotheses kept in RUN/eval.
+    """Score a run on a split: WER, the scores of tasks, and RTFx; hypotheses kept in RUN/eval.
 
     With --text FILE a run or an import is scored on text instead: perplexity, and bits a byte. Each
     token is told from those before it in a window; windows begin every --stride tokens.
@@ -33,6 +35,7 @@ class EvaluateArguments:
     text: str = ""  # a text, or .jsonl with a text a line: its perplexity; - is standard input
     window: int = 0  # of text: tokens; 0: 2,048, or all positions of a model with fewer
     stride: int = 0  # of text: tokens from one window to the next; 0: half a window
+    choice: ChoiceRule = "sum"  # an option's log-probability, or its mean by token or byte
     name: str = ""  # of the files in RUN/eval; by default the folder's and the split's
     json: bool = False  # print one JSON object on standard output and nothing else
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
@@ -53,16 +56,23 @@ def main(argv: Sequence[str]) -> int:
         normalizer=arguments.normalizer,
         name=arguments.name,
         decoding=arguments.decoding,
+        choice=arguments.choice,
     )
     summary = scored.summary
     if arguments.json:
         print(json.dumps(summary))
         return 0
     print(f"hypotheses: {scored.hypotheses}", file=sys.stderr)
-    print(
-        f"WER {summary['wer']:.2%} on {summary['utterances']} utterances of {summary['data']} "
-        f"({summary['split']}), RTFx {summary['rtfx']:.0f} on {summary['chip']}"
+    where = (
+        f"{summary['data']} ({summary['split']}), RTFx {summary['rtfx']:.0f} on {summary['chip']}"
     )
+    if "wer" in summary:
+        print(f"WER {summary['wer']:.2%} on {summary['utterances']} utterances of {where}")
+    for task, metrics in summary.get("tasks", {}).items():
+        for metric, figures in metrics.items():
+            if (task, metric) != (ASR, "wer"):
+                said = _figure_text(metric, figures)
+                print(f"{task}: {said} on {figures['utterances']} utterances of {where}")
     return 0
 
 
@@ -80,3 +90,13 @@ def _print_text_score(arguments: EvaluateArguments) -> int:
         f"{found['stride']}"
     )
     return 0
+
+
+def _figure_text(metric: str, figures: Mapping[str, Any]) -> str:
+    if metric == "mae":
+        mean = "no number" if figures["mae"] is None else f"{figures['mae']:.2f}"
+        return f"mean absolute error {mean} ({figures['unparsed']} without a number)"
+    if metric == "choice":
+        rule, chance = figures["rule"], figures["chance"]
+        return f"right option {figures['accuracy']:.2%} (by {rule}, chance {chance:.2%})"
+    return f"{'WER' if metric == 'wer' else metric} {figures[metric]:.2%}"

@@ -117,6 +117,8 @@ def _decode(corpus: Corpus, index: int, cfg: Mel) -> DecodedSound:
     try:
         utterance = corpus[index]
         sound = DecodedSound(utterance)
+        if not utterance.clips:  # text alone
+            return sound
         if utterance.mel is not None:
             sound = DecodedSound(utterance, frames=utterance.mel.astype(np.float32))
         else:

@@ -57,14 +57,14 @@ class SplitCounter:
     def add(self, index: int, utterance: Utterance) -> None:
         """Counts `utterance`, which is at `index` of the corpus."""
         self.indices.append(index)
-        self.seconds.append(utterance.duration)
+        self.seconds.append(utterance.seconds)
         self.lengths.append(len(utterance.text))
         self.letters.update(utterance.text)
         self.texts[utterance.text] += 1
         for kind in KINDS:
             name, seconds = getattr(utterance, kind), self._seconds[kind]
             self._counts[kind][name] += 1
-            seconds[name] = seconds.get(name, 0.0) + utterance.duration
+            seconds[name] = seconds.get(name, 0.0) + utterance.seconds
 
     def shares(self, kind: str) -> tuple[SpeechShare, ...]:
         """Shares of the named speakers, languages or sources, the most hours first."""
@@ -216,7 +216,7 @@ def _rates(seconds: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def _outlier_rows(corpus: Corpus, indices: Iterable[int]) -> tuple[Outlier, ...]:
     return tuple(
-        Outlier(one.id, one.text, one.duration, len(one.text) / one.duration)
+        Outlier(one.id, one.text, one.seconds, len(one.text) / one.seconds)
         for one in map(corpus.__getitem__, indices)
     )
 

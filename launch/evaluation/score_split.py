@@ -1,4 +1,4 @@
-"""Transcribes a split with a run and scores it: a summary, and each hypothesis beside its text."""
+"""Answers a split with a run and scores it: a summary, and each hypothesis beside its text."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -9,9 +9,12 @@ from typing import Any
 import jax
 
 from data_pipelines.corpora.corpus import indices_longest_first, open_corpus
+from data_pipelines.corpora.utterance import ASR
 from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.reject import Reject
 from launch.runs import model_loader, transcriber
+from launch.runs.option_scorer import Choice, ChoiceRule, OptionScorer
+from launch.runs.task_scores import score_trials
 from launch.runs.transcriber import Transcript
 from melllm_jax.errors import Fault
 from melllm_jax.evaluation.wer import Normalizer
@@ -35,8 +38,12 @@ def score_split(
     normalizer: Normalizer = "whisper",
     name: str = "",
     decoding: DecodingOptions = DecodingOptions(),  # noqa: B008 frozen
+    choice: ChoiceRule = "sum",
 ) -> SplitScore:
-    """Transcribe `split` of the corpus in `data`, `batch` utterances at once; write RUN/eval/NAME.
+    """Answer `split` of the corpus in `data`, `batch` utterances at once; write RUN/eval/NAME.
+
+    What is no task is transcribed, and its word errors are the summary's own figures; where there
+    are tasks, `tasks` has the figures of each by metric; `choice` is how an option is chosen.
 
     NAME is by default that of the corpus's folder and of the split. Utterances whose audio cannot
     be read are counted by reason and listed in the JSON lines; they are no part of the WER. Raises
@@ -48,17 +55,22 @@ def score_split(
     with jax.set_mesh(model_loader.all_devices_mesh()):
         run, tokenizer, transcribe, step = model_loader.load_transcriber(run_folder, decoding)
         trials, rejects = transcriber.read_trials(corpus, run, tokenizer, order)
-        heard, score = transcribe.score(trials, rows, normalizer)
+        options = OptionScorer(transcribe.decoder.model, run.data.t)
+        scored = score_trials(transcribe, options, trials, rows, normalizer, choice)
+    heard, tasks = scored.heard, scored.tasks
     audio = sum(trial.duration for trial in trials)
     reasons = [reject.reason for reject in rejects]
-    summary = dataclasses.asdict(score) | {
+    asr = tasks.get(ASR, {})
+    only_words = list(tasks) == [ASR] and list(asr) == ["wer"]
+    scores = dict(asr.get("wer", {})) | ({} if only_words else {"tasks": tasks})
+    summary = scores | {
         "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         "looped": sum(t.looped for t in heard),
         "cut": sum(t.cut for t in heard),
-        "rtfx": audio / transcribe.seconds,
+        "rtfx": audio / scored.seconds,
         "audio_seconds": audio,
-        "seconds": transcribe.seconds,
-        "compile_seconds": transcribe.compile_seconds,
+        "seconds": scored.seconds,
+        "compile_seconds": scored.compile_seconds,
         "batch": rows,
         "dtype": run.optim.compute,
         "chip": jax.devices()[0].device_kind,
@@ -72,7 +84,7 @@ def score_split(
     hypotheses = folder / f"{name or f'{pathlib.Path(data).name}-{split}'}.jsonl"
     try:
         folder.mkdir(exist_ok=True)
-        hypotheses.write_text(hypothesis_lines(trials, heard, rejects))
+        hypotheses.write_text(hypothesis_lines(trials, heard, rejects, scored.choices))
         hypotheses.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     except OSError as error:
         raise Fault(f"{hypotheses}: cannot be written: {error.strerror}") from error
@@ -80,11 +92,19 @@ def score_split(
 
 
 def hypothesis_lines(
-    trials: Sequence[EvalExample], heard: Sequence[Transcript], rejects: Sequence[Reject[int]]
+    trials: Sequence[EvalExample],
+    heard: Sequence[Transcript],
+    rejects: Sequence[Reject[int]],
+    choices: Sequence[Choice | None] = (),
 ) -> str:
-    """A JSON line for each hypothesis, then for each utterance that could not be used."""
+    """A JSON line for each hypothesis, then for each utterance that could not be used.
+
+    A task has its name and metric too, and of a choice the nats of each option by rule.
+    """
     lines = [
         {"id": t.id, "text": t.text, "reference": trial.reference, "looped": t.looped, "cut": t.cut}
-        for trial, t in zip(trials, heard, strict=True)
+        | ({} if trial.task == ASR else {"task": trial.task, "metric": trial.metric})
+        | ({} if choice is None else {"nats": choice.scores})
+        for trial, t, choice in zip(trials, heard, choices or [None] * len(trials), strict=True)
     ] + [{"id": reject.id, "rejected": reject.reason, "why": reject.detail} for reject in rejects]
     return "".join(json.dumps(line) + "\n" for line in lines)

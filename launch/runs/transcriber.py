@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from data_pipelines.corpora.corpus import Corpus
+from data_pipelines.corpora.utterance import ASR
 from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.loader import pipeline
 from data_pipelines.reject import Reject
@@ -20,6 +21,8 @@ from melllm_jax.evaluation.wer import Normalizer, Score, score_transcripts
 from melllm_jax.inference.generate import Decoder, prompt_batch
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.models.speech_lm import SpeechLM
+
+ANSWER_TOKENS = 128  # of an answer, which may be as long as this to the shortest question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +74,14 @@ class Transcriber:
         references = [trial.reference for trial in trials]
         return heard, score_transcripts(references, [t.text for t in heard], normalizer)
 
+    def _limit(self, trial: EvalExample) -> int:
+        """Most tokens of an answer: by the seconds of sound, which says little of an answer's."""
+        by_sound = self.decoder.options.limit(trial.duration)
+        return by_sound if trial.task == ASR else max(by_sound, ANSWER_TOKENS)
+
     def _read(self, part: Sequence[EvalExample], rows: int) -> list[Transcript]:
         limits = np.zeros(rows, np.int32)
-        limits[: len(part)] = [self.decoder.options.limit(trial.duration) for trial in part]
+        limits[: len(part)] = [self._limit(trial) for trial in part]
         batch = prompt_batch([trial.columns for trial in part], rows)
         out = jax.device_get(self.decoder(batch, limits))
         return [

@@ -22,8 +22,8 @@ from melllm_jax.inference.sampling import DecodingOptions
 def evaluate(fitted: FitResult, folder: epath.Path, how: Eval) -> dict[str, Any]:
     """What final.json holds, of a run whose last update is made.
 
-    WER is None where several processes train together, which decoding is not made for, and where
-    the model reads text alone.
+    WER is None where several processes train together, which decoding is not made for, where the
+    model reads text alone, and where the split has tasks of other metrics alone.
     """
     run = fitted.run
     corpus = open_corpus(how.data or run.data.sources[0].path, how.split)
@@ -91,9 +91,13 @@ def _rows(batches: EvalBatches, fitted: FitResult) -> Iterator[Batch]:
         yield Batch(*(x[held] for x in batch))
 
 
-def _wer(fitted: FitResult, corpus: Corpus, most: int) -> float:
+def _wer(fitted: FitResult, corpus: Corpus, most: int) -> float | None:
+    """Word error rate of what is transcribed; None where there is nothing of the kind."""
     order = [int(index) for index in indices_longest_first(corpus) if index < most]
-    trials, _ = read_trials(corpus, fitted.run, fitted.tokenizer, order)
+    found, _ = read_trials(corpus, fitted.run, fitted.tokenizer, order)
+    trials = [trial for trial in found if trial.metric == "wer"]
+    if found and not trials:  # tasks alone
+        return None
     with jax.set_mesh(fitted.mesh):
         weights = fitted.state.trained | fitted.state.frozen
         model = fitted.update.skeleton.model(weights, fitted.update.dtype)

@@ -23,13 +23,13 @@ class ImportCorpusArguments:
     kind: Literal[*write_manifests.IMPORTERS]  # what SOURCE is
     out: str  # folder of the manifests; must not hold any yet
     splits: tuple[str, ...] = ()  # those to import; all if none (Common Voice: train, dev, test)
-    audio: str = ""  # column or feature of the sound (parquet, tfds); parquet finds it if empty
+    audio: str = ""  # column or feature of the sound (parquet, tfds, spoken-qa); found if empty
     text: str = ""  # column, feature, JSON field or X.txt of the text; found by its name if empty
     id: str = ""  # column or feature of the id (parquet, nemo, tfds); found or made if empty
     rate: int | None = None  # Hz of samples in a column or feature that does not say it
     language: str = ""  # of utterances that do not say theirs
     name: str = ""  # of the corpus, as `source` in every line; that of its folder if empty
-    root: str = ""  # folder of relative paths to audio (kaldi, lhotse); looked for if empty
+    root: str = ""  # folder of relative paths to audio (kaldi, lhotse, mmau, spoken-qa)
     json: bool = False  # print one JSON object on standard output and nothing else
 
 

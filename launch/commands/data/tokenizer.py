@@ -157,7 +157,7 @@ def format_figures(found: dict[str, Any]) -> str:
 def _texts(corpus: Corpus, indices: Iterable[int], advance: Advance) -> Iterator[str]:
     """The texts of the utterances of those indices; calls `advance` after each."""
     for index in indices:
-        yield corpus[index].text
+        yield " ".join(corpus[index].texts)
         advance()
 
 

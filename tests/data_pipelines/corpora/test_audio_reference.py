@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.audio.file_io import to_flac
-from data_pipelines.corpora import audio_reference, parquet_audio, table_samples
+from data_pipelines.corpora import audio_reference, parquet_audio
 from data_pipelines.corpora.corpus import load_utterance_wave, open_corpus
 from data_pipelines.corpora.utterance import AudioReference
 from data_pipelines.reject import Unusable
@@ -165,11 +165,11 @@ SAMPLES = AudioReference("tfds:digits:dev", row=4, column="audio", rate=16_000)
 def test_samples_of_any_type_become_the_same_sound(kind):
     whole = np.rint(noise(1) * 32768)
     held = (whole if kind is not np.float32 else whole / 32768).astype(kind)
-    assert np.array_equal(table_samples.samples_to_sound(held, SAMPLES).wave, noise(1))
+    assert np.array_equal(audio_reference.samples_to_sound(held, SAMPLES).wave, noise(1))
     stereo = np.stack([held, held], axis=1)
-    assert np.array_equal(table_samples.samples_to_sound(stereo, SAMPLES).wave, noise(1))
+    assert np.array_equal(audio_reference.samples_to_sound(stereo, SAMPLES).wave, noise(1))
     stereo[:, 0] = 0
-    second = table_samples.samples_to_sound(stereo, SAMPLES, None, 1)
+    second = audio_reference.samples_to_sound(stereo, SAMPLES, None, 1)
     assert np.array_equal(second.wave, noise(1))
 
 
@@ -184,7 +184,7 @@ def test_samples_of_any_type_become_the_same_sound(kind):
 )
 def test_samples_that_cannot_be_used_say_why(held, rate, why):
     with pytest.raises(Unusable) as caught:
-        table_samples.samples_to_sound(
+        audio_reference.samples_to_sound(
             held, AudioReference("tfds:digits:dev", row=4, column="audio", rate=rate)
         )
     assert caught.value.reason == why

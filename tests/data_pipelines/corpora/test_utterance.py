@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.corpora.utterance import Utterance, decode_record, encode_record
+from data_pipelines.text.turns import CLIP, Turn
 
 SPOKEN = Utterance("a/1", "grüß dich", 1.25, "Zoë", audio=b"fLaC\x00\xff")
 
@@ -37,3 +38,39 @@ def test_record_of_a_path_is_refused():
 def test_record_cut_short_is_refused(size):
     with pytest.raises(ValueError):
         decode_record(encode_record(SPOKEN)[:size])
+
+
+ASKED = dataclasses.replace(
+    SPOKEN,
+    turns=(Turn("user", ("Which?", CLIP, CLIP)), Turn("assistant", ("grüß dich",))),
+    task="greetings",
+    metric="choice",
+    answers=("grüß dich",),
+    options=("grüß dich", "hallo"),
+    more=(Utterance("a/1#2", "", 0.5, "", audio=b"RIFF", channel=1),),
+)
+
+
+def test_record_of_a_task_holds_its_turns_and_each_clip():
+    assert decode_record(encode_record(ASKED)) == ASKED
+    assert ASKED.seconds == 1.75
+
+
+def test_record_of_a_task_with_ready_mel_parts_it_by_clip():
+    clips = [np.full((n, 2), n, np.float32) for n in (3, 1)]
+    (second,) = ASKED.more
+    second = dataclasses.replace(second, audio=None, channel=None, mel=clips[1])
+    held = dataclasses.replace(ASKED, audio=None, mel=clips[0], more=(second,))
+    back = decode_record(encode_record(held))
+    assert [clip.mel.tolist() for clip in back.clips] == [clip.tolist() for clip in clips]
+
+
+def test_record_of_text_alone_has_no_sound():
+    turns = (Turn("user", ("Say hi",)), Turn("assistant", ("hi",)))
+    alone = Utterance("t", "hi", 0.0, "", turns=turns, answers=("hi",))
+    assert decode_record(encode_record(alone)) == alone
+
+
+def test_record_of_a_transcript_is_what_it_always_was():
+    header = '{"id": "a/1", "text": "grüß dich", "duration": 1.25, "speaker": "Zoë"}'.encode()
+    assert encode_record(SPOKEN) == len(header).to_bytes(4, "little") + header + SPOKEN.audio

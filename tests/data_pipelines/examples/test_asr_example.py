@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import typing
 
@@ -147,3 +148,86 @@ def test_trial_without_its_audio_is_a_reject(tmp_path):
     reject = ExampleMaker(run_over(tmp_path), BYTES).eval_example(corpus[0])
     assert isinstance(reject, Reject)
     assert reject.reason == "missing"
+
+
+def task_of(folder, row, **text):
+    """A run with the template phi4, and the utterance of a row of a task in its corpus."""
+    write_corpus(folder, 2)
+    (folder / "task.jsonl").write_text(json.dumps(row))
+    run = dataclasses.replace(run_over(folder), text=Text(**{"template": "phi4"} | text))
+    return run, open_corpus(folder, "task")[0]
+
+
+ASKED = {"audio": "audio/0.flac", "answer": spelled(0)}
+
+
+def test_task_with_the_instruction_of_recognition_is_its_example_to_the_bit(tmp_path):
+    row = ASKED | {"instruction": Text().instruction}
+    run, asked = task_of(tmp_path, row)
+    examples = ExampleMaker(run, BYTES)
+    transcribed = open_corpus(tmp_path, "train")[0]
+    told, right = (
+        examples.train((1, one), np.random.default_rng(0)) for one in (asked, transcribed)
+    )
+    assert told.keys() == right.keys()
+    for name, column in right.items():
+        assert told[name].dtype == column.dtype
+        assert told[name].tobytes() == column.tobytes()
+
+
+def test_task_of_several_turns_and_clips_learns_its_answers_alone(tmp_path):
+    clips = [{"audio": f"audio/{number}.flac"} for number in (0, 1)]
+    first, last = {"role": "user", "content": ["a", *clips]}, {"role": "user", "content": "b"}
+    said = [{"role": "assistant", "content": text} for text in ("xy", "z")]
+    run, asked = task_of(tmp_path, {"messages": [first, said[0], last, said[1]]})
+    columns = ExampleMaker(run, BYTES).train((0, asked), np.random.default_rng(0))
+    end = BYTES.special("<|end|>")
+    learnt = columns["tokens"][columns["loss_weight"] > 0].tolist()
+    assert learnt == [*b"xy", end, *b"z", end]
+    lengths = [-(-len(load_mel(x, MEL, longest=math.inf)) // 8) for x in asked.clips]
+    assert [(columns["clips"] == number).sum() for number in (1, 2)] == lengths
+    trial = ExampleMaker(run, BYTES).eval_example(asked)
+    assert trial.columns["tokens"].tolist() == columns["tokens"].tolist()[:-2]
+    assert (trial.reference, trial.task, trial.metric) == ("z", "instruct", "exact_match")
+
+
+def test_task_of_text_alone_has_empty_patches(tmp_path):
+    run, asked = task_of(tmp_path, {"instruction": "Say", "answer": "hi"})
+    columns = ExampleMaker(run, BYTES).train((0, asked), np.random.default_rng(0))
+    assert columns["patches"].shape == (len(columns["tokens"]), run.mel.p)
+    assert not columns["patches"].any()
+    assert not columns["clips"].any()
+    text = dataclasses.replace(run, model=dataclasses.replace(run.model, front="none"))
+    alone = TextExampleMaker(text, BYTES).train((0, asked), np.random.default_rng(0))
+    for name in ("tokens", "loss_weight"):
+        assert alone[name].tolist() == columns[name].tolist()
+
+
+def test_trial_has_the_ids_of_its_options(tmp_path):
+    run, asked = task_of(tmp_path, ASKED | {"answer": "ab", "options": ["ab", "c"]})
+    trial = ExampleMaker(run, BYTES).eval_example(asked)
+    end = BYTES.special("<|end|>")
+    assert trial.choices == ((*b"ab", end), (*b"c", end))
+    assert (trial.options, trial.metric) == (("ab", "c"), "choice")
+
+
+@pytest.mark.parametrize(
+    ("maker", "front", "row", "template", "reason"),
+    [
+        (ExampleMaker, "linear", {"instruction": "What?"}, "phi4", "malformed row"),
+        (ExampleMaker, "linear", ASKED | {"instruction": "a"}, "plain", "not in the template"),
+        (ExampleMaker, "linear", ASKED | {"audio": "no.wav"}, "phi4", "missing"),
+        (TextExampleMaker, "none", ASKED, "phi4", "not in the template"),
+    ],
+)
+def test_task_that_cannot_be_used_is_a_reject(tmp_path, maker, front, row, template, reason):
+    write_corpus(tmp_path, 1)
+    lines = [json.dumps(one) for one in (ASKED, row)]
+    (tmp_path / "task.jsonl").write_text("\n".join(lines))
+    run = dataclasses.replace(run_over(tmp_path), text=Text(template=template))
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, front=front))
+    asked = open_corpus(tmp_path, "task")[1]
+    reject = maker(run, BYTES).train((2, asked), np.random.default_rng(0))
+    assert isinstance(reject, Reject)
+    assert (reject.source, reject.reason) == (2, reason)
+    assert reason in reject_reasons(run.data)

@@ -101,3 +101,10 @@ def test_interleave_clip_without_frames_is_a_mistake():
 def test_interleave_no_clip_at_all_is_a_mistake():
     with pytest.raises(Mistake, match="parts=1: one at least must be a clip"):
         interleave([Words((1,), 1.0)], r=2, audio=99)
+
+
+def test_interleave_text_alone_has_empty_patches_of_the_bands_that_are_given():
+    example = interleave([Words((1, 2), 0.0), Words((3,), 1.0)], r=2, m=4, audio=99)
+    assert example["patches"].tolist() == [[0.0] * 8] * 3
+    assert example["tokens"].tolist() == [1, 2, 3]
+    assert example["loss_weight"].tolist() == [0, 0, 1]

@@ -413,3 +413,46 @@ def test_prepare_of_another_kind_imports_it_first(tmp_path):
     (split,) = list_splits(tmp_path / "out")
     assert [one.text for one in open_corpus(tmp_path / "out", split)] == ["zero", "one", "two"]
     assert not (tmp_path / "out/.work").exists()
+
+
+def task_corpus(folder):
+    """Lines of a task of two clips, of one clip asked twice, and of text alone."""
+    write_corpus(folder, 3)
+    clips = [f"audio/{number}.flac" for number in (0, 1)]
+    rows = [
+        {"id": "two", "audio": clips, "instruction": "Same?", "answer": "no"},
+        {"id": "one", "audio": clips[0], "instruction": "Who?", "answer": "a", "task": "who"},
+        {"id": "other", "audio": clips[0], "instruction": "Why?", "answer": "a"},
+        {"id": "again", "audio": clips[0], "instruction": "Why?", "answer": "a"},
+        {"id": "text", "instruction": "Say a", "answer": ["a", "A"], "options": ["a", "b"]},
+        {"id": "none", "audio": clips[0], "instruction": "Why?"},
+        {"id": "lost", "audio": [clips[0], "gone.flac"], "answer": "a"},
+    ]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize("store", ["flac", "original", "mel"])
+def test_prepare_keeps_tasks_with_all_their_clips(tmp_path, store):
+    raw = task_corpus(tmp_path / "raw")
+    cfg = Mel(kind="plain", m=8)
+    prepare(raw, tmp_path / "out", store=store, mel=cfg, bad=0.5)
+    before = {heard.id: heard for heard in open_corpus(raw, "train")}
+    after = {heard.id: heard for heard in open_corpus(tmp_path / "out", "train")}
+    assert list(after) == ["two", "one", "other", "text"]
+    for name, held in after.items():
+        told = before[name]
+        assert (held.text, held.turns, held.task, held.metric, held.answers, held.options) == (
+            *(told.text, told.turns, told.task, told.metric, told.answers, told.options),
+        )
+        assert len(held.clips) == len(told.clips)
+        for clip, was in zip(held.clips, told.clips, strict=True):
+            mels = (load_mel(x, cfg, longest=60.0).astype(ml_dtypes.bfloat16) for x in (clip, was))
+            assert np.array_equal(*mels)
+    seconds = sum(heard.seconds for heard in after.values())
+    assert open_corpus(tmp_path / "out", "train").hours == pytest.approx(seconds / 3600)
+    assert {(x["id"], x["reason"]) for x in rejects(tmp_path / "out")} == {
+        ("again", "duplicate"),
+        ("none", "malformed row"),
+        ("lost", "missing"),
+    }

@@ -9,7 +9,7 @@ import pytest
 from launch import cli
 from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.overrides import from_json
+from melllm_jax.config.overrides import from_json, override
 from melllm_jax.config.run import Run
 from tests.support import phi_files
 from tests.support.families import FAMILIES, write_checkpoint
@@ -229,3 +229,70 @@ def test_evaluate_refuses_what_is_no_text(imported, tmp_path, capsys, content, m
     if content is not None:
         (tmp_path / "a.jsonl").write_bytes(content)
     assert rule in refused(on_text(imported, tmp_path / "a.jsonl", *more), capsys)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """A corpus of tasks beside transcripts, and a run trained on it by the command."""
+    folder = tmp_path_factory.mktemp("asked")
+    data = corpus(folder / "data")
+    told = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    clip = {"audio": told[0]["audio_filepath"], "duration": told[0]["duration"]}
+    choice = {"instruction": "Who?", "answer": "cat", "options": ["cat", "dog"], "task": "pets"}
+    age = {"instruction": "Age?", "answer": 34, "metric": "mae", "task": "age"}
+    turns = [{"role": "user", "content": ["A?", clip, clip]}, {"role": "assistant", "content": "b"}]
+    rows = [
+        *told[:4],
+        *[clip | choice | {"id": f"c{number}"} for number in range(3)],
+        clip | age,
+        {"messages": turns, "metric": "contains"},
+        {"instruction": "Say hi", "answer": "hi"},
+        {"instruction": "Say what?"},
+    ]
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = override(tiny(data, steps=2), {"text.template": "phi4", "data.max_reject_share": 0.5})
+    run = complete_run(run).run
+    run_folder.claim(str(folder / "run"), run)
+    trained(run, folder / "run")
+    return types.SimpleNamespace(data=data, run=folder / "run", cfg=run)
+
+
+def test_evaluate_scores_each_task_by_its_metric(asked, capsys):
+    assert cli.main(evaluate(asked, "--json", "--choice", "byte")) == 0
+    summary = json.loads(capsys.readouterr().out)
+    tasks = summary["tasks"]
+    counts = {
+        (task, metric): figures["utterances"]
+        for task, metrics in tasks.items()
+        for metric, figures in metrics.items()
+    }
+    assert counts == {
+        ("age", "mae"): 1,
+        ("asr", "wer"): 4,
+        ("instruct", "contains"): 1,
+        ("instruct", "exact_match"): 1,
+        ("pets", "choice"): 3,
+    }
+    assert {name: summary[name] for name in tasks["asr"]["wer"]} == tasks["asr"]["wer"]
+    assert summary["rejected"] == {"malformed row": 1}
+    pets = tasks["pets"]["choice"]
+    assert (pets["rule"], pets["chance"]) == ("byte", 0.5)
+    rows = [json.loads(line) for line in (asked.run / "eval/data-test.jsonl").open()]
+    chosen = [row for row in rows if row.get("metric") == "choice"]
+    best = {"cat", "dog"} & {row["text"] for row in chosen}
+    assert len(best) == 1  # the same question thrice
+    assert pets["accuracy"] == float("cat" in best)
+    for row in chosen:
+        cat, dog = row["nats"]["byte"]
+        assert row["text"] == ("cat" if cat >= dog else "dog")
+        assert row["nats"]["sum"] == [pytest.approx(3 * cat), pytest.approx(3 * dog)]
+
+
+def test_evaluate_says_a_line_for_each_task(asked, capsys):
+    assert cli.main(evaluate(asked)) == 0
+    said = capsys.readouterr().out.splitlines()
+    begins = ["WER ", "age: mean absolute error ", "instruct: contains ", "instruct: exact_match "]
+    assert [line.startswith(x) for line, x in zip(said, begins, strict=False)] == [True] * 4
+    assert "pets: right option " in said[4]
+    assert "(by sum, chance 50.00%) on 3 utterances" in said[4]
