@@ -22,7 +22,7 @@ import numpy as np
 from scipy import optimize
 
 from launch.scaling.intervals import LEAST, Interval, Quantity, count_clusters
-from launch.scaling.law import Law
+from launch.scaling.law import LARGEST, Law
 from launch.scaling.parametric_fit import refit
 
 METHOD = "cross-conformal by refits without a tenth of the runs and without the largest"
@@ -115,7 +115,5 @@ def _distance(
 
 
 def _around(value: float, interval: Interval, half: float) -> Interval:
-    return (
-        min(interval[0], value * math.exp(-half)),
-        max(interval[1], value * math.exp(half)),
-    )
+    factor = math.exp(min(half, LARGEST))  # far from all runs it could overflow
+    return min(interval[0], value / factor), max(interval[1], value * factor)

@@ -69,6 +69,7 @@ def test_interval_is_never_narrower_than_it_was():
     assert found.value == 2.0
     assert found.p80 == (1.0, pytest.approx(2 * np.exp(0.015)))
     assert found.p95 == (0.9, 3.0)
+    assert np.isfinite(dataclasses.replace(KNOWN, beyond=9.0).widen(wide, 1e38, 1e38).p95).all()
 
 
 def test_law_that_is_right_is_widened_by_its_noise_alone_among_its_runs():
