@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 import dataclasses
 import json
+import math
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from launch.scaling import law_charts, law_fit, law_json, points, prediction
+from launch.scaling.held_out_refits import Widening
 from launch.scaling.intervals import Quantity
 from launch.terminal.flags import parse
 from melllm_jax import files
@@ -47,7 +49,8 @@ class ScalingFitArguments:
 class ScalingPredictArguments:
     """The best run of a budget by a law: parameters, tokens, loss, and the preset to launch.
 
-    Intervals hold the law's doubt; that of the loss holds a run's own noise as well.
+    Intervals hold the law's doubt; that of the loss holds a run's own noise as well, and is as wide
+    at least as what refits were off by on runs held out.
     """
 
     law: Annotated[str, Positional, arg(metavar="LAW.json")]  # that `melllm scaling fit` wrote
@@ -95,6 +98,7 @@ def format_fit(found: law_fit.LawFit, out: str) -> str:
     for number, one in (("1", found.envelope), ("2", found.isoflop)):
         text = _format_interval(one.optimal["a"]) if one.optimal else f"none: {one.refused}"
         lines.append(f"  a by approach {number}: {text}")
+    lines.append(_format_widening(found.widening))
     held = found.held_out
     if held.rows:
         lines.append(
@@ -122,6 +126,20 @@ def format_prediction(best: prediction.Prediction) -> str:
         *(f"warning of the fit: {word}" for word in best.law_warnings),
     ]
     return "\n".join(lines)
+
+
+def _format_widening(known: Widening | None) -> str:
+    """How wide the 95 % of a predicted loss are at least, at the runs and beyond them."""
+    if known is None:
+        return (
+            "95 % of a predicted loss: the law's doubt alone: too few runs for refits without some"
+        )
+    n, d, _ = known.largest
+    at, beyond = (100 * math.expm1(known.half_widths(n * x, d * x)[1]) for x in (1, math.sqrt(10)))
+    return (
+        f"95 % of a predicted loss: at least ±{at:.2g} % at the runs, ±{beyond:.2g} % at 10 times "
+        f"the compute of the largest: {known.method} ({known.refits} refits)"
+    )
 
 
 def _format_interval(one: Quantity) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from launch.scaling import parametric_fit
 from launch.scaling.envelope import Envelope, fit_envelope
+from launch.scaling.held_out_refits import measure_widening
 from launch.scaling.identifiability import design_line
 from launch.scaling.intervals import (
     LEAST,
@@ -97,12 +98,14 @@ def fit_law(
     noise = inflate_residuals(residuals, len(CONSTANTS))
     noise_draws = [rng.choice(noise, len(n)) for _ in range(bootstrap)]
     groups = fit_isoflop(n, d, flops, loss, law, per, noise_draws)
+    widening = measure_widening(law, n, d, loss, seed)
     hours = [point.hours / point.tokens for point in points if point.hours]
     return LawFit(
         law=law,
         per=per,
         samples=samples,
         noise=noise,
+        widening=widening,
         budgets=(float(flops.min()), float(flops.max())),
         sizes=(float(n.min()), float(n.max())),
         hours=float(np.median(hours)) if hours else None,

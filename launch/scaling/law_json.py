@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from launch.scaling.held_out_refits import Widening
 from launch.scaling.identifiability import design_line
 from launch.scaling.law import Law
 from launch.scaling.law_fit import CONSTANTS, LawFit
@@ -25,6 +26,7 @@ def to_json(fit: LawFit, source: str) -> str:
         "per": fit.per,
         "samples": [[_short(getattr(law, name)) for name in CONSTANTS] for law in fit.samples],
         "noise": [_short(x) for x in fit.noise],
+        "widening": fit.widening and dataclasses.asdict(fit.widening),
         "budgets": fit.budgets,
         "sizes": fit.sizes,
         "hours": fit.hours,
@@ -39,7 +41,9 @@ def to_json(fit: LawFit, source: str) -> str:
             "loss": "nats a token",
             "flops": "of all training; per · params · tokens",
             "optimal": "params = n_coefficient · flops^a, tokens = d_coefficient · flops^b",
-            "intervals": "p80 and p95: percentiles over resamples of the runs",
+            "intervals": "p80 and p95: percentiles over resamples of the runs; of losses, at least "
+            "value · exp(±q80 or ±q95 · (inside + beyond · distance)) of known.widening, distance: "
+            "the logs of params, tokens and their product over the largest, where above 0, summed",
         },
         "constants": _plain(fit.constants),
         "per": fit.per,
@@ -82,15 +86,30 @@ def read(path: str) -> ResampledLaw:
 
 
 def _law_from_json(tree: Mapping[str, Any], warnings: Sequence[str]) -> ResampledLaw:
+    widening = tree.get("widening")  # none in files of before it was measured
     return ResampledLaw(
         law=Law(**{name: float(value) for name, value in tree["law"].items()}),
         per=float(tree["per"]),
         samples=tuple(Law(*map(float, constants)) for constants in tree["samples"]),
         noise=tuple(map(float, tree["noise"])),
+        widening=None if widening is None else _widening_from_json(widening),
         budgets=(float(tree["budgets"][0]), float(tree["budgets"][1])),
         sizes=(float(tree["sizes"][0]), float(tree["sizes"][1])),
         hours=tree["hours"],
         warnings=tuple(map(str, warnings)),
+    )
+
+
+def _widening_from_json(tree: Mapping[str, Any]) -> Widening:
+    params, tokens, product = map(float, tree["largest"])
+    return Widening(
+        method=str(tree["method"]),
+        refits=int(tree["refits"]),
+        inside=float(tree["inside"]),
+        beyond=float(tree["beyond"]),
+        q80=float(tree["q80"]),
+        q95=float(tree["q95"]),
+        largest=(params, tokens, product),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from jaxtyping import Float
 import numpy as np
 
+from launch.scaling.held_out_refits import Widening
 from launch.scaling.intervals import Quantity, quantity
 from launch.scaling.law import Law
 from melllm_jax.config.run import Run
@@ -25,6 +26,7 @@ class ResampledLaw:
     per: float  # FLOPs of training a parameter and token
     samples: tuple[Law, ...]  # of resampled points
     noise: tuple[float, ...]  # residuals of log loss, as wide as those of new runs would be
+    widening: Widening | None  # of losses; None of few runs, and in files of before it was measured
     budgets: tuple[float, float]  # least and most FLOPs of the points
     sizes: tuple[float, float]  # least and most parameters
     hours: float | None  # of sound a token, where that is known
@@ -38,7 +40,7 @@ class Prediction:
     flops: float
     n: Quantity  # parameters, counted as those of the points
     d: Quantity  # tokens
-    loss: Quantity  # of one run of that size and length: the law's doubt and a run's own noise
+    loss: Quantity  # of one run of that size and length: `predict_loss`
     hours: float | None  # of sound in as many tokens
     preset: str
     preset_params: int
@@ -86,9 +88,13 @@ def predict(known: ResampledLaw, flops: float) -> Prediction:
 
 
 def predict_loss(known: ResampledLaw, n: float, d: float) -> Quantity:
-    """Loss of a run, with intervals over the uncertainty of the law and the noise of one run."""
+    """Loss of a run, with intervals over the uncertainty of the law and the noise of one run.
+
+    They are as wide, at least, as the errors of refits on runs held out (`held_out_refits`).
+    """
     laws = np.log([law.loss(n, d) for law in known.samples])
-    return quantity(known.law.loss(n, d), np.exp(np.add.outer(laws, known.noise)).ravel())
+    loss = quantity(known.law.loss(n, d), np.exp(np.add.outer(laws, known.noise)).ravel())
+    return known.widening.widen(loss, n, d) if known.widening else loss
 
 
 def inflate_residuals(residuals: Float[np.ndarray, " points"], constants: int) -> tuple[float, ...]:

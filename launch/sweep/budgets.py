@@ -23,12 +23,14 @@ from melllm_jax.presets import ladder
 class RowShares:
     """Shares of a row's positions."""
 
-    speech: float  # that hold speech
+    speech: float  # that hold speech; 0 of text alone
     fill: float  # that are not padding
 
     def __post_init__(self) -> None:
-        if not 0 < self.speech <= self.fill <= 1:
-            raise Mistake(f"speech={self.speech}, fill={self.fill}: must be 0 < speech ≤ fill ≤ 1")
+        if not 0 <= self.speech <= self.fill <= 1 or not self.fill:
+            raise Mistake(
+                f"speech={self.speech}, fill={self.fill}: must be 0 ≤ speech ≤ fill ≤ 1, fill > 0"
+            )
 
 
 def sizes(counts: Iterable[float]) -> list[Cell]:
@@ -60,7 +62,12 @@ def flops(cell: Cell, count: float, rows: RowShares) -> Cell:
 
 
 def hours(cell: Cell, count: float, rows: RowShares) -> Cell:
-    """`cell` for as many updates as `count` hours of sound take, epochs together."""
+    """`cell` for as many updates as `count` hours of sound take, epochs together.
+
+    Raises Mistake for rows without speech.
+    """
+    if not rows.speech:
+        raise Mistake("speech=0: rows of text alone hold no hours: give tokens or FLOPs")
     return _with_updates(cell, count / hours_per_update(spec.run(cell, {}), rows))
 
 
@@ -75,7 +82,10 @@ def isoflop(cells: Sequence[Cell], budgets: Sequence[float], rows: RowShares) ->
 
 
 def chinchilla(cells: Sequence[Cell], ratios: Sequence[float], rows: RowShares) -> list[Cell]:
-    """Each cell at each ratio of tokens to weights that multiply; 20 is Hoffmann et al.'s best."""
+    """Each cell at each ratio of tokens to weights that multiply.
+
+    20 is the best of Hoffmann et al. 2022, arXiv 2203.15556, approach 1 (table 3).
+    """
     size = lambda cell: counted.matmul_parameters(spec.run(cell, {}))
     return [tokens(cell, ratio * size(cell), rows) for ratio in ratios for cell in cells]
 

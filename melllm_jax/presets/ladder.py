@@ -38,8 +38,10 @@ RUNGS: Mapping[str, float] = types.MappingProxyType(  # weights in the layers, a
 )
 BYTE_VOCABULARY = 320  # ids of the bytes tokenizer, rounded up: the one that needs no file
 CPU_LIMIT = 10e6  # a rung below this is for a CPU: short rows, float32, layers unrolled
-POSITIONS_PER_WEIGHT = 20.0  # positions a weight: Hoffmann et al. 2022, arXiv 2203.15556, table 3
-MAX_WARMUP = 2000  # updates at most; a twentieth of a short run
+# Positions a weight: 400 M on 8.0 B, 1 B on 20.2 B tokens, Hoffmann et al. 2022, arXiv 2203.15556,
+# approach 1 (table 3).
+POSITIONS_PER_WEIGHT = 20.0
+MAX_WARMUP = 2000  # updates at most; a twentieth of a short run: both ours
 MAX_LEARNING_RATE = (
     8e-3  # no learning rate beyond it: the highest that a small run was seen to do well at
 )
@@ -89,10 +91,12 @@ def model_of_size(params: float, v: int) -> Model:
     """A model with about `params` weights in its layers and a vocabulary of `v`.
 
     Of each width the depth is taken that comes nearest; of these the one whose size and shape are
-    least off. Depth: l = 8 · (d / 512)^0.7, the line through Chinchilla's smallest (d 512, l 8;
-    arXiv 2203.15556, table A9) and Phi-4 (d 5120, l 40; arXiv 2412.08905), on which Llama 3.2 3B
-    (d 3072, l 28) lies as well. Heads are 32 wide below d 256, 64 below 1,024, then 128; about
-    four share their keys and values, as in Phi-4; f is 8/3 d (Shazeer 2020, arXiv 2002.05202).
+    least off. Depth: l = 8 · (d / 512)^0.7, ours: the line through the first row of Chinchilla's
+    table A9 (44 M: d 512, 8 heads of 64, l 8; arXiv 2203.15556) and Phi-4 (d 5120, l 40; its
+    config.json), on which Llama 3.2 3B (d 3072, l 28; likewise) lies as well. The table's other
+    rows are deeper: 10 to 16 layers at d 640, where the line has 9, and 47 at d 5120. Heads are 32
+    wide below d 256, 64 below 1,024, then 128; about four share their keys and values, as in Phi-4;
+    f is 8/3 d (Shazeer 2020, arXiv 2002.05202).
     """
     return min(
         (_model_of_width(d, params, v) for d in WIDTHS), key=lambda one: _mismatch(one, params)
@@ -102,13 +106,17 @@ def model_of_size(params: float, v: int) -> Model:
 def learning_rate(weights: float, positions: float, size: float) -> float:
     """AdamW's peak learning rate for `positions` in all, `size` of them an update.
 
-    Half of Step Law's 1.79 · N^-0.713 · D^0.307 (arXiv 2503.04715), N weights and D positions:
-    speech has no targets, so that an update holds fewer than a text model's. Fitted there on N 60 M
-    to 1 B and D 2 B to 100 B; extrapolated beyond, and capped at 8e-3. Chosen over laws in N · D
+    Half of Step Law's 1.79 · N^-0.713 · D^0.307 (Li et al. 2025, arXiv 2503.04715; the medians of
+    its thousand published fits, github.com/step-law/steplaw, are 1.782, -0.712 and 0.307), N
+    weights without the embedding and D positions. The half is ours: speech has no targets, so that
+    an update holds fewer than a text model's. Its published dense runs have N 215 M to 1.07 B and D
+    4 B to 100 B; extrapolated beyond, and capped at 8e-3, which is ours. Chosen over laws in N · D
     alone, such as DeepSeek LLM's, since small runs want it: on the quickstart's corpus, of a third,
     one and three times 0.3118 · C^-0.125 at this batch, layers of 0.1 M weights did best at 8.5e-3,
     of 0.5 M at 2.4e-3, of 2 M at 1.5e-3. It holds at `batch_positions`; smaller updates take the
-    square root of their share (Malladi et al. 2022, arXiv 2205.10287), larger ones the same rate.
+    square root of their share: the square root scaling rule of Malladi et al. 2022 (arXiv
+    2205.10287), of which we take the learning rate's part alone and leave Adam's betas. That larger
+    ones keep the rate is ours.
     """
     law = STEP_LAW_SHARE * 1.79 * weights**-0.713 * positions**0.307
     return float(
@@ -117,12 +125,15 @@ def learning_rate(weights: float, positions: float, size: float) -> float:
 
 
 def batch_positions(positions: float) -> float:
-    """Positions an update, with `learning_rate`: Step Law's 0.58 · D^0.571 (arXiv 2503.04715)."""
+    """Positions an update, with `learning_rate`: Step Law's 0.58 · D^0.571 (arXiv 2503.04715).
+
+    The medians of its published fits are 0.573 and 0.571.
+    """
     return 0.58 * positions**0.571
 
 
 def warmup_updates(steps: int) -> int:
-    """Updates of linear rise: a twentieth, at most 2,000 as in arXiv 2503.04715."""
+    """Updates of linear rise: a twentieth of all, at most 2,000."""
     return min(MAX_WARMUP, max(1, steps // 20))
 
 

@@ -1,6 +1,7 @@
 """`melllm scaling` fits from a CSV or a sweep, predicts from what it wrote, refuses in a line."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,8 @@ def test_fit_of_a_csv_then_predict_prints_and_writes(runs, tmp_path, capsys):
     told = capsys.readouterr().out
     assert told.startswith("25 runs; loss = E + A/N^alpha + B/D^beta")
     assert "held out: 5 largest runs from 20 smaller" in told and "a by approach 2: 0." in told
+    assert re.search(r"95 % of a predicted loss: at least ±[0-9.]+ % at the runs, ±[0-9.]+ %", told)
+    assert "cross-conformal by refits" in told
     names = {path.name for path in out.iterdir()}
     assert names == {"law.json", "losses.svg", "isoflop.svg", "optimal.svg", "residuals.svg"}
     assert melllm(["scaling", "predict", str(out / "law.json"), "--flops", "1e17"]) == 0

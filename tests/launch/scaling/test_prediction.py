@@ -19,6 +19,7 @@ KNOWN = ResampledLaw(
     per=6.0,
     samples=tuple(dataclasses.replace(HOFFMANN, beta=beta) for beta in (0.27, 0.275, 0.285, 0.29)),
     noise=(-0.01, 0.0, 0.01),
+    widening=None,
     budgets=(1e17, 1e20),
     sizes=(1e7, 1e10),
     hours=1e-4,

@@ -25,6 +25,13 @@ def test_hours_count_sound_at_positions_of_speech():
     assert steps(budgets.hours(finer, hours, ROWS)) == 480
 
 
+def test_text_alone_has_tokens_and_flops_and_no_hours():
+    rows = budgets.RowShares(speech=0, fill=0.9)
+    assert steps(budgets.tokens(CELL, 1024 * 0.9 * 1200, rows)) == 1200
+    with pytest.raises(Mistake, match="speech=0: rows of text alone hold no hours: give tokens or"):
+        budgets.hours(CELL, 1.0, rows)
+
+
 def test_flops_buy_the_updates_that_spend_them():
     cell = budgets.flops(CELL, 1e13, ROWS)
     spent = flops.training_flops(
@@ -92,7 +99,7 @@ def test_rated_cells_take_the_ladders_rate_for_what_they_train():
     assert found[0]["optim.lr"] > found[2]["optim.lr"] > 0
 
 
-@pytest.mark.parametrize(("speech", "fill"), [(0.0, 1.0), (0.9, 0.8), (0.5, 1.1)])
+@pytest.mark.parametrize(("speech", "fill"), [(-0.1, 1.0), (0.9, 0.8), (0.5, 1.1), (0, 0)])
 def test_rows_refuse_shares_that_cannot_be(speech, fill):
-    with pytest.raises(Mistake, match="must be 0 < speech ≤ fill ≤ 1"):
+    with pytest.raises(Mistake, match="must be 0 ≤ speech ≤ fill ≤ 1, fill > 0"):
         budgets.RowShares(speech, fill)

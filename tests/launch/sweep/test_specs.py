@@ -13,6 +13,7 @@ CELLS = {
     "front_end": 12,
     "synthetic": 16,
     "synthetic_rate": 5,
+    "text": 20,
 }
 
 
@@ -90,4 +91,24 @@ def test_synthetic_is_four_sizes_at_four_numbers_of_updates():
     assert weights == pytest.approx([0.12e6, 0.25e6, 0.5e6, 1e6], rel=0.2)
     assert {(run.data.t, run.data.b, run.model.v, run.optim.kind) for run in found} == {
         (128, 8, 128, "adamw")
+    }
+
+
+def test_text_spends_four_budgets_at_five_sizes_each_on_text_alone():
+    found = runs("text")
+    spent = [
+        flops.training_flops(run, 0.0, 0.97 * run.data.b * run.data.t * run.optim.steps)
+        for run in found
+    ]
+    assert spent == pytest.approx(
+        [c for c in (6e11, 1.8e12, 5.4e12, 1.6e13) for _ in range(5)], rel=0.01
+    )
+    weights = [flops.matmul_parameters(run) for run in found]
+    for line in range(0, 20, 5):
+        assert weights[line : line + 5] == sorted(set(weights[line : line + 5]))
+        assert weights[line] > (weights[line - 5] if line else 0)
+    positions = [run.data.b * run.data.t * run.optim.steps for run in found]
+    assert max(positions) < 4 * 6.3e6  # bytes of the text: fewer than four times round
+    assert {(run.model.front, run.model.v, run.data.b * run.data.t) for run in found} == {
+        ("none", 320, 2048)
     }
