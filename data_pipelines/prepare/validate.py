@@ -39,7 +39,7 @@ class Limits:
     longest: float = 600.0  # seconds
     long: Literal["refuse", "split"] = "refuse"  # longer sound without text may be cut at pauses
     untranscribed: Literal["refuse", "keep"] = "refuse"  # utterances whose text is blank
-    rate: float = 40.0  # characters a second of sound, one second added: faster is no speech
+    fastest: float = 40.0  # characters a second of sound, one second added: more is no speech
     silence: float = -70.0  # dBFS: an utterance quieter than that is silent
     tolerance: float = (
         0.5  # seconds of difference between the manifest's duration and the decoded one
@@ -47,7 +47,7 @@ class Limits:
     duplicates: Literal["refuse", "keep"] = "refuse"  # equal sound and text, but for the first
 
     def __post_init__(self) -> None:
-        for name in ("shortest", "longest", "rate", "tolerance"):
+        for name in ("shortest", "longest", "fastest", "tolerance"):
             value = getattr(self, name)
             if not value > 0:
                 raise Mistake(f"{name}={value}: must be positive")
@@ -118,7 +118,7 @@ def _make_record(
         raise Unusable("too short", f"{name}: lasts {utterance.duration:.3f} s")
     if level < limits.silence:
         raise Unusable("silent", f"{name}: has {level:.1f} dBFS, silence={limits.silence:g}")
-    letters, most = len(utterance.text), limits.rate * (utterance.duration + 1)
+    letters, most = len(utterance.text), limits.fastest * (utterance.duration + 1)
     if letters > most:
         spoken = f"{letters} characters in {utterance.duration:.2f} s"
         raise Unusable("text too long for its audio", f"{name}: {spoken}")

@@ -13,6 +13,7 @@ from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.reject import Reject
 from launch.runs import model_loader, transcriber
 from launch.runs.transcriber import Transcript
+from melllm_jax import files
 from melllm_jax.errors import Fault
 from melllm_jax.evaluation.wer import Normalizer
 from melllm_jax.inference.sampling import DecodingOptions
@@ -72,8 +73,9 @@ def score_split(
     hypotheses = folder / f"{name or f'{pathlib.Path(data).name}-{split}'}.jsonl"
     try:
         folder.mkdir(exist_ok=True)
-        hypotheses.write_text(hypothesis_lines(trials, heard, rejects))
-        hypotheses.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+        files.replace_file(hypotheses, hypothesis_lines(trials, heard, rejects).encode())
+        told = json.dumps(summary, indent=1) + "\n"
+        files.replace_file(hypotheses.with_suffix(".json"), told.encode())
     except OSError as error:
         raise Fault(f"{hypotheses}: cannot be written: {error.strerror}") from error
     return SplitScore(summary, hypotheses)
