@@ -9,6 +9,7 @@ import sys
 import traceback
 
 from launch.runtime import libtpu_env
+from launch.runtime.xla_flags import check_xla_flags
 from launch.terminal.subcommands import COMMANDS, main_help, run_command
 from melllm_jax import __version__, files
 from melllm_jax.errors import Fault, Mistake
@@ -59,7 +60,7 @@ def _run(args: list[str]) -> int:
     if args[0] == "--version":
         print(f"melllm {__version__}")
         return 0
-    return run_command([files.resolve_word(word) for word in args])
+    return run_command([files.resolve_word(word) for word in args], check_xla_flags)
 
 
 def _platform_trouble(error: Exception) -> Mistake | None:

@@ -101,8 +101,8 @@ def write_bytes(path: AnyPath, content: bytes) -> None:
 
 
 def replace_file(path: AnyPath, content: bytes) -> None:
-    """`write_bytes` that raises OSError."""
-    if _is_remote(path):
+    """`write_bytes` that raises OSError. What is no plain file, as /dev/stdout, is written to."""
+    if _is_remote(path) or (os.path.exists(path) and not os.path.isfile(path)):
         epath.Path(path).write_bytes(content)
         return
     with _scratch_file(path, content) as scratch:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import json
 import os
+import sys
 from typing import Any
 
 from etils import epath
@@ -14,19 +15,20 @@ def parse_json(text: str | bytes, parse_constant: Callable[[str], Any] | None = 
     """The value that `text` holds; of bytes, its encoding is known by their mark.
 
     Raises json.JSONDecodeError, and nothing else, for what is none, is no text, is nested deeper
-    than Python's stack, or has a whole number of more digits than Python converts; and what
+    than Python's stack, or has a whole number of more digits than a float can hold; and what
     `parse_constant` raises for NaN and the infinities.
     """
+    decoder = _DECODER
+    if parse_constant is not None:
+        decoder = json.JSONDecoder(parse_constant=parse_constant, parse_int=_parse_whole_number)
     try:
-        return json.loads(text, parse_constant=parse_constant)
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text), "surrogatepass")
+        return decoder.decode(text)
     except RecursionError as error:
         raise json.JSONDecodeError("is nested too deeply", _shown(text), 0) from error
     except UnicodeDecodeError as error:
         raise json.JSONDecodeError(f"is no text: {error.reason}", _shown(text), 0) from error
-    except ValueError as error:
-        if type(error) is ValueError and parse_constant is None:  # the digits of a number
-            raise json.JSONDecodeError(str(error).partition(";")[0], _shown(text), 0) from error
-        raise
 
 
 def read_object(path: os.PathLike[str]) -> dict[str, Any]:
@@ -46,6 +48,15 @@ def read_object(path: os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise Mistake(f"{file}: must be an object of fields")
     return tree
+
+
+def _parse_whole_number(digits: str) -> int:
+    if len(digits) > sys.float_info.max_10_exp:
+        raise json.JSONDecodeError(f"a whole number of {len(digits)} digits", digits, 0)
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_parse_whole_number)
 
 
 def _shown(text: str | bytes) -> str:

@@ -105,5 +105,6 @@ def _is_prepared(folder: epath.Path) -> bool:
 def _folder_with_split(path: epath.PathLike, split: str) -> epath.Path:
     known = list_splits(path)
     if split not in known:
-        raise Mistake(f"split={split}: {path} has {', '.join(known)}")
+        rule = f"`melllm data import --splits {split}=NAME` gives one that name"
+        raise Mistake(f"split={split}: {path} has {', '.join(known)}: {rule}")
     return files.place(path)

@@ -6,6 +6,7 @@ files is slow and inexact.
 """
 
 from collections.abc import Iterator
+import re
 
 from etils import epath
 
@@ -23,6 +24,7 @@ from melllm_jax.errors import Mistake
 
 OFFICIAL = ("train", "dev", "test")
 _DURATIONS = "clip_durations.tsv"
+_MILLISECONDS = re.compile(r"[0-9]{1,12}")  # up to 31 years
 
 
 def read_splits(source: epath.Path, options: ImportOptions) -> dict[str, Iterator[ManifestRow]]:
@@ -80,7 +82,7 @@ def _durations(path: epath.Path) -> dict[str, float]:
     seconds = {}
     for where, fields in read_records(path):
         length = fields.get("duration[ms]", fields.get("duration", ""))
-        if "clip" not in fields or not length.isdigit():
+        if "clip" not in fields or not _MILLISECONDS.fullmatch(length):
             raise Mistake(f"{where}: must have clip and duration[ms], whole milliseconds")
         seconds[fields["clip"]] = int(length) / 1000
     return seconds

@@ -34,16 +34,18 @@ _LISTED_NAMES = 8  # names that a message lists
 
 @dataclasses.dataclass(frozen=True)
 class ImportOptions:
-    """What a user can specify about a corpus; each format uses what it needs."""
+    """What to say about a corpus of another layout, which uses what it needs of it."""
 
-    audio: str = ""  # column or feature of the sound; found where empty
-    text: str = ""  # column, feature, JSON field or X.txt of the text; found where empty
-    id: str = ""  # column or feature of the id; found or made where empty
-    rate: int | None = None  # Hz of samples in a table that do not say it
-    language: str = ""  # of rows that do not say theirs
-    name: str = ""  # of the corpus, `source` in every row; that of its folder where empty
-    splits: tuple[str, ...] = ()  # those to import; all where empty
-    root: str = ""  # folder of relative paths to audio; looked for where empty
+    # those to import, all if none (Common Voice: train, dev, test); train=train_960 names one anew,
+    # and several that get one name become one
+    splits: tuple[str, ...] = ()
+    audio: str = ""  # column or feature of the sound (parquet, tfds, spoken-qa); found if empty
+    text: str = ""  # column, feature, JSON field or X.txt of the text; found by its name if empty
+    id: str = ""  # column or feature of the id (parquet, nemo, tfds); found or made if empty
+    rate: int | None = None  # Hz of samples in a column or feature that does not say it
+    language: str = ""  # of utterances that do not say theirs
+    name: str = ""  # of the corpus, as `source` in every line; that of its folder if empty
+    root: str = ""  # folder of relative paths to audio (kaldi, lhotse, mmau, spoken-qa)
 
     def __post_init__(self) -> None:
         check_rate(self.rate)

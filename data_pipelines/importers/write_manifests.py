@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import itertools
 import os
 import types
 from typing import Any
@@ -83,6 +84,8 @@ def import_corpus(
     folder = absolute_path(files.place(folder))
     _check_free(folder)
     chosen = ImportOptions(**options)
+    called = dict(map(_split_and_name, chosen.splits))
+    chosen = dataclasses.replace(chosen, splits=tuple(called))
     if kind == "tfds":
         splits = IMPORTERS[kind](source, chosen)
         name = tfds.dataset_name(source)
@@ -94,8 +97,12 @@ def import_corpus(
         name = path.parent.name if path.is_file() else path.name
     chosen = dataclasses.replace(chosen, name=spell_out(chosen.name or name))
     way_out = "; --id names the field of other ids" if kind in WITH_ID else ""
-    written = {}
+    parts: dict[str, list[Iterator[ManifestRow]]] = {}
     for split, rows in splits.items():
+        parts.setdefault(called.get(split, split), []).append(rows)
+    written = {}
+    for split, several in parts.items():
+        rows = itertools.chain.from_iterable(several)
         unnamed = "/" in split or split != spell_out(split)
         if unnamed or f"{split}{manifest.MANIFEST_SUFFIX}" == shard_index.REJECTS:
             raise Mistake(f"splits={spell_out(split)}: cannot be the name of a manifest")
@@ -103,6 +110,12 @@ def import_corpus(
             folder, split, _complete_rows(rows, folder, chosen, way_out, on_row)
         )
     return written
+
+
+def _split_and_name(text: str) -> tuple[str, str]:
+    """The split of the corpus that NAME=SPLIT or SPLIT names, and the name that it gets."""
+    name, _, split = text.partition("=")
+    return split or name, name
 
 
 def _complete_rows(

@@ -72,6 +72,8 @@ def prepare(
     given = dict(options or {})
     asked = [os.fspath(source), kind, given, dataclasses.asdict(record_config), digest, per_shard]
     if kind == "jsonl":
+        for name, value in given.items():
+            raise Mistake(f"{name}={value}: is for corpora of another kind than jsonl: give --kind")
         lines = files.place(source)
         plan_tasks(lines, per_shard)  # raises for a bad manifest before anything is written
     work = _work_folder(folder, json.dumps(asked, sort_keys=True))

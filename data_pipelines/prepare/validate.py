@@ -43,7 +43,7 @@ class Limits:
     longest: float = 600.0  # seconds
     long: Literal["refuse", "split"] = "refuse"  # longer sound without text may be cut at pauses
     untranscribed: Literal["refuse", "keep"] = "refuse"  # utterances whose text is blank
-    rate: float = 40.0  # characters a second of sound, one second added: faster is no speech
+    fastest: float = 40.0  # characters a second of sound, one second added: more is no speech
     silence: float = -70.0  # dBFS: an utterance quieter than that is silent
     tolerance: float = (
         0.5  # seconds of difference between the manifest's duration and the decoded one
@@ -51,7 +51,7 @@ class Limits:
     duplicates: Literal["refuse", "keep"] = "refuse"  # equal sound and text, but for the first
 
     def __post_init__(self) -> None:
-        for name in ("shortest", "longest", "rate", "tolerance"):
+        for name in ("shortest", "longest", "fastest", "tolerance"):
             value = getattr(self, name)
             if not value > 0:
                 raise Mistake(f"{name}={value}: must be positive")
@@ -130,7 +130,7 @@ def _make_record(
 ) -> PreparedRecord:
     limits = record_config.limits
     stored = _store_clip(utterance, sound, record_config, whole)
-    letters, most = len(utterance.text), limits.rate * (utterance.duration + 1)
+    letters, most = len(utterance.text), limits.fastest * (utterance.duration + 1)
     if letters > most:
         spoken = f"{letters} characters in {utterance.duration:.2f} s"
         raise Unusable("text too long for its audio", f"{utterance.id}: {spoken}")

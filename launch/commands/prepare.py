@@ -12,6 +12,7 @@ from etils import epath
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from data_pipelines.corpora import shard_index
+from data_pipelines.importers.manifest_row import ImportOptions
 from data_pipelines.importers.write_manifests import IMPORTERS
 from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.prepare.validate import Limits
@@ -35,7 +36,8 @@ class PrepareArguments:
     # folder of SPLIT.jsonl manifests, or what --kind says
     source: Annotated[str, Positional, arg(metavar="SOURCE")]
     out: str  # folder of the shards; must not hold any yet
-    kind: Kind = "jsonl"  # what SOURCE is; `melllm data import` has the options of each kind
+    kind: Kind = "jsonl"  # what SOURCE is
+    layout: OmitArgPrefixes[ImportOptions] = ImportOptions()
     store: Store = "flac"  # 16 kHz FLAC, Opus of 31 kbit/s, files as they are, or mel in bfloat16
     mel: Mel = Mel()  # of --store mel; else what the mean and deviation in the index are of
     limits: OmitArgPrefixes[Limits] = Limits()
@@ -57,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
             arguments.source,
             arguments.out,
             kind=arguments.kind,
+            options=_given(arguments.layout),
             store=arguments.store,
             mel=arguments.mel,
             limits=arguments.limits,
@@ -73,6 +76,12 @@ def main(argv: Sequence[str]) -> int:
     figures["seconds"] = round(time.perf_counter() - began, 2)
     print(json.dumps(figures) if arguments.json else _format_figures(figures))
     return 0
+
+
+def _given(options: ImportOptions) -> dict[str, Any]:
+    """The options that are not at their defaults."""
+    plain, chosen = dataclasses.asdict(ImportOptions()), dataclasses.asdict(options)
+    return {name: value for name, value in chosen.items() if value != plain[name]}
 
 
 def _figures(out: str, index: shard_index.ShardIndex) -> dict[str, Any]:

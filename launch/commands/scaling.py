@@ -73,9 +73,9 @@ def fit(argv: Sequence[str]) -> int:
     folder = files.place(arguments.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / LAW_FILE).write_text(written)
+        files.replace_file(folder / LAW_FILE, written.encode())
         for name, drawn in law_charts.files(found).items():
-            (folder / name).write_text(drawn)
+            files.replace_file(folder / name, drawn.encode())
     except OSError as error:
         raise Fault(f"out={arguments.out}: cannot be written: {error.strerror}") from error
     print(written if arguments.json else format_fit(found, arguments.out), end="")

@@ -21,6 +21,7 @@ from melllm_jax.errors import Fault
 NAMED = 10  # texts that come more than once, and speakers, that are named
 SHOWN = 5  # outliers at each end that are shown
 FAR = 3.0  # quartile ranges beyond a quartile: "far out" in Tukey 1977, Exploratory Data Analysis
+LEAST = 1e-6  # seconds: what is said to be shorter has no duration that says anything
 KINDS = ("speaker", "language", "source")
 
 
@@ -86,7 +87,7 @@ class SplitCounter:
     def outliers(self) -> Outliers:
         """Utterances whose characters a second are far out, of those that have a duration."""
         seconds, lengths = np.array(self.seconds), np.array(self.lengths)
-        (timed,) = np.nonzero(seconds > 0)
+        (timed,) = np.nonzero(seconds > LEAST)
         if not timed.size:
             return Outliers(0, (), ())
         rates = lengths[timed] / seconds[timed]
@@ -178,7 +179,7 @@ def inspect_split(
         unreadable=tuple(unreadable),
         exact=len(seconds) == len(corpus),
         hours=hours,
-        untimed=int(np.sum(seconds == 0)),
+        untimed=int(np.sum(seconds <= LEAST)),
         seconds=distribution(seconds),
         characters=round(int(np.sum(lengths, dtype=np.int64)) * scale),
         rate=distribution(_rates(seconds, lengths)),
@@ -209,7 +210,7 @@ def _columns(corpus: ShardReader, split: str) -> np.ndarray:
 def _rates(seconds: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Characters a second of those with a duration, in float32: 50 million of them take 200 MB."""
     rates = np.full(len(seconds), np.nan, np.float32)
-    np.divide(lengths, seconds, out=rates, where=seconds > 0, casting="same_kind")
+    np.divide(lengths, seconds, out=rates, where=seconds > LEAST, casting="same_kind")
     timed: np.ndarray = rates[np.isfinite(rates)]
     return timed
 

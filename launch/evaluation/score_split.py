@@ -16,6 +16,7 @@ from launch.runs import model_loader, transcriber
 from launch.runs.option_scorer import Choice, ChoiceRule, OptionScorer
 from launch.runs.task_scores import score_trials
 from launch.runs.transcriber import Transcript
+from melllm_jax import files
 from melllm_jax.errors import Fault
 from melllm_jax.evaluation.wer import Normalizer
 from melllm_jax.inference.sampling import DecodingOptions
@@ -84,8 +85,10 @@ def score_split(
     hypotheses = folder / f"{name or f'{pathlib.Path(data).name}-{split}'}.jsonl"
     try:
         folder.mkdir(exist_ok=True)
-        hypotheses.write_text(hypothesis_lines(trials, heard, rejects, scored.choices))
-        hypotheses.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+        lines = hypothesis_lines(trials, heard, rejects, scored.choices)
+        files.replace_file(hypotheses, lines.encode())
+        told = json.dumps(summary, indent=1) + "\n"
+        files.replace_file(hypotheses.with_suffix(".json"), told.encode())
     except OSError as error:
         raise Fault(f"{hypotheses}: cannot be written: {error.strerror}") from error
     return SplitScore(summary, hypotheses)

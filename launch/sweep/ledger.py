@@ -173,6 +173,13 @@ class Ledger:
         """Take back `cancel`."""
         (self.folder / CANCELLED).unlink(missing_ok=True)
 
+    def keep_backend(self, name: str, options: Mapping[str, Any]) -> None:
+        """Record where the cells were started last: what `resume` and `cancel` go by."""
+        sweep = dataclasses.replace(self.sweep, backend=name, options=dict(options))
+        if sweep != self.sweep:
+            files.write_text(self.folder / SWEEP, _sweep_text(sweep))
+            self.sweep = sweep
+
     def _write(self, cell: Cell) -> None:
         files.write_text(self._cell(cell.id), json.dumps(dataclasses.asdict(cell), indent=1) + "\n")
 
@@ -214,9 +221,13 @@ def create(folder: str, sweep: Sweep, cells: Iterable[Cell]) -> Ledger:
             text = json.dumps(dataclasses.asdict(cell), indent=1) + "\n"
             files.create_text(file, text)
     if found is None:
-        files.create_text(path, json.dumps(dataclasses.asdict(sweep), indent=1) + "\n")
+        files.create_text(path, _sweep_text(sweep))
         return create(folder, sweep, ())  # another process may have been first, with another sweep
     return ledger
+
+
+def _sweep_text(sweep: Sweep) -> str:
+    return json.dumps(dataclasses.asdict(sweep), indent=1) + "\n"
 
 
 _FIELD_NAMES = {"digest": "list of cells", "common": "data or flags", "eval": "final evaluation"}

@@ -4,10 +4,11 @@ What must hold: printing help starts no command, so this file imports neither JA
 command's module is therefore imported by name, here and nowhere else, once it is called.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import importlib
+import sys
 
 from melllm_jax.errors import Mistake
 
@@ -153,10 +154,11 @@ COMMANDS: dict[str, Command | CommandGroup] = {
 }
 
 
-def run_command(args: Sequence[str]) -> int:
+def run_command(args: Sequence[str], before_jax: Callable[[], None]) -> int:
     """Run the command that the first word or two of `args` name: its exit status.
 
-    Raises Mistake, with the nearest name, where they name none.
+    `before_jax` is called before a command that loads JAX. Raises Mistake, with the nearest name,
+    where the words name none.
     """
     name, rest = args[0], args[1:]
     if name not in COMMANDS:
@@ -169,7 +171,10 @@ def run_command(args: Sequence[str]) -> int:
             return 0
         word = _choose_subcommand(name, rest, entry)
         entry, rest = entry.commands[word], rest[1:]
-    status: int = getattr(importlib.import_module(entry.module), entry.function)(rest)
+    function = getattr(importlib.import_module(entry.module), entry.function)
+    if "jax" in sys.modules and not {"-h", "--help"} & {*rest}:
+        before_jax()
+    status: int = function(rest)
     return status
 
 

@@ -91,9 +91,9 @@ class Model:
 
     def __post_init__(self) -> None:
         for name in ("d", "n", "k", "h", "f", "l", "v", "c"):
-            require(
-                f"model.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive"
-            )
+            size = getattr(self, name)
+            require(f"model.{name}", size, size > 0, "must be positive")
+            require(f"model.{name}", size, size < 1 << 31, "must be below 2^31, as XLA counts")
         shares = self.n % self.k == 0
         require("model.n", self.n, shares, f"query heads cannot share k={self.k} KV heads evenly")
         require("model.window", self.window, self.window >= 0, "must be 0 or more positions")

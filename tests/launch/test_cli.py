@@ -79,6 +79,20 @@ def test_platform_that_is_not_here_is_a_mistake_in_the_environment(
         command(lambda argv: exec(body))
 
 
+def test_flags_that_xla_does_not_know_are_a_mistake_where_jax_is_loaded(
+    command, capsys, monkeypatch
+):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_nothing")
+    monkeypatch.setitem(sys.modules, "jax", types.ModuleType("jax"))
+    assert command(lambda argv: 0) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("melllm probe: error: XLA_FLAGS=--xla_nothing: ") and said[-1] == "\n"
+    assert said.count("\n") == 1
+    assert command(lambda argv: 0, "--help") == 0
+    monkeypatch.delitem(sys.modules, "jax")
+    assert command(lambda argv: 0) == 0
+
+
 def test_memory_of_a_device_that_does_not_suffice_is_a_mistake(command, capsys):
     error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 26 bytes.\nmore")
     assert command(raising(error)) == 2

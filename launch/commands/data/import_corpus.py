@@ -6,10 +6,10 @@ import json
 from typing import Annotated, Literal
 
 from etils import epath
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from data_pipelines.importers import write_manifests
-from data_pipelines.importers.manifest_row import ManifestRow
+from data_pipelines.importers.manifest_row import ImportOptions, ManifestRow
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import count_progress
 
@@ -22,22 +22,13 @@ class ImportCorpusArguments:
     source: Annotated[str, Positional, arg(metavar="SOURCE")]
     kind: Literal[*write_manifests.IMPORTERS]  # what SOURCE is
     out: str  # folder of the manifests; must not hold any yet
-    splits: tuple[str, ...] = ()  # those to import; all if none (Common Voice: train, dev, test)
-    audio: str = ""  # column or feature of the sound (parquet, tfds, spoken-qa); found if empty
-    text: str = ""  # column, feature, JSON field or X.txt of the text; found by its name if empty
-    id: str = ""  # column or feature of the id (parquet, nemo, tfds); found or made if empty
-    rate: int | None = None  # Hz of samples in a column or feature that does not say it
-    language: str = ""  # of utterances that do not say theirs
-    name: str = ""  # of the corpus, as `source` in every line; that of its folder if empty
-    root: str = ""  # folder of relative paths to audio (kaldi, lhotse, mmau, spoken-qa)
+    layout: OmitArgPrefixes[ImportOptions] = ImportOptions()
     json: bool = False  # print one JSON object on standard output and nothing else
 
 
 def main(argv: Sequence[str]) -> int:
     """`melllm data import SOURCE --kind KIND --out DIR`."""
     arguments = parse(ImportCorpusArguments, argv, prog="melllm data import")
-    options = dataclasses.asdict(arguments)
-    source, kind, out, as_json = (options.pop(k) for k in ("source", "kind", "out", "json"))
     seconds, unknown = 0.0, 0
     with count_progress(None, "utterances") as advance:
 
@@ -48,10 +39,19 @@ def main(argv: Sequence[str]) -> int:
             advance()
 
         written = write_manifests.import_corpus(
-            source, kind, epath.Path(out), on_row=count_row, **options
+            arguments.source,
+            arguments.kind,
+            epath.Path(arguments.out),
+            on_row=count_row,
+            **dataclasses.asdict(arguments.layout),
         )
-    if as_json:
-        figures = {"out": out, "splits": written, "hours": seconds / 3600, "unknown": unknown}
+    if arguments.json:
+        figures = {
+            "out": arguments.out,
+            "splits": written,
+            "hours": seconds / 3600,
+            "unknown": unknown,
+        }
         print(json.dumps(figures))
         return 0
     for split, count in written.items():

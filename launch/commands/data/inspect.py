@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out:
         written = page(found, round(arguments.megabytes * 1e6))
         try:
-            files.place(arguments.out).write_bytes(written)
+            files.replace_file(files.place(arguments.out), written)
         except OSError as error:
             raise Fault(f"out={arguments.out}: cannot be written: {error.strerror}") from error
     if arguments.json:

@@ -21,7 +21,7 @@ class SweepResumeArguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`melllm sweep resume DIR [--backend …]`; the backend and options that began it by default."""
+    """`melllm sweep resume DIR [--backend …]`; by default as it was started last."""
     folder, rest = split_operand("sweep resume", argv, "DIR")
     before = SweepResumeArguments()
     if folder:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import UseAppendAction, arg
 
+from data_pipelines.corpora.corpus import list_splits
 from launch.bench.matmul_rate import measure_matmul_rate
 from launch.commands.sweep.submit import BACKENDS, BackendName, BackendOptions, submit
 from launch.sweep import cost, ledger, spec
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     options = getattr(arguments.options, arguments.backend)
     BACKENDS[arguments.backend].check(options, arguments.workdir)
+    if arguments.backend != "gke":  # whose pods see other disks than this machine
+        _check_corpora(specified, arguments.eval)
     sweep = Sweep(
         name=specified.name,
         digest=specified.digest,
@@ -81,6 +84,23 @@ def main(argv: Sequence[str]) -> int:
         for index, (cell, plan) in enumerate(zip(specified.cells, plans, strict=True))
     ]
     return submit(ledger.create(arguments.workdir, sweep, cells), arguments.backend, options)
+
+
+def _check_corpora(specified: spec.SweepSpec, scored: Eval) -> None:
+    """Raises Mistake for a corpus that is not here, or lacks the split that a cell reads of it.
+
+    A cell would say so too, but only when its turn in a queue has come, or its training is over.
+    """
+    runs = [cell.run for cell in specified.cells]
+    if not all(run.data.sources for run in runs):
+        raise Mistake("data: give at least one corpus with --data DIR")
+    wanted = {(source.path, "train") for run in runs for source in run.data.sources}
+    firsts = (scored.data or run.data.sources[0].path for run in runs)
+    for path, split in sorted(wanted | {(first, scored.split) for first in firsts}):
+        known = list_splits(path)
+        if split not in known:
+            field = "split" if split == "train" else "eval.split"
+            raise Mistake(f"{field}={split}: {path} has {', '.join(known)}")
 
 
 def _common(arguments: SweepRunArguments) -> dict[str, Any]:

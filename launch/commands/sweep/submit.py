@@ -40,13 +40,14 @@ def submit(ledger: Ledger, backend: str, options: Any) -> int:
     Cells on this machine are waited for; clusters are handed theirs.
     """
     ledger.resume()
+    ledger.keep_backend(backend, dataclasses.asdict(options))
     missing = [cell.id for cell in ledger.cells() if cell.state != "done"]
     folder = str(ledger.folder)
     if backend != "local":
-        if missing:
-            BACKENDS[backend].start(folder, missing, options)
+        handed = BACKENDS[backend].start(folder, missing, options) if missing else 0
+        there = f", {len(missing) - handed} there already" if handed < len(missing) else ""
         print(
-            f"{len(missing)} of {len(ledger.sweep.cells)} cells handed to {backend}; "
+            f"{handed} of {len(ledger.sweep.cells)} cells handed to {backend}{there}; "
             f"next: melllm sweep status {folder}"
         )
         return 0

@@ -34,21 +34,22 @@ def check(options: Gke, folder: str) -> None:
     jobset_manifest.manifest(folder, "0" * 10, options)
 
 
-def start(folder: str, ids: Sequence[str], options: Gke) -> None:
-    """Submit a JobSet a cell, but for those that wait or run already.
+def start(folder: str, ids: Sequence[str], options: Gke) -> int:
+    """Submit a JobSet a cell, but for those that wait or run already: how many.
 
     Raises Mistake for a folder that pods cannot reach, Fault with kubectl's message.
     """
     known = _jobset_states(folder, options.namespace)
     ids = [id for id in ids if known.get(id) != ""]
     if not ids:
-        return
+        return 0
     wanted = text(folder, ids, options)
     finished = [jobset_manifest.jobset_name(folder, id) for id in ids if id in known]
     if finished:  # such a one cannot be started again
         _kubectl("delete", "jobset", "-n", options.namespace, "--ignore-not-found", *finished)
     _kubectl("apply", "-n", options.namespace, "-f", "-", given=wanted)
     print(f"melllm sweep: {len(ids)} cells are JobSets in {options.namespace}", file=sys.stderr)
+    return len(ids)
 
 
 def cancel(folder: str, cells: Sequence[Cell]) -> None:

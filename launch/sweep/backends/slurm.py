@@ -15,6 +15,7 @@ Sources: sbatch(1), squeue(1) and scancel(1) of Slurm 22.05.
 from collections.abc import Mapping, Sequence
 import itertools
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,10 @@ from launch.sweep.ledger import Cell
 from melllm_jax.errors import Fault, Mistake
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
+# Words of sbatch about what it was asked for; its others are of a cluster that is not well.
+_REFUSED = re.compile(
+    r"\binvalid\b|unrecognized option|not available|not permitted|violates", re.IGNORECASE
+)
 
 
 def check(options: Slurm, folder: str) -> None:
@@ -35,24 +40,28 @@ def check(options: Slurm, folder: str) -> None:
         raise Mistake(f"backend=slurm: {', '.join(missing)} cannot be found on this machine")
 
 
-def start(folder: str, ids: Sequence[str], options: Slurm) -> None:
-    """Submit the cells that are not queued as one array, and the report after it.
+def start(folder: str, ids: Sequence[str], options: Slurm) -> int:
+    """Submit the cells that are not queued as one array, and the report after it: how many.
 
-    Raises Mistake for a folder that is on no disk, Fault with sbatch's message.
+    Raises Mistake for a folder that is on no disk and for options that sbatch refuses, Fault with
+    sbatch's message where it fails otherwise.
     """
     home = _sweep_folder(folder)
-    ids = [id for id in ids if id not in _queued_tasks(home)]
+    queued = _queued_tasks(home)
+    ids = [id for id in ids if id not in queued]
     if not ids:
-        return
+        return 0
     for name in ("slurm", "logs"):
         (home / name).mkdir(exist_ok=True)
     number, listed = _write_ids(home, ids)
     written = _write_script(home, str(number), array_script(home, number, len(ids), options))
     try:
         array = _run_program("sbatch", "--parsable", str(written)).partition(";")[0]
-    except Fault:
+    except Fault as fault:
         written.unlink()
         listed.unlink()
+        if _REFUSED.search(str(fault)):
+            raise Mistake(f"slurm: the options of this sweep are refused: {fault}") from fault
         raise
     print(f"melllm sweep: {len(ids)} cells are Slurm's job {array}", file=sys.stderr)
     report = _write_script(home, f"{number}-report", report_script(home, number, options))
@@ -60,6 +69,7 @@ def start(folder: str, ids: Sequence[str], options: Slurm) -> None:
         _run_program("sbatch", f"--dependency=afterany:{array}", str(report))
     except Fault as fault:
         raise Fault(f"the cells are job {array}, without a report after them: {fault}") from fault
+    return len(ids)
 
 
 def cancel(folder: str, cells: Sequence[Cell]) -> None:

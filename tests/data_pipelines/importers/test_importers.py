@@ -426,6 +426,14 @@ def test_commonvoice_mistakes_are_named(tmp_path):
     refused(tmp_path / "cv/de", "commonvoice", tmp_path / "out", "has no .tsv with the columns")
 
 
+@pytest.mark.parametrize("length", ["1" + "0" * 400, "9" * 5000, "²", "-1", ""])
+def test_commonvoice_durations_that_no_clip_has_are_refused(tmp_path, length):
+    commonvoice_tree(tmp_path / "de", {"train": spoken(1)})
+    (tmp_path / "de/clip_durations.tsv").write_text(f"clip\tduration[ms]\na.mp3\t{length}\n")
+    rule = "clip_durations.tsv:2: must have clip and duration[ms], whole milliseconds"
+    refused(tmp_path / "de", "commonvoice", tmp_path / "out", rule)
+
+
 def tar_of(path, members, mode="w"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:
@@ -726,3 +734,13 @@ def test_import_beside_its_sound_writes_paths_that_move_with_it(tmp_path):
     (tmp_path / "root").rename(tmp_path / "moved")
     heard = open_corpus(tmp_path / "moved", "dev")[0]
     assert np.array_equal(load_utterance_wave(heard), noise(0))
+
+
+def test_splits_get_other_names_and_become_one(tmp_path):
+    tables = {name: spoken(2) for name in ("train", "dev", "test")}
+    commonvoice_tree(tmp_path / "de", tables)
+    options = {"splits": ("train=dev", "held=test")}
+    assert sorted(imports(tmp_path / "de", "commonvoice", tmp_path / "out", **options)) == [
+        "held",
+        "train",
+    ]

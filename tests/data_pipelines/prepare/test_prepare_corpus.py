@@ -278,8 +278,8 @@ def test_limits_that_contradict_each_other_are_refused():
         Limits(long="split")
     with pytest.raises(Mistake, match="shortest=2.0: must be below longest=1"):
         Limits(shortest=2.0, longest=1.0)
-    with pytest.raises(Mistake, match="rate=0.0: must be positive"):
-        Limits(rate=0.0)
+    with pytest.raises(Mistake, match="fastest=0.0: must be positive"):
+        Limits(fastest=0.0)
 
 
 def test_prepare_to_original_keeps_the_bytes_of_each_file(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from data_pipelines.corpora.corpus import open_corpus
 from data_pipelines.importers import write_manifests
 from launch import cli
-from launch.commands.prepare import Kind
+from launch.commands.data.import_corpus import ImportCorpusArguments
+from launch.commands.prepare import Kind, PrepareArguments
 from tests.support.runs import corpus, everything, refused
 
 GONE = {"audio_filepath": "audio/none.flac"}
@@ -116,3 +117,24 @@ def test_prepare_without_beam_says_which_extra_to_install(data, tmp_path, capsys
 
 def test_prepare_takes_every_kind_that_is_imported():
     assert set(typing.get_args(Kind)) == {"jsonl", *write_manifests.IMPORTERS}
+
+
+def test_prepare_takes_the_options_of_an_import(data, tmp_path, capsys):
+    (data / "train.jsonl").rename(data / "a_manifest.json")
+    rows = (data / "a_manifest.json").read_text().replace('"text"', '"said"')
+    (data / "a_manifest.json").write_text(rows)
+    options = ["--kind", "nemo", "--text", "said", "--name", "mine", "--language", "en"]
+    assert cli.main(["data", "import", str(data), "--out", str(tmp_path / "one"), *options]) == 0
+    assert cli.main(prepare(data, tmp_path / "two", *options, "--fastest", "1000")) == 0
+    one, two = (open_corpus(tmp_path / name, "a") for name in ("one", "two"))
+    told = lambda corpus: sorted((u.id, u.text, u.source, u.language) for u in corpus)
+    assert told(one) == told(two) and {u.source for u in two} == {"mine"}
+    one, two = (typing.get_type_hints(kind) for kind in (ImportCorpusArguments, PrepareArguments))
+    assert one["layout"] == two["layout"]
+
+
+def test_prepare_of_manifests_refuses_an_option_of_importers(data, tmp_path, capsys):
+    assert cli.main(prepare(data, tmp_path / "out", "--text", "said")) == 2
+    rule = "text=said: is for corpora of another kind than jsonl: give --kind"
+    assert capsys.readouterr().err == f"melllm prepare: error: {rule}\n"
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,8 @@ import html.parser
 import io
 import json
 import re
+import resource
+import signal
 
 from etils import epath
 import numpy as np
@@ -239,6 +241,12 @@ def test_inspect_names_texts_that_come_again_and_utterances_of_odd_speed(tmp_pat
     assert train["fastest"][0]["rate"] == pytest.approx(900 / train["fastest"][0]["seconds"])
 
 
+def test_inspect_takes_no_speed_of_a_duration_that_no_sound_has(tmp_path, capsys):
+    changes = {i: {"duration": x} for i, x in enumerate((1e-300, 5e-324, 1e-50))}
+    train = figures(capsys, corpus(tmp_path / "data", 20, changes=changes))["facts"]["train"]
+    assert train["fastest"] == [] and train["untimed"] == 3
+
+
 def test_inspect_tells_a_record_that_cannot_be_read_and_reads_the_others(tmp_path, capsys):
     folder = prepared(tmp_path / "out", [spoken(i) for i in range(6)])
     path = folder / shard_index.shard_name("train", 1)
@@ -290,5 +298,22 @@ def test_inspect_refuses_what_it_cannot_look_at(capsys, words, rule):
 
 def test_inspect_where_the_page_cannot_be_written_is_a_fault(tmp_path, capsys):
     folder = corpus(tmp_path / "data", 2)
+    (tmp_path / "no").write_text("")
     said = refused(["data", "inspect", folder, "--out", tmp_path / "no/page.html"], capsys, 1)
-    assert said == f"out={tmp_path / 'no/page.html'}: cannot be written: No such file or directory"
+    assert said.startswith(f"out={tmp_path / 'no/page.html'}: cannot be written: ")
+
+
+def test_inspect_that_fills_the_disk_leaves_the_page_that_was_there(tmp_path, capsys):
+    folder, out = corpus(tmp_path / "data", 2), tmp_path / "page.html"
+    out.write_text("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails, as on a disk
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        said = refused(["data", "inspect", folder, "--out", out], capsys, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert said == f"out={out}: cannot be written: File too large"
+    assert [one.name for one in tmp_path.glob("*page*")] == ["page.html"]
+    assert out.read_text() == "before"

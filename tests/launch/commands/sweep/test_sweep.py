@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -175,6 +176,8 @@ def test_spec_that_is_wrong_is_one_line_and_starts_nothing(tmp_path, capsys, dat
         (["SPEC", "--workdir", "w", "--local.at-once", "-1"], "local.at_once=-1: must be 0 or"),
         (["SPEC", "--workdir", "w", "--eval.most", "-1"], "eval.most=-1: must be 0 or more"),
         (["SPEC", "--workdir", "w", "--topology", "v5p:9"], "v5p:9"),
+        (["SPEC", "--workdir", "w"], "data: give at least one corpus with --data DIR"),
+        (["SPEC", "--workdir", "w", "--data", "nowhere"], "data=nowhere: is no folder"),
         ([], "no SPEC.py given"),
     ],
 )
@@ -186,6 +189,26 @@ def test_flags_that_are_wrong_are_one_line_and_start_nothing(
     given = [str(path) if word == "SPEC" else word for word in given]
     assert said in refused(["sweep", "run", *given], capsys)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_split_that_a_corpus_lacks_is_told_before_anything_is_trained(tmp_path, capsys, data):
+    path, workdir = spec(tmp_path, grid(2, 2)), tmp_path / "sweep"
+    given = ["sweep", "run", str(path), "--workdir", str(workdir), "--data", str(data)]
+    line = refused([*given, "--eval.split", "dev"], capsys)
+    assert f"eval.split=dev: {data} has train" in line
+    (tmp_path / "other").mkdir()
+    shutil.copy(data / "train.jsonl", tmp_path / "other/train_5.jsonl")
+    line = refused([*given[:-1], str(tmp_path / "other"), "--eval.split", "train_5"], capsys)
+    assert f"split=train: {tmp_path / 'other'} has train_5" in line
+    assert not workdir.exists()
+
+
+def test_sweep_goes_on_where_it_was_started_last(tmp_path):
+    sweep = ledger.Sweep("s", "1234", (), {}, "local", {"at_once": 1}, {})
+    made = ledger.create(str(tmp_path / "sweep"), sweep, ())
+    made.keep_backend("slurm", {"partition": "all", "setup": ()})
+    again = ledger.create(str(tmp_path / "sweep"), sweep, ()).sweep
+    assert (again.backend, again.options) == ("slurm", {"partition": "all", "setup": []})
 
 
 @pytest.mark.parametrize("what", ["resume", "status", "cancel", "report"])

@@ -139,9 +139,24 @@ def test_cells_in_the_queue_are_not_submitted_twice(sweep):
 
 
 def test_words_of_sbatch_are_told_and_nothing_stays(sweep):
-    rule = "^sbatch: invalid partition specified: none; Batch job submission failed: .*$"
-    with pytest.raises(Fault, match=rule):
+    rule = (
+        "^slurm: the options .* refused: sbatch: invalid partition specified: none; Batch job .*$"
+    )
+    with pytest.raises(Mistake, match=rule):
         started(sweep, ["a1"], 1, partition="none")
+    with pytest.raises(Mistake, match="refused: sbatch: Invalid --time specification"):
+        started(sweep, ["a1"], 1, time="soon")
+    assert list((sweep / "slurm").iterdir()) == []
+
+
+def test_cluster_that_does_not_answer_is_a_fault(sweep, monkeypatch):
+    def run(words, **_):
+        return subprocess.CompletedProcess(words, 1, "", "sbatch: error: Unable to contact it\n")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(slurm.subprocess, "run", run)
+        with pytest.raises(Fault, match="^sbatch: Unable to contact it$"):
+            started(sweep, ["a1"], 1)
     assert list((sweep / "slurm").iterdir()) == []
 
 
