@@ -66,8 +66,15 @@ class TextGenerator:
         if tokens < 1:
             raise Mistake(f"tokens={tokens}: must be positive")
         rows = round_up_rows(batch, jax.sharding.get_mesh().size)
-        given = {"chat": chat, "system": system, "opening": self._opening}
-        asked = [self._check(p, text_prompt(self._tokenizer, p, **given)) for p in prompts]
+        asked = [
+            self._check(
+                prompt,
+                text_prompt(
+                    self._tokenizer, prompt, chat=chat, system=system, opening=self._opening
+                ),
+            )
+            for prompt in prompts
+        ]
         keys = (jax.random.fold_in(jax.random.key(seed), n) for n in itertools.count())
         for start in range(0, len(prompts), batch):
             part = slice(start, start + batch)

@@ -77,7 +77,7 @@ class Decoder:
         key = jax.random.key(0) if key is None else key
         limits = jax.device_put(np.asarray(limits, np.int32), sharding.a("b"))
         given = self.model, self.weights, sharding.shard_batch(prompt), limits, key
-        options = {"ends": self.ends, "options": self.options, "steps": steps}
+        options: dict[str, Any] = {"ends": self.ends, "options": self.options, "steps": steps}
         shape = prompt.tokens.shape, steps
         begin, go_on = functools.partial(_begin, **options), functools.partial(_go_on, **options)
         state = self._run(("begin", *shape), begin, *given)
