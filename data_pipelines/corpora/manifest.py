@@ -177,9 +177,10 @@ def _task_utterance(row: Mapping[str, Any], line: bytes, folder: epath.Path) -> 
     name = row.get("id")
     if name is None:
         name = hashlib.sha256(line.strip()).hexdigest()[:16]
-    shared = {field: row.get(field) for field in _OF_ALL} | {"text": "", "duration": 0.0}
+    shared: dict[str, Any] = {field: row.get(field) for field in _OF_ALL}
+    shared |= {"text": "", "duration": 0.0}
     clips = [
-        shared | {"id": name if number == 1 else clip_id(name, number)} | clip
+        shared | {"id": name if number == 1 else clip_id(name, number)} | dict(clip)
         for number, clip in enumerate(found.clips, 1)
     ]
     for clip in clips or [shared | {"id": name, "audio_filepath": ""}]:
@@ -198,7 +199,7 @@ def _task_utterance(row: Mapping[str, Any], line: bytes, folder: epath.Path) -> 
 
 
 def _silent_utterance(row: Mapping[str, Any], name: str) -> Utterance:
-    words = {field: row.get(field) or "" for field in _OF_ALL}
+    words: dict[str, Any] = {field: row.get(field) or "" for field in _OF_ALL}
     return Utterance(name, "", 0.0, **words)
 
 

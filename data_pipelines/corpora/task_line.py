@@ -98,7 +98,7 @@ def _instruction(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[Mappin
     answers = _texts(row["answer"], "answer")
     if not answers:
         raise Mistake("answer=[]: must hold one at least")
-    heard = next((row[name] for name in _PATHS[:2] if row.get(name) is not None), [])
+    heard: Any = next((row[name] for name in _PATHS[:2] if row.get(name) is not None), [])
     several = isinstance(heard, Sequence) and not isinstance(heard, str)
     clips = [_clip(x, {}) for x in heard] if several else [_clip(heard, row)]
     asked = _word(row, "instruction")
