@@ -151,7 +151,7 @@ def training_flops(run: Run, speech: float, text: float) -> float:
 
 def _unpassed_flops(run: Run) -> float:
     """FLOPs of a position's backward pass that a frozen encoder spares."""
-    if run.optim.encoder == "train":
+    if run.optim.encoder == "trained":
         return 0.0
     return 2 * (front_flops(run) - 2.0 * trained_front_parameters(run))
 
@@ -159,7 +159,7 @@ def _unpassed_flops(run: Run) -> float:
 def trained_front_parameters(run: Run) -> int:
     """Weights of the front end that train: all, or where its encoder is frozen its projector."""
     m = run.model
-    if run.optim.encoder == "train":
+    if run.optim.encoder == "trained":
         return _front_parameters(run)
     return m.c * m.d + m.d + m.d * m.d + m.d
 

@@ -36,7 +36,7 @@ class Optim:
     train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
     freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
     # A front end's stem and blocks; its projector trains all the same.
-    encoder: Literal["train", "freeze"] = dataclasses.field(default="train", metadata=LATER)
+    encoder: Literal["trained", "frozen"] = dataclasses.field(default="trained", metadata=LATER)
     compute: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward and backward pass
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Init:
     path: str = dataclasses.field(default="", metadata=WHERE)  # folder of an import or of a run
     digest: str = ""  # content hash of its checkpoint, filled in when a run starts
     # random: the front end is made anew, though the checkpoint has one.
-    front: Literal["stored", "random"] = dataclasses.field(default="stored", metadata=LATER)
+    encoder: Literal["stored", "random"] = dataclasses.field(default="stored", metadata=LATER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +134,10 @@ class Run:
         if self.model.front in ("conv", "conformer"):
             rule = f"must be 8 for the {self.model.front} front end"
             require("mel.r", self.mel.r, self.mel.r == 8, rule)
-        if self.optim.encoder == "freeze":
+        if self.optim.encoder == "frozen":
             front = self.model.front
             known = front in ("conv", "conformer")
-            require("optim.encoder", "freeze", known, f"model.front={front} has no encoder")
+            require("optim.encoder", "frozen", known, f"model.front={front} has no encoder")
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
         layers = self.optim.freeze

@@ -83,7 +83,7 @@ def trainable_names(cfg: Optim, kinds: Kinds) -> frozenset[str]:
 
     def chosen(name: str, kind: nnx.Param) -> bool:
         if name.startswith("front."):
-            return cfg.encoder == "train" or name in PROJECTOR
+            return cfg.encoder == "trained" or name in PROJECTOR
         return cfg.train == "all" or isinstance(kind, LoraParam)
 
     return frozenset(

@@ -65,7 +65,7 @@ def _weights_per_chip(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
 def _trainable_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
     """Numbers on a chip that change."""
     here = _weights_per_chip(run, sizes)
-    if run.optim.encoder == "freeze":
+    if run.optim.encoder == "frozen":
         here["front"] = (run.model.c + run.model.d) * run.model.d / sizes["fsdp"]
     return sum(here.values()) if run.optim.train == "all" else here["lora"] + here["front"]
 
@@ -154,7 +154,7 @@ def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) 
 def _conformer_again(run: Run, kept: frozenset[str]) -> float:
     """FLOPs of a position that the backward pass of a Conformer's blocks does again."""
     m, own = run.model, run.model.conformer
-    if m.front != "conformer" or m.remat == "none" or run.optim.encoder == "freeze":
+    if m.front != "conformer" or m.remat == "none" or run.optim.encoder == "frozen":
         return 0.0
     cost = {
         "qkv": 6 * m.c * m.c,

@@ -35,7 +35,7 @@ def conformer_asr_random() -> Run:
     melllm train conformer_asr_random --init PHI --data LIBRISPEECH … --workdir runs/random
     """
     return dataclasses.replace(
-        conformer_asr(), name="conformer_asr_random", init=Init(front="random")
+        conformer_asr(), name="conformer_asr_random", init=Init(encoder="random")
     )
 
 
@@ -60,5 +60,5 @@ def conformer_asr_random_frozen() -> Run:
 
 
 def _frozen(run: Run) -> Run:
-    optim = dataclasses.replace(run.optim, encoder="freeze")
+    optim = dataclasses.replace(run.optim, encoder="frozen")
     return dataclasses.replace(run, name=f"{run.name}_frozen", optim=optim)

@@ -77,7 +77,7 @@ class Update(Generic[Net]):
         return (
             list(kinds)
             if self.warm is None
-            else self.warm.fresh_names(kinds, self.run.lora.r, self.run.init.front)
+            else self.warm.fresh_names(kinds, self.run.lora.r, self.run.init.encoder)
         )
 
     def state_from(self, weights: Weights) -> State:

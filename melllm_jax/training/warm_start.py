@@ -86,7 +86,7 @@ class WarmStart:
         if front == "stored" and alone and within(kinds, "front.blocks."):
             raise Mistake(
                 f"init={self.folder}: has no Conformer: import with --front conformer, or "
-                "start from a random one with init.front=random"
+                "start from a random one with init.encoder=random"
             )
 
     def _grows(self, name: str, shape: tuple[int, ...]) -> bool:

@@ -165,7 +165,7 @@ def test_a_conformer_counts_its_weights_and_the_scores_of_a_window():
 
 
 def test_a_frozen_encoder_has_no_backward_pass_but_its_projector_has():
-    optim = dataclasses.replace(CONFORMER.optim, encoder="freeze")
+    optim = dataclasses.replace(CONFORMER.optim, encoder="frozen")
     frozen = dataclasses.replace(CONFORMER, optim=optim)
     positions = CONFORMER.data.b * CONFORMER.data.t
     projector = 2 * (8 * 32 + 32 + 32 * 32 + 32)

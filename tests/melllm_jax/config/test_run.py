@@ -197,8 +197,8 @@ def test_a_run_without_a_conformer_is_written_as_before_there_was_one():
     written = to_json(RUN)
     assert not any(name in written for name in ("conformer", "encoder", '"stored"'))
     baseline = json.loads(to_json(PRESETS["conformer_asr_random_frozen"]()))
-    assert baseline["optim"]["encoder"] == "freeze"
-    assert baseline["init"]["front"] == "random"
+    assert baseline["optim"]["encoder"] == "frozen"
+    assert baseline["init"]["encoder"] == "random"
 
 
 @pytest.mark.parametrize("name", PRESETS)

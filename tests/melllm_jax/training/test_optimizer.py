@@ -56,7 +56,7 @@ def test_lora_training_trains_lora_and_the_front_end(kinds):
 
 
 def test_a_frozen_encoder_leaves_its_projector_to_train(kinds):
-    frozen = dataclasses.replace(COSINE, encoder="freeze")
+    frozen = dataclasses.replace(COSINE, encoder="frozen")
     projector = {f"front.{name}" for name in ("up", "up_bias", "down", "down_bias")}
     front = {name for name in kinds if name.startswith("front.")}
     assert trainable_names(frozen, kinds) == kinds.keys() - front | projector

@@ -415,7 +415,7 @@ def test_an_encoder_comes_pretrained_or_at_random(conformer):
     run = of_conformer(conformer / "conformer")
     assert (run.model.front, run.model.conformer.l) == ("conformer", conformer_files.L)
     assert fresh_of(run) == set()
-    fresh = fresh_of(of_conformer(conformer / "conformer", **{"init.front": "random"}))
+    fresh = fresh_of(of_conformer(conformer / "conformer", **{"init.encoder": "random"}))
     assert {"front.first", "front.distances", "front.blocks.attn.q", "front.down"} <= fresh
     assert all(map(of_front, fresh)) and not {"front.mean", "front.invstd"} & fresh
 
@@ -431,12 +431,12 @@ def test_a_conformer_is_not_made_up_beside_a_pretrained_stem(conformer):
     assert run.model.front == "conformer"
     with pytest.raises(Mistake, match="has no Conformer: import with --front conformer, or start"):
         fresh_of(run)
-    random = override(run, {"init.front": "random"})
+    random = override(run, {"init.encoder": "random"})
     assert "front.blocks.attn.q" in fresh_of(random)
 
 
 def test_a_frozen_encoder_is_bfloat16_and_its_projector_a_master(conformer):
-    run = of_conformer(conformer / "conformer", **{"optim.encoder": "freeze"})
+    run = of_conformer(conformer / "conformer", **{"optim.encoder": "frozen"})
     with models.one_device():
         state = jax.device_get(warm(run).init_state())
     front = {name for name in state.trained if of_front(name)}
