@@ -25,10 +25,9 @@ from melllm_jax.encoders.clip_windows import WINDOW, Windows
 from melllm_jax.encoders.frontends import ConvFrontend, continues_clip
 from melllm_jax.encoders.window_attention import attend_in_windows
 from melllm_jax.nn import attention, remat
-from melllm_jax.nn.layers import Sizes, constant, einsum, weight
+from melllm_jax.nn.layers import LayerNorm, Sizes, constant, einsum, weight
 from melllm_jax.nn.remat import name_activation
 
-EPS = 1e-5  # torch's default, which no config of theirs can change
 AttendFn = Callable[[Array, Array, Array], Array]
 
 
@@ -116,21 +115,6 @@ class Block(nnx.Module):
         x_bsd = x_bsd + self.conv(x_bsd, windows)
         x_bsd = x_bsd + 0.5 * self.mlp_out(x_bsd)
         return self.norm(x_bsd)
-
-
-class LayerNorm(nnx.Module):
-    """(x - mean) / deviation · scale + bias, in float32 (Ba et al. 2016, arXiv 1607.06450)."""
-
-    def __init__(self, size: Sizes):
-        self.scale = constant(size, "d", 1.0)
-        self.bias = constant(size, "d", 0.0)
-
-    def __call__(self, x_bsd: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        x32 = x_bsd.astype(jnp.float32)
-        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + EPS)
-        scale, bias = self.scale[...][None, None], self.bias[...][None, None]
-        return (x32 * scale + bias).astype(x_bsd.dtype)
 
 
 class Mlp(nnx.Module):
