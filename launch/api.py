@@ -46,8 +46,8 @@ from melllm_jax.objectives.objective import Companion, LossSums, Objective
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets.catalog import PRESETS, preset
 from melllm_jax.sharding import shard_batch
-from melllm_jax.training.front_start import run_from
 from melllm_jax.training.preemption import StopRequest
+from melllm_jax.training.run_start import run_from
 from melllm_jax.training.train_step import Update
 
 __all__ = [

@@ -11,7 +11,7 @@ from launch.terminal.flags import RunArguments, run_arguments
 from melllm_jax.config.run import Run
 from melllm_jax.presets import catalog
 from melllm_jax.telemetry.profiler import parse_update_range
-from melllm_jax.training.front_start import run_from
+from melllm_jax.training.run_start import run_from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from melllm_jax.config.overrides import override, with_new_names, with_old_names
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
-from melllm_jax.training.front_start import run_from
+from melllm_jax.training.run_start import run_from
 
 Cell = dict[str, Any]  # dotted fields of config.Run, "preset", and those of STARTS
 STARTS = ("init", "front")  # folders of a model and of a front end

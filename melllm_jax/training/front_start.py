@@ -10,11 +10,11 @@ import jax
 from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
-from melllm_jax.config.features import Mel
-from melllm_jax.config.run import RANDOM, Run
+from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import PROJECTOR, Kinds, Weights, is_encoder, is_front
-from melllm_jax.training.warm_start import FRONT_FIELDS, WarmStart, adopt_model
+from melllm_jax.training.run_start import read_front_fields
+from melllm_jax.training.warm_start import WarmStart
 
 FREE_RATE = ("whisper",)  # front ends of which the projector alone depends on mel.r
 
@@ -68,7 +68,7 @@ def resolve(run: Run, llm: WarmStart | None) -> FrontStart:
     Raises Mistake where there is none, or one of another kind or mel.
     """
     folder = run.init.front
-    theirs, mel = _read_front(folder)
+    theirs, mel = read_front_fields(folder)
     kind = run.model.front
     if theirs["front"] != kind:
         raise Mistake(
@@ -94,37 +94,6 @@ def resolve(run: Run, llm: WarmStart | None) -> FrontStart:
         {name: shape for name, (_, shape) in stored.items() if is_front(name)},
         llm,
     )
-
-
-def run_from(run: Run, init: str, front: str) -> Run:
-    """`run` with the sizes of the model in `init`, and the front end in `front`, where given."""
-    run = adopt_model(run, init) if init else run
-    return adopt_front(run, front) if front not in ("", RANDOM) else run
-
-
-def adopt_front(run: Run, folder: str) -> Run:
-    """`run` with the front end in `folder`: its kind, its sizes and its mel.
-
-    The token rate stays the run's where an encoder alone was imported, which has none. Raises
-    Mistake where `folder` holds no front end.
-    """
-    fields, mel = _read_front(folder)
-    if run_folder.read_front(folder) is not None:
-        mel = dataclasses.replace(mel, r=run.mel.r)
-    model = dataclasses.replace(run.model, **fields)
-    init = dataclasses.replace(run.init, front=folder)
-    return dataclasses.replace(run, model=model, mel=mel, init=init)
-
-
-def _read_front(folder: str) -> tuple[dict[str, Any], Mel]:
-    """The fields of a model that say which front end is in `folder`, and the mel that it hears."""
-    alone = run_folder.read_front(folder)
-    if alone is not None:
-        return {"front": alone.front, "whisper": alone.whisper}, alone.mel
-    spec = run_folder.read_spec(folder)
-    if spec.model.front == "none":
-        raise Mistake(f"init.front={folder}: holds no front end: its model reads text alone")
-    return {name: getattr(spec.model, name) for name in FRONT_FIELDS}, spec.mel
 
 
 def _shown(value: Any) -> str:

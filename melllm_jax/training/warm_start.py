@@ -11,19 +11,12 @@ import jax.numpy as jnp
 from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
-from melllm_jax.config.run import RANDOM, Run
+from melllm_jax.config.run import RANDOM
 from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import Kinds, Weights, is_front
 from melllm_jax.nn.layers import NonTrainable
 
 VOCABULARY = {"embed": 0, "head": 1}  # weights with an axis of tokens, and which it is
-FRONT_FIELDS = (
-    "front",
-    "c",
-    "conformer",
-    "whisper",
-)  # of a model: its front end, and the sizes of that
-COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,34 +120,6 @@ def resolve(folder: str, v: int = 0, random_front: bool = False) -> WarmStart:
         v,
         random_front,
     )
-
-
-def adopt_model(run: Run, folder: str) -> Run:
-    """`run` with the sizes, the mel and the tokenizer of the model in `folder`.
-
-    What a checkpoint does not have stays the run's: the front end of a model that reads text
-    alone, LoRA where none was imported, and how the model is computed. A run with the conv front
-    end takes a Conformer's stem, and a run with a Conformer says itself that it has one. Raises
-    Mistake where `folder` holds no model.
-    """
-    spec = run_folder.read_spec(folder)
-    own = {name: getattr(run.model, name) for name in (*COMPUTE_FIELDS, "speech")}
-    mel = spec.mel
-    if spec.model.front == "none":
-        own |= {name: getattr(run.model, name) for name in FRONT_FIELDS}
-        mel = run.mel
-    if {spec.model.front, run.model.front} == {"conv", "conformer"}:
-        own |= {"front": run.model.front}
-        if spec.model.front == "conv":
-            own |= {"conformer": run.model.conformer}
-    lora = run.lora
-    if spec.lora.r:
-        lora = dataclasses.replace(spec.lora, dropout=run.lora.dropout)
-    theirs = {x: getattr(spec.text, x) for x in ("tokenizer", "template", "placeholder")}
-    text = dataclasses.replace(run.text, **theirs)
-    model = dataclasses.replace(spec.model, **own)
-    init = dataclasses.replace(run.init, path=folder)
-    return dataclasses.replace(run, model=model, mel=mel, lora=lora, text=text, init=init)
 
 
 def _without_split(

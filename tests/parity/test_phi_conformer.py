@@ -12,7 +12,7 @@ from melllm_jax import sharding
 from melllm_jax.config.encoders import Conformer
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
-from melllm_jax.convert.tensor_names import phi
+from melllm_jax.convert.tensor_names.layouts import TENSOR_NAMES
 from melllm_jax.convert.tensor_names.phi_conformer import conformer_rules
 from melllm_jax.convert.weight_map import expand_rules
 from melllm_jax.encoders.clip_windows import Windows
@@ -79,7 +79,7 @@ def pair(m):
     theirs = randomised(transformers.Phi4MultimodalForCausalLM(config))
     skeleton, values = models.made(models.run(m, lora=Lora(), mel=MEL))
     shapes = {name: x.shape for name, x in values.items()}
-    read = converted(phi.TENSOR_NAMES["transformers"].weights(m), theirs, shapes)
+    read = converted(TENSOR_NAMES["transformers"].weights(m), theirs, shapes)
     assert values.keys() == read.keys()
     return theirs, skeleton, {name: jnp.asarray(x) for name, x in read.items()}
 

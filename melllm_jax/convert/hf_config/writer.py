@@ -55,10 +55,13 @@ def llama_config(
     return {
         "architectures": [LLAMA_CLASSES[m.family]],
         "model_type": m.family,
-        **_size_fields(m, dtype, tokens),
+        **_size_fields(m),
         **({} if m.family == "qwen2" and m.h * m.n == m.d else {"head_dim": m.h}),
         **window,
+        "max_position_embeddings": m.rope.longest,
+        "rope_theta": m.rope.theta,
         "rope_scaling": _rope_scaling(m.rope),
+        **_token_fields(m, dtype, tokens),
     }
 
 
@@ -102,6 +105,7 @@ def phi4_multimodal_config(
     rest = {name: value for name, value in tokens.items() if name not in placeholder}
     audio = {
         "model_type": "phi4_multimodal_audio",
+        "num_blocks": m.conformer.l if m.front == "conformer" else 0,
         "hidden_size": m.c,
         "nemo_conv_channels": m.c,
         "input_size": mel.m,
@@ -128,10 +132,9 @@ def _conformer_fields(m: Model) -> dict[str, Any]:
     """The fields of audio_config that the blocks read."""
     if m.front == "conv":
         # The bias of attention that no block reads: transformers makes it, so it is made small.
-        return {"num_blocks": 0, "num_attention_heads": 1, "bias_max_distance": 1}
+        return {"num_attention_heads": 1, "bias_max_distance": 1}
     own = m.conformer
     return {
-        "num_blocks": own.l,
         "num_attention_heads": own.n,
         "intermediate_size": own.f,
         "kernel_size": own.taps,
@@ -192,26 +195,21 @@ def _decoder_fields(m: Model, dtype: str, tokens: Mapping[str, Any]) -> dict[str
         raise Mistake(f"model.h={m.h}: must be d / n: transformers counts LongRoPE's factors so")
     factors = {"short_factor": list(m.rope.short), "long_factor": list(m.rope.long)}
     return {
-        **_size_fields(m, dtype, tokens),
-        **({} if m.h * m.n == m.d else {"head_dim": m.h}),
+        **_size_fields(m),
         "sliding_window": m.window or None,
+        "max_position_embeddings": m.rope.longest,
         "original_max_position_embeddings": m.rope.original,
+        "rope_theta": m.rope.theta,
         "partial_rotary_factor": m.rope.partial,
         # transformers 4 takes these three fields and no fourth.
         "rope_scaling": {"type": "longrope", **factors} if m.rope.short else None,
+        **_token_fields(m, dtype, tokens),
+        **({} if m.h * m.n == m.d else {"head_dim": m.h}),
     }
 
 
-def _size_fields(m: Model, dtype: str, tokens: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that all configs share."""
-    if tokens.keys() - set(TOKEN_ID_FIELDS):
-        unknown = min(tokens.keys() - set(TOKEN_ID_FIELDS))
-        raise Mistake(
-            f"tokens.{unknown}={tokens[unknown]}: must be one of {', '.join(TOKEN_ID_FIELDS)}"
-        )
-    pad = tokens.get("pad_token_id")
-    if pad is not None and not 0 <= pad < m.v:
-        raise Mistake(f"tokens.pad_token_id={pad}: must lie below model.v={m.v}")
+def _size_fields(m: Model) -> dict[str, Any]:
+    """The sizes that all configs say."""
     return {
         "vocab_size": m.v,
         "hidden_size": m.d,
@@ -222,11 +220,20 @@ def _size_fields(m: Model, dtype: str, tokens: Mapping[str, Any]) -> dict[str, A
         "hidden_act": "silu",
         "rms_norm_eps": m.eps,
         "tie_word_embeddings": m.tied,
-        "max_position_embeddings": m.rope.longest,
-        "rope_theta": m.rope.theta,
-        "torch_dtype": dtype,
-        **{name: tokens.get(name) for name in TOKEN_ID_FIELDS},
     }
+
+
+def _token_fields(m: Model, dtype: str, tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """The dtype of the tensors, and the ids of special tokens."""
+    if tokens.keys() - set(TOKEN_ID_FIELDS):
+        unknown = min(tokens.keys() - set(TOKEN_ID_FIELDS))
+        raise Mistake(
+            f"tokens.{unknown}={tokens[unknown]}: must be one of {', '.join(TOKEN_ID_FIELDS)}"
+        )
+    pad = tokens.get("pad_token_id")
+    if pad is not None and not 0 <= pad < m.v:
+        raise Mistake(f"tokens.pad_token_id={pad}: must lie below model.v={m.v}")
+    return {"torch_dtype": dtype, **{name: tokens.get(name) for name in TOKEN_ID_FIELDS}}
 
 
 def _rope_scaling(rope: Rope) -> dict[str, Any] | None:

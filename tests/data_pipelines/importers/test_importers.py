@@ -378,7 +378,7 @@ def test_nemo_rows_with_uris_and_channels_say_so(tmp_path):
         ('{"audio_filepath": "a", "text": "", "speaker": {}}', "speaker={}: must be a string"),
         ('{"audio_filepath": "a", "text": "", "lang": true}', "lang=True: must be a string"),
         ('{"audio_filepath": "a", "text": "", "id": Infinity}', "id=inf: must be a string"),
-        ('{"audio_filepath": "a", "text": "", "offset": 1%s}' % ("0" * 400), "must be seconds"),
+        ('{"audio_filepath": "a", "text": "", "offset": 1%s}' % ("0" * 400), "of 401 digits"),
         ('{"audio_filepath": "a", "text": "", "channel": [0, 1]}', "channel=[0, 1]: must be one"),
     ],
 )

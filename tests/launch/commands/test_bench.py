@@ -14,7 +14,7 @@ from melllm_jax.config.overrides import override
 from melllm_jax.presets import small
 from tests.support.runs import TINY, corpus, refused, tiny
 
-LARGE = ["--model.v", str(8 * 10**9)]
+LARGE = ["--model.v", str(2 * 10**9)]
 
 
 def bench(capsys, what, *words):

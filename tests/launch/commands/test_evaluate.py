@@ -136,6 +136,8 @@ def test_evaluate_where_no_audio_can_be_read_is_refused(place, tmp_path, capsys)
 
 
 def test_evaluate_that_cannot_write_is_a_fault_in_one_line(place, tmp_path, capsys):
+    (place.run / "eval").mkdir(exist_ok=True)
+    (place.run / "eval/none").write_text("a file, no folder")
     words = evaluate(place, "--name", "none/such")
     assert "none/such.jsonl: cannot be written: " in refused(words, capsys, status=1)
 
@@ -278,7 +280,8 @@ def test_evaluate_scores_each_task_by_its_metric(asked, capsys):
     assert summary["rejected"] == {"malformed row": 1}
     pets = tasks["pets"]["choice"]
     assert (pets["rule"], pets["chance"]) == ("byte", 0.5)
-    rows = [json.loads(line) for line in (asked.run / "eval/data-test.jsonl").open()]
+    lines = (asked.run / "eval/data-test.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     chosen = [row for row in rows if row.get("metric") == "choice"]
     best = {"cat", "dog"} & {row["text"] for row in chosen}
     assert len(best) == 1  # the same question thrice

@@ -120,8 +120,9 @@ def test_prepare_takes_every_kind_that_is_imported():
 
 
 def test_prepare_takes_the_options_of_an_import(data, tmp_path, capsys):
-    (data / "train.jsonl").rename(data / "a_manifest.json")
-    rows = (data / "a_manifest.json").read_text().replace('"text"', '"said"')
+    rows = (data / "train.jsonl").read_text().replace('"text"', '"said"')
+    for file in data.glob("*.jsonl"):
+        file.unlink()
     (data / "a_manifest.json").write_text(rows)
     options = ["--kind", "nemo", "--text", "said", "--name", "mine", "--language", "en"]
     assert cli.main(["data", "import", str(data), "--out", str(tmp_path / "one"), *options]) == 0

@@ -18,7 +18,7 @@ from melllm_jax.config.overrides import override, to_json
 from melllm_jax.convert import block_copy, to_hf
 from melllm_jax.convert.hf_config import reader
 from melllm_jax.objectives.next_token import NextToken
-from melllm_jax.training import warm_start
+from melllm_jax.training import run_start, warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import models, phi_files
 from tests.support.phi_files import NUMBERS, PEFT, TREES, D, F, H, K, L, N, R, V
@@ -269,7 +269,7 @@ def adopting(folder):
     named["model.embed_tokens.weight"] = phi_files.random((300, D), "float32")  # bytes and more
     phi_files.write(folder / "theirs", tree | {"vocab_size": 300}, named)
     phi_files.told("import", folder / "theirs", folder / "ours")
-    cfg = warm_start.adopt_model(
+    cfg = run_start.adopt_model(
         tiny(corpus(folder / "data"), steps=2, every=2), str(folder / "ours")
     )
     cfg = dataclasses.replace(cfg, text=Text())

@@ -67,7 +67,7 @@ def test_refuse_says_what_is_needed_and_what_is_there_of_all_devices_together():
 
 def test_train_refuses_what_does_not_fit_this_machine_and_writes_nothing(tmp_path, capsys):
     data = corpus(tmp_path / "data")
-    words = arguments(data, tmp_path / "run", "--model.v", 8 * 10**9)
+    words = arguments(data, tmp_path / "run", "--model.v", 2 * 10**9)
     said = refused(words, capsys)
-    assert said.startswith("preset=digits: weights, optimiser state and gradients need 2")
+    assert said.startswith("preset=digits: weights, optimiser state and gradients need 512.0 GB")
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from melllm_jax.config.overrides import override
 from melllm_jax.models.parameters import is_encoder, is_front
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.presets import catalog
-from melllm_jax.training import front_start, warm_start
+from melllm_jax.training import front_start, run_start, warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import models, phi_files, whisper_files
 from tests.support.families import FAMILIES, write_checkpoint
@@ -58,7 +58,7 @@ def begun(folder, init, front, **changes):
     """The run of both starts, or of a front end alone."""
     init, front = (str(folder / name) if name else "" for name in (init, front))
     preset = catalog.preset("mel_llm_asr" if init else "digits")
-    return override(front_start.run_from(preset, init, front), SMALL | changes)
+    return override(run_start.run_from(preset, init, front), SMALL | changes)
 
 
 def update_of(run):

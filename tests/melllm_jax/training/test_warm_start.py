@@ -18,12 +18,12 @@ from melllm_jax import sharding
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import Lora
 from melllm_jax.config.overrides import override
-from melllm_jax.config.run import Init
+from melllm_jax.config.run import RANDOM, Init
 from melllm_jax.errors import Mistake
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.presets import catalog
 from melllm_jax.telemetry.progress import SILENT, SilentProgress
-from melllm_jax.training import warm_start
+from melllm_jax.training import run_start, warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import conformer_files, models, phi_files
 from tests.support.runs import (
@@ -134,13 +134,15 @@ def same(x, y):
 
 def adopted(folder, **changes):
     """The recipe's run from the model in `folder`; other keywords are dotted fields."""
-    run = warm_start.adopt_model(catalog.preset("mel_llm_asr"), str(folder))
+    run = run_start.adopt_model(catalog.preset("mel_llm_asr"), str(folder))
     return override(run, SMALL | changes)
 
 
 def warm(run):
     """The update of a run that starts from its import."""
-    return Update(NextToken(run), warm_start.resolve(run.init.path))
+    return Update(
+        NextToken(run), warm_start.resolve(run.init.path, random_front=run.init.front == RANDOM)
+    )
 
 
 def test_training_from_an_import_learns(straight):
@@ -227,7 +229,7 @@ def test_training_from_another_checkpoint_in_the_same_folder_is_refused(folder, 
 def test_how_a_model_is_computed_stays_the_run_s(folder):
     own = {"model.remat": "offload", "model.kept": ("out",), "model.scan": False}
     run = override(catalog.preset("mel_llm_asr"), own | {"model.attention": "blocks"})
-    found = warm_start.adopt_model(run, str(folder / "speech")).model
+    found = run_start.adopt_model(run, str(folder / "speech")).model
     asked = found.remat, found.kept, found.scan, found.attention
     assert asked == ("offload", ("out",), False, "blocks")
     assert found.d == run_folder.read_spec(str(folder / "speech")).model.d != run.model.d
@@ -237,7 +239,7 @@ def test_how_a_model_is_computed_stays_the_run_s(folder):
 def test_training_goes_on_from_another_run(straight, tmp_path):
     """The first update's rate is 0, so the checkpoint after it holds what it started from."""
     run = run_folder.read_run(str(straight))
-    found = warm_start.adopt_model(catalog.preset("mel_llm_asr"), str(straight))
+    found = run_start.adopt_model(catalog.preset("mel_llm_asr"), str(straight))
     assert (found.model, found.mel) == (run.model, run.mel)
     assert found.lora == dataclasses.replace(run.lora, dropout=found.lora.dropout)
     assert warm_start.resolve(str(straight)).digest == integrity.checkpoint_digest(
@@ -403,7 +405,7 @@ def conformer(folder):
 def of_conformer(folder, **changes):
     """The encoder baseline on an import."""
     run = override(catalog.preset("conformer_asr"), SMALL | changes)
-    return warm_start.adopt_model(run, str(folder))
+    return run_start.adopt_model(run, str(folder))
 
 
 def fresh_of(run):
@@ -421,7 +423,7 @@ def test_an_encoder_comes_pretrained_or_at_random(conformer):
 
 
 def test_mel_llm_takes_the_stem_of_a_checkpoint_that_has_a_conformer(conformer):
-    run = warm_start.adopt_model(catalog.preset("mel_llm_asr"), str(conformer / "conformer"))
+    run = run_start.adopt_model(catalog.preset("mel_llm_asr"), str(conformer / "conformer"))
     assert run.model.front == "conv"
     assert fresh_of(run) == set()
 
