@@ -4,8 +4,8 @@ import signal
 
 import numpy as np
 import pytest
-from tests.support.patience import HANG
 
+from tests.support.patience import HANG
 from tests.support.runs import (
     ANEW,
     arguments,

@@ -7,10 +7,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tests.support.patience import HANG
 
 from tests.support import models
 from tests.support.paths import ROOT
+from tests.support.patience import HANG
 
 pytestmark = pytest.mark.slow  # each of the two compiles four times
 

@@ -5,7 +5,6 @@ import json
 import socket
 
 from tests.support.patience import HANG
-
 from tests.support.runs import losses, reached, started
 
 DEVICE = {"JAX_NUM_CPU_DEVICES": "1"}

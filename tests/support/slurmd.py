@@ -10,6 +10,7 @@ import subprocess
 import time
 
 import pytest
+
 from tests.support.patience import HANG
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo")

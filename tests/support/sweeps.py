@@ -5,9 +5,8 @@ import os
 import pathlib
 import signal
 
-from tests.support.patience import HANG
-
 from launch.sweep.ledger import Ledger
+from tests.support.patience import HANG
 from tests.support.runs import SMALL, started
 
 HERE = {"JAX_NUM_CPU_DEVICES": "1"}

@@ -12,7 +12,6 @@ import time
 
 import numpy as np
 import pytest
-from tests.support.patience import HANG
 
 from data_pipelines.loader.pipeline import train_batches
 from data_pipelines.loader.reject_counts import stream_counts
@@ -21,6 +20,7 @@ from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.errors import Fault, Mistake
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
+from tests.support.patience import HANG
 
 BYTES = load_tokenizer("bytes")
 GONE = {"audio_filepath": "none.flac"}

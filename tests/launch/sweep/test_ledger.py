@@ -11,13 +11,13 @@ import sys
 import time
 
 import pytest
-from tests.support.patience import HANG
 
 from launch.runtime import process_identity
 from launch.sweep import claim_owner, ledger
 from launch.sweep.ledger import Cell, Ledger, Sweep
 from melllm_jax.errors import Fault, Mistake
 from tests.support.buckets import bucket
+from tests.support.patience import HANG
 
 NAMES = ("aa", "bb", "cc")
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 
 import pytest
-from tests.support.patience import HANG
 import yaml
 
 from launch.runtime import processes
@@ -24,6 +23,7 @@ from launch.sweep.ledger import Cell, Sweep
 from melllm_jax.errors import Fault, Mistake
 from tests.support import jobset_fields
 from tests.support.api_server import serving
+from tests.support.patience import HANG
 
 BUCKET = "gs://bucket/sweep"
 IDS = ["0123456789", "12e3456789", "abcdef0123"]

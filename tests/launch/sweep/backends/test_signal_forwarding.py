@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.support.patience import HANG
 
 from launch.sweep.backends.signal_forwarding import RUN_FORWARDING_SIGTERM
+from tests.support.patience import HANG
 
 SHELLS = ("sh", "bash")
 TOLD = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit({})); print(1, flush=True)"
