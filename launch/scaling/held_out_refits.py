@@ -47,9 +47,12 @@ class Widening:
     largest: tuple[float, float, float]  # parameters, tokens, and their product, of all runs
 
     def half_widths(self, n: float, d: float) -> tuple[float, float]:
-        """Of the 80 % and the 95 % interval of log loss, of a run of `n` parameters, `d` tokens."""
+        """Of the 80 % and the 95 % interval of log loss, of a run of `n` parameters, `d` tokens.
+
+        At most LARGEST: far from all runs a loss would overflow.
+        """
         usual = self.inside + self.beyond * _distance(np.array([n, d, n * d]), self.largest)
-        return self.q80 * float(usual), self.q95 * float(usual)
+        return min(self.q80 * float(usual), LARGEST), min(self.q95 * float(usual), LARGEST)
 
     def widen(self, loss: Quantity, n: float, d: float) -> Quantity:
         """The loss of a run with intervals that are at least so wide, and as wide as they were."""
@@ -115,5 +118,5 @@ def _distance(
 
 
 def _around(value: float, interval: Interval, half: float) -> Interval:
-    factor = math.exp(min(half, LARGEST))  # far from all runs it could overflow
+    factor = math.exp(half)
     return min(interval[0], value / factor), max(interval[1], value * factor)

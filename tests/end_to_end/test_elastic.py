@@ -186,7 +186,7 @@ def test_run_in_two_processes_then_one_then_two_is_one_that_stayed(straight, dat
     before = steps_on_disk(tmp_path)[-1]
     assert 6 <= before < STEPS
     with job(command) as both:
-        statuses, said = ended(both, 300)
+        statuses, said = ended(both)
     assert statuses == [0, 0], said
     assert "resuming after update" in said[0]
     check(straight, tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from launch.scaling import law_json
 from launch.scaling.held_out_refits import Widening, measure_widening
 from launch.scaling.intervals import Quantity
+from launch.scaling.law import LARGEST
 from launch.scaling.law_fit import fit_law
 from launch.scaling.prediction import predict_loss
 from tests.support.laws import HOFFMANN, grid, points
@@ -102,3 +103,8 @@ def test_law_file_keeps_the_widening_and_one_of_before_has_none(tmp_path):
     known = law_json.read(str(path))
     assert known.widening is None
     assert predict_loss(known, 1e9, 1e10).value == predict_loss(fit, 1e9, 1e10).value
+
+
+def test_half_widths_far_from_all_runs_do_not_overflow():
+    far = dataclasses.replace(KNOWN, beyond=1e3)
+    assert far.half_widths(1e30, 1e30) == (LARGEST, LARGEST)
