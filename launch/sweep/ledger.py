@@ -254,7 +254,7 @@ Kept = TypeVar("Kept", Cell, Sweep)
 
 
 def _checked(kept: Kept) -> Kept:
-    """What was read. Raises TypeError for a field of another type than its own.
+    """What was read. Raises TypeError for a field of another type than its own, or below 0.
 
     A cell's plan and result hold figures and words, but for the counts of what was rejected.
     """
@@ -264,7 +264,9 @@ def _checked(kept: Kept) -> Kept:
     figures = [*kept.plan.items(), *(kept.result or {}).items()] if isinstance(kept, Cell) else []
     for name, value in figures:
         odd = isinstance(value, dict) and name != "rejected"
-        if odd or isinstance(value, list) or (isinstance(value, str) and name not in _WORDS):
+        below = isinstance(value, int | float) and value < 0
+        word = isinstance(value, str) and name not in _WORDS
+        if odd or below or word or isinstance(value, list):
             raise TypeError(f"{name}={repr(value)[:40]}")
     return kept
 
@@ -278,8 +280,8 @@ def _is_of(kind: Any, value: Any) -> bool:
         return value in options
     if origin is tuple:
         return isinstance(value, tuple) and all(_is_of(options[0], item) for item in value)
-    if kind is float:
-        return type(value) in (int, float) and abs(value) < LARGEST
+    if kind in (int, float):
+        return type(value) in (int, kind) and 0 <= value < LARGEST
     return isinstance(value, dict) if origin is not None else type(value) is kind
 
 
