@@ -95,7 +95,7 @@ def _law_from_json(tree: Mapping[str, Any], warnings: Sequence[str]) -> Resample
         widening=None if widening is None else _widening_from_json(widening),
         budgets=(float(tree["budgets"][0]), float(tree["budgets"][1])),
         sizes=(float(tree["sizes"][0]), float(tree["sizes"][1])),
-        hours=tree["hours"],
+        hours=None if tree["hours"] is None else float(tree["hours"]),
         warnings=tuple(map(str, warnings)),
     )
 
