@@ -74,6 +74,8 @@ def read(path: str) -> ResampledLaw:
         names = ("params", "tokens", "loss", "residual")
         rows = [[float(point[name]) for name in names] for point in tree["points"]]
         n, d, loss, off = np.array(rows, np.float64).T
+        if not min(n.min(), d.min(), loss.min()) > 0:
+            raise ValueError("points hold a number that is not above 0")
         if reason := design_line(n, d, loss, off, len(CONSTANTS)).reason:
             raise Mistake(f"{path}: {reason}")
         return known

@@ -109,11 +109,13 @@ class Ledger:
         """The cell of an id. Raises Mistake for an unknown one, Fault for a damaged one."""
         if name not in self.sweep.cells:
             raise Mistake(f"cell={name}: is none of the sweep in {self.folder}")
-        tree = _read(self._cell(name))
-        if tree is None:
+        if (tree := _read(self._cell(name))) is None:
             raise Fault(f"{self._cell(name)}: is missing: the same `melllm sweep run` remakes it")
         with _damage_as_fault(self._cell(name)):
-            return _checked(Cell(**{**tree, "overrides": with_new_names(tree["overrides"])}))
+            cell = _checked(Cell(**{**tree, "overrides": with_new_names(tree["overrides"])}))
+            if cell.id != name:
+                raise TypeError(f"id={repr(cell.id)[:40]}")
+            return cell
 
     def claim(
         self, name: str, owner: Mapping[str, Any], is_alive: Callable[[Mapping[str, Any]], bool]
@@ -218,8 +220,7 @@ def create(folder: str, sweep: Sweep, cells: Iterable[Cell]) -> Ledger:
     for cell in cells:
         file = epath.Path(folder) / "cells" / f"{cell.id}.json"
         if not file.exists():
-            text = json.dumps(dataclasses.asdict(cell), indent=1) + "\n"
-            files.create_text(file, text)
+            files.create_text(file, json.dumps(dataclasses.asdict(cell), indent=1) + "\n")
     if found is None:
         files.create_text(path, _sweep_text(sweep))
         return create(folder, sweep, ())  # another process may have been first, with another sweep
@@ -263,10 +264,9 @@ def _checked(kept: Kept) -> Kept:
             raise TypeError(f"{name}={repr(getattr(kept, name))[:40]}")
     figures = [*kept.plan.items(), *(kept.result or {}).items()] if isinstance(kept, Cell) else []
     for name, value in figures:
-        odd = isinstance(value, dict) and name != "rejected"
-        below = isinstance(value, int | float) and value < 0
+        odd = isinstance(value, list) or (isinstance(value, dict) and name != "rejected")
         word = isinstance(value, str) and name not in _WORDS
-        if odd or below or word or isinstance(value, list):
+        if odd or word or (isinstance(value, int | float) and value < 0):
             raise TypeError(f"{name}={repr(value)[:40]}")
     return kept
 

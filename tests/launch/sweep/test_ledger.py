@@ -219,6 +219,9 @@ def test_ledger_or_cell_without_its_fields_is_a_fault_that_names_the_file(tmp_pa
     (tmp_path / "cells/aa.json").write_text(json.dumps(tree | {"steps": -1}))
     with pytest.raises(Fault, match=r"cells/aa.json: is damaged: TypeError\('steps=-1'\)"):
         one.read("aa")
+    (tmp_path / "cells/aa.json").write_text(json.dumps(tree | {"id": "a\0"}))
+    with pytest.raises(Fault, match=r"cells/aa.json: is damaged: TypeError\(.*id="):
+        one.read("aa")
     (tmp_path / "sweep.json").write_text('{"version": 1}')
     with pytest.raises(Fault, match=r"sweep.json: is damaged: KeyError\('common'\)"):
         Ledger(str(tmp_path))
