@@ -71,6 +71,8 @@ def read(path: str) -> ResampledLaw:
         if tree["version"] != VERSION:
             raise Mistake(f"{path}: version={tree['version']}: must be {VERSION}")
         known = _law_from_json(tree["known"], tree["warnings"])
+        if not min(known.per, *known.budgets, *known.sizes) > 0:
+            raise ValueError("per, budgets and sizes must be above 0")
         names = ("params", "tokens", "loss", "residual")
         rows = [[float(point[name]) for name in names] for point in tree["points"]]
         n, d, loss, off = np.array(rows, np.float64).T

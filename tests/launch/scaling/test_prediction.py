@@ -120,6 +120,7 @@ def test_law_file_says_all_that_was_found(fit):
         (lambda text: text.replace('"version": 1', '"version": 9'), "version=9: must be 1"),
         (lambda text: text.replace('"per": 6', '"per": NaN, "was": 6'), "NaN is no number"),
         (lambda text: text.replace('"hours": null', '"hours": [1]'), "is no law that .*list"),
+        (lambda text: text.replace('"per": 6', '"per": 0, "was": 6'), "must be above 0"),
         (lambda text: text.replace('"tokens": 2', '"tokens": -2', 1), "not above 0"),
     ],
 )
