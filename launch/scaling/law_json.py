@@ -106,6 +106,8 @@ def _law_from_json(tree: Mapping[str, Any], warnings: Sequence[str]) -> Resample
 
 def _widening_from_json(tree: Mapping[str, Any]) -> Widening:
     params, tokens, product = map(float, tree["largest"])
+    if not min(params, tokens, product) > 0:
+        raise ValueError("largest must be above 0")
     return Widening(
         method=str(tree["method"]),
         refits=int(tree["refits"]),
