@@ -5,9 +5,7 @@ One clip of 500 positions (40 s); gradients by the input and by all weights.
 python benchmarks/conformer.py --out benchmarks/results/conformer.json
 """
 
-import argparse
-
-from support.phi_small import paired, report, serve
+from support.phi_small import compare, serve
 
 POSITIONS = 500
 
@@ -65,20 +63,11 @@ def work_torch() -> None:
     serve(action)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", choices=("ours", "torch"))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", default="")
-    arguments = parser.parse_args()
-    if arguments.worker:
-        {"ours": work_ours, "torch": work_torch}[arguments.worker]()
-        return
-    taken = paired(__file__, ("ours", "torch"), arguments.rounds)
-    command = f"python benchmarks/conformer.py --rounds {arguments.rounds}"
-    what = f"forward and backward of one Conformer block, width 1024, {POSITIONS} positions"
-    report(what, command, taken, arguments.out)
-
-
 if __name__ == "__main__":
-    main()
+    compare(
+        __file__,
+        __doc__ or "",
+        work_ours,
+        work_torch,
+        f"forward and backward of one Conformer block, width 1024, {POSITIONS} positions",
+    )

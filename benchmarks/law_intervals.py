@@ -3,9 +3,10 @@
     python benchmarks/law_intervals.py chinchilla.csv --out benchmarks/results/law_intervals.json
 
 The law is fitted without some of the runs: a fifth of them, drawn by chance, ten times over, and
-those of most compute, a twentieth to a half of them. Counted is which losses lie inside their 95 %
-and 80 %, and how wide the 95 % are, as the logarithm of their ends' ratio: with what refits on runs
-held out add to them, and without. A CSV is what `melllm scaling fit` takes.
+those of most compute, of most parameters and of most tokens, a twentieth to a half. Counted is
+which losses lie inside their 95 % and 80 %, and how wide the 95 % are, as the logarithm of their
+ends' ratio: with what refits on runs held out add to them, and without. A CSV is what `melllm
+scaling fit` takes.
 """
 
 import argparse
@@ -32,9 +33,14 @@ def main() -> None:
     parser.add_argument("--bootstrap", type=int, default=100, help="resamples a fit")
     parser.add_argument("--out", default="", help="JSON file to write the figures to")
     arguments = parser.parse_args()
-    runs = sorted(load_points(arguments.runs), key=lambda point: point.flops)
+    runs = load_points(arguments.runs)
     figures: dict[str, Any] = {"runs": len(runs), "bootstrap": arguments.bootstrap}
-    for name, splits in (("largest", largest(runs)), ("drawn", drawn(runs))):
+    for name, splits in (
+        ("largest", largest(runs, "flops")),
+        ("most parameters", largest(runs, "params")),
+        ("most tokens", largest(runs, "tokens")),
+        ("drawn", drawn(runs)),
+    ):
         rows = [covered(kept, out, arguments.bootstrap) for kept, out in splits]
         figures[name] = {"splits": rows} | {
             which: pooled([row[which] for row in rows], [row["runs"] for row in rows])
@@ -47,11 +53,12 @@ def main() -> None:
     report("intervals of a scaling law", figures, arguments.out, LIBRARIES)
 
 
-def largest(runs: Sequence[Point]) -> Iterator[tuple[Sequence[Point], Sequence[Point]]]:
-    """Runs to fit and runs of more compute to predict."""
+def largest(runs: Sequence[Point], field: str) -> Iterator[tuple[Sequence[Point], Sequence[Point]]]:
+    """Runs to fit, and runs to predict of which that field is larger."""
+    ordered = sorted(runs, key=lambda point: float(getattr(point, field)))
     for share in LARGEST:
         kept = len(runs) - round(share * len(runs))
-        yield runs[:kept], runs[kept:]
+        yield ordered[:kept], ordered[kept:]
 
 
 def drawn(runs: Sequence[Point]) -> Iterator[tuple[Sequence[Point], Sequence[Point]]]:

@@ -3,19 +3,7 @@
 python benchmarks/train_step.py --out benchmarks/results/train_step.json
 """
 
-import argparse
-
-from support.phi_small import (
-    BATCH,
-    TIME,
-    VOCABULARY,
-    ours,
-    paired,
-    report,
-    serve,
-    text_batch,
-    theirs,
-)
+from support.phi_small import BATCH, TIME, VOCABULARY, compare, ours, serve, text_batch, theirs
 
 
 def work_ours() -> None:
@@ -58,20 +46,6 @@ def work_torch() -> None:
     serve(action)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", choices=("ours", "torch"))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", default="")
-    arguments = parser.parse_args()
-    if arguments.worker:
-        {"ours": work_ours, "torch": work_torch}[arguments.worker]()
-        return
-    taken = paired(__file__, ("ours", "torch"), arguments.rounds)
-    command = f"python benchmarks/train_step.py --rounds {arguments.rounds}"
-    what = f"training step, {BATCH} x {TIME} tokens, AdamW, clipping"
-    report(what, command, taken, arguments.out)
-
-
 if __name__ == "__main__":
-    main()
+    what = f"training step, {BATCH} x {TIME} tokens, AdamW, clipping"
+    compare(__file__, __doc__ or "", work_ours, work_torch, what)

@@ -3,7 +3,8 @@
 8 layers, d 512, 8 heads of 64, MLP 2048, vocabulary 8192, tied head: 38 M parameters, float32.
 """
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 import datetime
 import importlib.metadata
 import json
@@ -82,6 +83,23 @@ def serve(action: Any) -> None:
         began = time.perf_counter()
         action()
         print((time.perf_counter() - began) * 1e3, flush=True)
+
+
+def compare(
+    script: str, about: str, ours: Callable[[], None], torch: Callable[[], None], what: str
+) -> None:
+    """A benchmark without options of its own: both workers timed in turns, and the report."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--worker", choices=("ours", "torch"))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", default="")
+    arguments = parser.parse_args()
+    if arguments.worker:
+        {"ours": ours, "torch": torch}[arguments.worker]()
+        return
+    taken = paired(script, ("ours", "torch"), arguments.rounds)
+    command = f"python benchmarks/{pathlib.Path(script).name} --rounds {arguments.rounds}"
+    report(what, command, taken, arguments.out)
 
 
 def paired(script: str, workers: Sequence[str], rounds: int) -> dict[str, list[float]]:

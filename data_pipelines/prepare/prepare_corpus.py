@@ -64,16 +64,14 @@ def prepare(
     manifest errors, and for an `out` that is already complete.
     """
     folder = files.place(out)
-    _check_arguments(folder, per_shard, bad)
+    given = dict(options or {})
+    _check_arguments(folder, per_shard, bad, kind, given)
     if runner != INLINE:
         import_beam()  # raises now if it is not installed
     digest = load_tokenizer(tokenizer).digest() if tokenizer else ""
     record_config = RecordConfig(store or ("mel" if mel else "flac"), mel or Mel(), limits)
-    given = dict(options or {})
     asked = [os.fspath(source), kind, given, dataclasses.asdict(record_config), digest, per_shard]
     if kind == "jsonl":
-        for name, value in given.items():
-            raise Mistake(f"{name}={value}: is for corpora of another kind than jsonl: give --kind")
         lines = files.place(source)
         plan_tasks(lines, per_shard)  # raises for a bad manifest before anything is written
     work = _work_folder(folder, json.dumps(asked, sort_keys=True))
@@ -114,7 +112,9 @@ def _measure_mel(job: Job, tasks: list[Task], run: Callable[[Job], None]) -> Job
     return dataclasses.replace(job, record_config=dataclasses.replace(config, mel=mel))
 
 
-def _check_arguments(folder: epath.Path, per_shard: int, bad: float) -> None:
+def _check_arguments(
+    folder: epath.Path, per_shard: int, bad: float, kind: str, options: Mapping[str, Any]
+) -> None:
     if (folder / shard_index.INDEX).exists():
         raise Mistake(
             f"out={folder}: already holds a whole {shard_index.INDEX}: choose another folder"
@@ -123,6 +123,10 @@ def _check_arguments(folder: epath.Path, per_shard: int, bad: float) -> None:
         raise Mistake(f"per_shard={per_shard}: must be positive")
     if not 0 <= bad <= 1:
         raise Mistake(f"bad={bad}: must lie in [0, 1]")
+    if kind == "jsonl" and options:
+        name = min(options)
+        rule = "is for corpora of another kind than jsonl: give --kind"
+        raise Mistake(f"{name}={options[name]}: {rule}")
 
 
 def _work_folder(folder: epath.Path, asked: str) -> epath.Path:

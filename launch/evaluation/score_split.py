@@ -83,15 +83,19 @@ def score_split(
     }
     folder = pathlib.Path(run_folder) / "eval"
     hypotheses = folder / f"{name or f'{pathlib.Path(data).name}-{split}'}.jsonl"
+    _write(hypotheses, hypothesis_lines(trials, heard, rejects, scored.choices), summary)
+    return SplitScore(summary, hypotheses)
+
+
+def _write(hypotheses: pathlib.Path, lines: str, summary: dict[str, Any]) -> None:
+    """Writes the hypotheses, and the summary beside them. Raises Fault where that fails."""
     try:
-        folder.mkdir(exist_ok=True)
-        lines = hypothesis_lines(trials, heard, rejects, scored.choices)
+        hypotheses.parent.mkdir(exist_ok=True)
         files.replace_file(hypotheses, lines.encode())
         told = json.dumps(summary, indent=1) + "\n"
         files.replace_file(hypotheses.with_suffix(".json"), told.encode())
     except OSError as error:
         raise Fault(f"{hypotheses}: cannot be written: {error.strerror}") from error
-    return SplitScore(summary, hypotheses)
 
 
 def hypothesis_lines(

@@ -13,14 +13,14 @@ import pathlib
 import shutil
 from typing import Any, Literal
 
-import numpy as np
-
 from melllm_jax import interrupts
 from melllm_jax.checkpoints import run_folder, weight_store
+from melllm_jax.config.features import Text
 from melllm_jax.config.model import FrontSpec, Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
-from melllm_jax.convert import block_copy, safetensors_files
-from melllm_jax.convert.hf_config import peft_adapter, reader, whisper_config
+from melllm_jax.convert import adapter_tensors, block_copy, safetensors_files
+from melllm_jax.convert.adapter_tensors import MergedTensors
+from melllm_jax.convert.hf_config import reader, whisper_config
 from melllm_jax.convert.hf_config.audio_config import FrontChoice
 from melllm_jax.convert.safetensors_files import TensorEntry
 from melllm_jax.convert.tensor_names import whisper
@@ -40,21 +40,9 @@ from melllm_jax.models.parameters import abstract_encoder, abstract_from_spec
 
 AdapterChoice = Literal["keep", "merge", "drop"]
 ORIGIN_FILE = "import.json"  # beside the checkpoint: where it came from, and what was not read
-ADAPTER_FOLDER = "speech-lora"  # folder of the adapter beside a checkpoint in transformers' layout
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 DROPPED = "speech LoRA, dropped as asked"
 # Small files that travel along: tokenizer, templates, generation, the original config.
 COMPANION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
-
-
-@dataclasses.dataclass(frozen=True)
-class MergedTensors:
-    """LoRA's tensors that are merged into one matrix."""
-
-    a: TensorEntry
-    b: TensorEntry
-    scale: float
-    lengths: TensorEntry | None = None  # DoRA's, of each row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +55,7 @@ class ImportPlan:
     tensors: Mapping[str, ForeignTensor]  # to be read, by their names
     entries: Mapping[str, TensorEntry]  # where they are
     blanks: Mapping[str, weight_store.WeightLayout]  # to be written, by our names
-    merged: Mapping[str, "MergedTensors"]  # matrix → what is merged into it
+    merged: Mapping[str, MergedTensors]  # matrix → what is merged into it
     left_out: Mapping[str, list[str]]  # tensors that are not read, by reason
 
     @property
@@ -89,11 +77,11 @@ def plan_import(
         if adapter != "keep":
             raise Mistake(f"lora={adapter}: a Whisper encoder has none")
         return _plan_encoder(source, tree, entries)
-    folder = _adapter_folder(source, tree.get("model_type"))
+    folder = adapter_tensors.adapter_folder(source, tree.get("model_type"))
     adapter_config = read_object(folder / "adapter_config.json") if folder else None
     parsed = reader.parse_config(tree, adapter_config, f"{source}/config.json", adapter, front)
     spec, names = parsed.spec, TENSOR_NAMES[parsed.layout]
-    beside = _adapter_entries(folder, entries) if folder else {}
+    beside = adapter_tensors.adapter_entries(folder, entries) if folder else {}
     entries |= beside
     ignored = list(names.ignored)
     if front == "conformer":
@@ -113,24 +101,23 @@ def plan_import(
     scales = dict.fromkeys(pairs, alpha / rank) if rank else {}
     if parsed.adapter is not None and adapter == "merge":
         scales = {f"{name}.weight": x.scale for name, x in parsed.adapter.matrices.items()}
-        low_rank = _adapter_tensors(parsed.adapter, tensors, pairs)
+        low_rank = adapter_tensors.expected_tensors(parsed.adapter, tensors, pairs)
     copies = names.lora_copies(spec.model.l) if low_rank and adapter == "keep" else {}
     repeated = {copy: low_rank[original] for copy, original in copies.items()}
     found = {name: x.shape for name, x in entries.items()}
     omitted = check_tensors({**tensors, **low_rank, **repeated}, found, ignored, str(source))
     for copy, original in copies.items():
-        _check_copy(entries, copy, original)
+        adapter_tensors.check_copy(entries, copy, original)
     merged: dict[str, MergedTensors] = {}
     if adapter == "merge":
-        merged = {name: _merged_tensors(entries, pairs[name], x) for name, x in scales.items()}
+        merged = {
+            name: adapter_tensors.merged_tensors(entries, pairs[name], x)
+            for name, x in scales.items()
+        }
         spec = dataclasses.replace(spec, lora=Lora())
     else:
         tensors |= low_rank
-    if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        text = dataclasses.replace(spec.text, tokenizer=run_folder.TOKENIZER)
-        if _has_chat_template(source):
-            text = dataclasses.replace(text, template="chat")
-        spec = dataclasses.replace(spec, text=text)
+    spec = dataclasses.replace(spec, text=_with_tokenizer(spec.text, source))
     dims = {name: kind.dims for name, kind in skeleton.kinds.items()}
     blanks = _blanks(tensors, entries, dims, shapes)
     return ImportPlan(source, adapter, spec, tensors, entries, blanks, merged, omitted)
@@ -194,7 +181,7 @@ def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[in
     companions.mkdir()
     for pattern in COMPANION_FILES:
         for path in plan.source.glob(pattern):
-            if path.name.endswith(".index.json") or path.name in ADAPTER_FILES:
+            if path.name.endswith(".index.json") or path.name in adapter_tensors.FILES:
                 continue
             if not is_litter(path.name):
                 shutil.copyfile(path, companions / path.name)
@@ -233,78 +220,18 @@ def _blanks(
     return blanks
 
 
+def _with_tokenizer(text: Text, source: pathlib.Path) -> Text:
+    """`text` with the tokenizer and the chat template of the folder `source`, as far as it has."""
+    if any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        text = dataclasses.replace(text, tokenizer=run_folder.TOKENIZER)
+        if _has_chat_template(source):
+            text = dataclasses.replace(text, template="chat")
+    return text
+
+
 def _has_chat_template(folder: pathlib.Path) -> bool:
     """Whether the tokenizer's files say how a chat is written, as transformers looks for it."""
     files = (folder / name for name in ("tokenizer_config.json", "chat_template.json"))
     return (folder / "chat_template.jinja").exists() or any(
         read_object(file).get("chat_template") is not None for file in files if file.exists()
     )
-
-
-def _adapter_folder(source: pathlib.Path, kind: object) -> pathlib.Path | None:
-    """The folder of the adapter of the model in `source`: a folder in it, or itself.
-
-    Raises Mistake where there are two.
-    """
-    within = source / ADAPTER_FOLDER
-    # Microsoft's repository has this folder as well: a second copy of what its main files hold.
-    places = [within] if within.exists() and kind != "phi4mm" else []
-    if any((source / name).exists() for name in ADAPTER_FILES):
-        places.append(source)
-    if len(places) == 2:
-        raise Mistake(f"{source}: holds an adapter, and {within.name} another: take one away")
-    return places[0] if places else None
-
-
-def _check_copy(entries: Mapping[str, TensorEntry], copy: str, original: str) -> None:
-    """Raises Mistake where two of LoRA's A differ that are one of ours."""
-    one, other = (entries[name].rows() for name in (copy, original))
-    if one.dtype != other.dtype or not np.array_equal(one, other):
-        raise Mistake(
-            f"{entries[copy].file}: {copy} differs from {original}: "
-            "our LoRA has one A for both: --lora merge follows any"
-        )
-
-
-def _adapter_tensors(
-    adapter: peft_adapter.PeftAdapter,
-    tensors: Mapping[str, ForeignTensor],
-    pairs: Mapping[str, tuple[str, str]],
-) -> dict[str, ForeignTensor]:
-    """The tensors that an adapter must have, of which only the shapes are of use."""
-    found: dict[str, tuple[int, ...]] = {}
-    for module, matrix in adapter.matrices.items():
-        (a, b), (rows, columns) = pairs[f"{module}.weight"], tensors[f"{module}.weight"].shape
-        found |= {a: (matrix.r, columns), b: (rows, matrix.r)}
-        if matrix.dora:
-            found[_lengths_name(a)] = (rows,)
-    return {name: ForeignTensor(shape, ()) for name, shape in found.items()}
-
-
-def _merged_tensors(
-    entries: Mapping[str, TensorEntry], pair: tuple[str, str], scale: float
-) -> MergedTensors:
-    a, b = pair
-    return MergedTensors(entries[a], entries[b], scale, entries.get(_lengths_name(a)))
-
-
-def _lengths_name(a: str) -> str:
-    """The name of DoRA's lengths beside LoRA's A."""
-    return a.removesuffix("lora_A.weight") + "lora_magnitude_vector"
-
-
-def _adapter_entries(
-    folder: pathlib.Path, entries: Mapping[str, TensorEntry]
-) -> dict[str, TensorEntry]:
-    """The tensors of the adapter in `folder`. Raises Mistake where one is in `entries` too."""
-    file = folder / "adapter_model.safetensors"
-    if not file.exists():
-        torch = (folder / "adapter_model.bin").exists()
-        how = (
-            ": its adapter_model.bin is a program: save it with safe_serialization" if torch else ""
-        )
-        raise Mistake(f"{folder}: holds no {file.name}{how}")
-    found = safetensors_files.read_header(file)
-    for name in found.keys() & entries.keys():
-        raise Mistake(f"{file}: {name} is in {entries[name].file.name} too")
-    return found

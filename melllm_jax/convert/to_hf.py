@@ -19,8 +19,8 @@ import numpy as np
 
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import ModelSpec
-from melllm_jax.convert import block_copy, safetensors_files
-from melllm_jax.convert.from_hf import ADAPTER_FILES, ADAPTER_FOLDER, AdapterChoice
+from melllm_jax.convert import adapter_tensors, block_copy, safetensors_files
+from melllm_jax.convert.from_hf import AdapterChoice
 from melllm_jax.convert.hf_config import writer
 from melllm_jax.convert.tensor_names.layouts import TENSOR_NAMES
 from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
@@ -146,7 +146,7 @@ def _fill_folder(
     original: dict[str, Any] = {}
     if companions.exists():
         for path in sorted(companions.iterdir()):
-            if path.name not in ADAPTER_FILES:  # transformers would look for its tensors
+            if path.name not in adapter_tensors.FILES:  # transformers would look for its tensors
                 shutil.copyfile(path, scratch / path.name)
         if (companions / "config.json").exists():
             original = read_object(companions / "config.json")
@@ -160,7 +160,7 @@ def _fill_folder(
     _write_json(scratch / "config.json", describe(plan.spec, number, tokens))
     _write_tensors(plan, scratch, plan.main, safetensors_files.SINGLE_FILE, progress)
     if plan.adapter:
-        folder = scratch / ADAPTER_FOLDER
+        folder = scratch / adapter_tensors.FOLDER
         folder.mkdir()
         described = writer.adapter_config(plan.spec, plan.modules, str(target.absolute()))
         _write_json(folder / "adapter_config.json", described)
