@@ -2,7 +2,7 @@
 
 A clip is cut into windows of `WINDOW` positions, as transformers' `Phi4MultimodalAudioModel` folds
 it. It fills the last window of a clip that has several up with zeros, which the blocks then hear as
-any other position: `filled` gives a row room for them.
+any other position: `room` makes a row as much longer as they need.
 """
 
 from collections.abc import Callable

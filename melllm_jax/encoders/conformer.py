@@ -138,7 +138,7 @@ class Mlp(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention of n heads, with biases."""
+    """Self-attention of n heads, with biases, its time whole: `s` where others have a split `t`."""
 
     def __init__(self, rngs: nnx.Rngs, size: Sizes):
         self.q, self.k, self.v = (weight(rngs, size, "d n h", fan_in="d") for _ in range(3))

@@ -9,7 +9,7 @@ melllm convert import microsoft/Phi-4-multimodal-instruct PHI --front conformer
 
 import dataclasses
 
-from melllm_jax.config.run import Init, Run
+from melllm_jax.config.run import RANDOM, Init, Run
 from melllm_jax.presets.mel_llm import mel_llm_asr
 
 
@@ -35,7 +35,7 @@ def conformer_asr_random() -> Run:
     melllm train conformer_asr_random --init PHI --data LIBRISPEECH … --workdir runs/random
     """
     return dataclasses.replace(
-        conformer_asr(), name="conformer_asr_random", init=Init(front="random")
+        conformer_asr(), name="conformer_asr_random", init=Init(front=RANDOM)
     )
 
 

@@ -28,7 +28,6 @@ class WarmStart:
     digest: str  # hash of its content
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
     v: int = 0  # tokens that the run's vocabulary has grown to, if it has
-
     random_front: bool = False  # the front end is made anew, though the checkpoint has one
 
     @property
@@ -106,7 +105,8 @@ class WarmStart:
 def resolve(folder: str, v: int = 0, random_front: bool = False) -> WarmStart:
     """The newest whole checkpoint in `folder`, whose vocabulary a run may grow to `v` tokens.
 
-    Raises Mistake where there is none.
+    With `random_front` its front end is left where it is, and made anew. Raises Mistake where there
+    is none.
     """
     checkpoint = integrity.newest_checkpoint(
         pathlib.Path(files.resolve_uri(folder)) / run_folder.CHECKPOINTS
