@@ -134,17 +134,18 @@ def train(
     *,
     init: Path = "",
     front: Path = "",
+    teacher: Path = "",
     objective: Callable[[Run], Objective[Any]] = objective_of,
 ) -> Training:
     """Train a run in `workdir` on all devices here, or go on where it stopped.
 
-    `run`, `data`, `overrides`, `init` and `front` are those of `configure`; `objective` makes what
-    is learnt from the complete run. The same call resumes; it does what `melllm train` does, in one
-    process: on several machines use the command. Raises Mistake for whatever of the run, its data
-    or its folder does not fit together, and nothing is written then; Fault where the loss is not
-    finite or the disk does not take a checkpoint.
+    `run`, `data`, `overrides`, `init`, `front` and `teacher` are those of `configure`; `objective`
+    makes what is learnt from the complete run. The same call resumes; it does what `melllm train`
+    does, in one process: on several machines use the command. Raises Mistake for whatever of the
+    run, its data or its folder does not fit together, and nothing is written then; Fault where the
+    loss is not finite or the disk does not take a checkpoint.
     """
-    wanted = configure(run, data, overrides, init=init, front=front)
+    wanted = configure(run, data, overrides, init=init, front=front, teacher=teacher)
     folder, stop = pathlib.Path(workdir), StopRequest()
     with compile_cache.use_folder(compile_cache.FOLDER):
         left = fit(wanted, str(folder), stop=stop, objective=objective)
@@ -177,6 +178,7 @@ def configure(
     *,
     init: Path = "",
     front: Path = "",
+    teacher: Path = "",
 ) -> Run:
     """The run that `melllm train RUN --data … --init … --FIELD VALUE …` trains.
 
@@ -184,11 +186,11 @@ def configure(
     folders, or a dict of folders and their shares; None keeps the run's own. `overrides` are dotted
     fields, {"model.d": 512}. `init` is the folder of a run or an import, whose sizes, mel,
     tokenizer and weights the run takes over; `front` that of a run or an imported encoder, whose
-    front end it takes over, weights and mel. Raises Mistake for names and fields that do not exist,
-    and for values that they do not take.
+    front end it takes over, weights and mel; `teacher` one whose encoder it learns from. Raises
+    Mistake for names and fields that do not exist, and for values that they do not take.
     """
     found = preset(run) if isinstance(run, str) else run
-    found = run_from(found, os.fspath(init), os.fspath(front))
+    found = run_from(found, *map(os.fspath, (init, front, teacher)))
     sources = {} if data is None else {"data.sources": _sources(data)}
     return override(found, {**sources, **overrides})
 

@@ -41,14 +41,15 @@ def main(argv: Sequence[str]) -> int:
 def _preset(argv: Sequence[str]) -> Callable[[str], Run]:
     """Presets by name; where `argv` says --init DIR, with the sizes of the model in DIR.
 
-    Where it says --init.front DIR, with the front end in DIR. They are the values that the other
-    flags then change.
+    Where it says --init.front DIR, with the front end in DIR; where --teacher DIR, with the encoder
+    in DIR to learn from. They are the values that the other flags then change.
     """
     finder = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     finder.add_argument("--init", "--init.path", default="")
     finder.add_argument("--init.front", dest="front", default="")
+    finder.add_argument("--teacher", "--distill.path", default="")
     try:
         found = finder.parse_known_args(argv)[0]
     except argparse.ArgumentError:  # no value: told in full when all flags are read
         return catalog.preset
-    return lambda name: run_from(catalog.preset(name), found.init, found.front)
+    return lambda name: run_from(catalog.preset(name), found.init, found.front, found.teacher)

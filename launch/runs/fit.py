@@ -75,8 +75,8 @@ def fit(
     sharding.check_mesh(run, mesh)
     _check_scoring(run)
     lanes = sharding.host_lanes(run, sharding.device_owners(mesh), jax.process_index())
-    if run.optim.train == "lora" and not run.init.path:
-        raise Mistake('optim.train="lora": freezes an LLM: say which with --init DIR')
+    if run.optim.train != "all" and not run.init.path:
+        raise Mistake(f'optim.train="{run.optim.train}": freezes an LLM: say which with --init DIR')
     score = dev_score(run, tokenizer) if run.scoring.every else None
     with jax.set_mesh(mesh):
         update = Update(objective(run), inputs.warm)

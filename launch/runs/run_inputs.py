@@ -22,6 +22,7 @@ from launch.runs import sound_token
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import RANDOM, Run
 from melllm_jax.errors import Mistake
+from melllm_jax.objectives.teacher_weights import check_teacher
 from melllm_jax.training import front_start, warm_start
 from melllm_jax.training.front_start import FrontStart
 from melllm_jax.training.warm_start import WarmStart
@@ -68,6 +69,8 @@ def complete_run(run: Run) -> RunInputs:
     front = front_start.resolve(run, llm) if run.init.front and not anew else None
     if run.init.front:
         changes["init.front_digest"] = RANDOM if front is None else front.digest
+    if run.distill.teacher != "none":
+        changes["distill.digest"] = check_teacher(run)
     reads_sound = run.model.front != "none"
     if reads_sound and run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))

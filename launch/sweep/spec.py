@@ -2,9 +2,9 @@
 
 A cell is a dict of dotted fields of `config.Run`, as `--model.d 512` or an override has them, and
 "preset", the name of the run that they change. "init", a folder, first gives the run the model in
-it, sizes, tokenizer and weights, as `melllm train --init` does, and "front" the front end in it,
-as --init.front; "" leaves the preset's. SPEC.py has a function `cells()` that returns a list of
-them:
+it, sizes, tokenizer and weights, as `melllm train --init` does, "front" the front end in it, as
+--init.front, and "teacher" its encoder to learn from, as --teacher; "" leaves the preset's. SPEC.py
+has a function `cells()` that returns a list of them:
 
     from launch.sweep import spec
     def cells():
@@ -30,7 +30,7 @@ from melllm_jax.presets import catalog
 from melllm_jax.training.run_start import run_from
 
 Cell = dict[str, Any]  # dotted fields of config.Run, "preset", and those of STARTS
-STARTS = ("init", "front")  # folders of a model and of a front end
+STARTS = ("init", "front", "teacher")  # folders of a model, a front end, an encoder that teaches
 GridAxis = Mapping[str, Sequence[Any]] | Sequence[Cell]  # values by field, or cells as they are
 SPECS = pathlib.Path(__file__).parent / "specs"
 

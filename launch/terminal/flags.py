@@ -29,6 +29,7 @@ from tyro.constructors import (
 
 from melllm_jax import files
 from melllm_jax.config.data import Data, Sounds, Source
+from melllm_jax.config.distillation import Distill
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.overrides import RENAMED
 from melllm_jax.config.run import CheckpointIntervals, Init, Mesh, Optim, Run
@@ -83,6 +84,10 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
         "digest": Annotated[str, Suppress],
         "front": Annotated[str, arg(metavar="DIR")],
         "front_digest": Annotated[str, Suppress],
+    },
+    Distill: {
+        "path": Annotated[str, arg(aliases=("--teacher",), metavar="DIR")],
+        "digest": Annotated[str, Suppress],
     },
     Data: {
         "sources": Annotated[

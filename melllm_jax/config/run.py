@@ -9,6 +9,7 @@ import dataclasses
 from typing import Literal
 
 from melllm_jax.config.data import Data
+from melllm_jax.config.distillation import Distill
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.config.validation import LATER, WHERE, require
@@ -35,7 +36,8 @@ class Optim:
     micro: int = dataclasses.field(
         default=1, metadata=WHERE
     )  # micro-batches whose gradients are added up for one update
-    train: Literal["all", "lora"] = "all"  # lora: LoRA and front end; the LLM is frozen bfloat16
+    # lora: LoRA and front end; front: the front end alone. The LLM is frozen bfloat16 in both.
+    train: Literal["all", "lora", "front"] = "all"
     freeze: tuple[int, ...] = ()  # layers whose trained weights stay as they are
     # A front end's stem or encoder; its projector is trained all the same.
     encoder: Literal["trained", "frozen"] = dataclasses.field(default="trained", metadata=LATER)
@@ -128,6 +130,7 @@ class Run:
     text: Text = Text()
     lora: Lora = Lora()
     init: Init = Init()
+    distill: Distill = dataclasses.field(default=Distill(), metadata=LATER)  # AuRA's teacher
     seed: int = 0  # of weights, order of data, dropout and augmentation
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=WHERE)
     checkpoints: CheckpointIntervals = dataclasses.field(
@@ -145,15 +148,34 @@ class Run:
             require("mel.r", self.mel.r, self.mel.r >= 2, rule)
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
+        if self.optim.train == "front":
+            rule = f'model.front="{self.model.front}" leaves nothing to train'
+            require("optim.train", "front", self.model.front != "none", rule)
         if self.optim.encoder == "frozen":
             there = self.model.front not in ("none", "linear")
             rule = f'model.front="{self.model.front}" has no encoder to be frozen'
             require("optim.encoder", self.optim.encoder, there, rule)
+        if self.distill.teacher != "none":
+            self._check_teacher()
         layers = self.optim.freeze
         known = all(0 <= layer < self.model.l for layer in layers)
         require("optim.freeze", layers, known, f"layers run from 0 to {self.model.l - 1}")
         whole = self.data.b % self.optim.micro == 0
         require("optim.micro", self.optim.micro, whole, f"does not divide data.b={self.data.b}")
+
+    def _check_teacher(self) -> None:
+        """Raises Mistake where the run makes no sound that its teacher hears, or no head fits."""
+        teacher, width = self.distill.teacher, self.distill.width
+        hears = self.model.front != "none"
+        rule = f'model.front="{self.model.front}" reads no sound that it could hear'
+        require("distill.teacher", teacher, hears, rule)
+        own = self.mel.kind == teacher and self.mel.normalize == "none"
+        rule = 'makes no sound that the teacher hears: mel.kind="whisper", mel.normalize="none"'
+        require("mel.kind", f"{self.mel.kind}, {self.mel.normalize}", own, rule)
+        require("mel.r", self.mel.r, self.mel.r >= 2, "must be 2 or more: the teacher's is 2")
+        same = self.distill.head != "none" or width == self.model.d
+        rule = f"model.d={self.model.d} is not the teacher's width of {width}: give it a head"
+        require("distill.head", self.distill.head, same, rule)
 
     @property
     def patch_width(self) -> int:

@@ -124,7 +124,7 @@ class WhisperFrontend(nnx.Module):
 
     def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
         (b, t), r = batch.frames.shape, self.r
-        mels_bfm = _reshape_time(attention.gather_time(batch.patches), (b, t * r, self.m))
+        mels_bfm = reshape_time(attention.gather_time(batch.patches), (b, t * r, self.m))
         sequences_bf = clip_sequences(batch, r, STRIDE * self.cfg.whisper.positions)
         wrap = lambda layer: remat.wrap_layer(layer, self.cfg)
         unroll = 1 if self.cfg.scan else self.cfg.whisper.l
@@ -156,10 +156,10 @@ def clip_sequences(batch: Batch, r: int, window: int) -> Int[Array, "b f"]:
     first = start + offset // window * window
     real = (inside < frames[..., None]) & (clips > 0)[..., None]
     b, t = clips.shape
-    return _reshape_time(jnp.where(real, first + 1, 0), (b, t * r))
+    return reshape_time(jnp.where(real, first + 1, 0), (b, t * r))
 
 
-def _reshape_time(x: Array, shape: tuple[int, ...]) -> Array:
+def reshape_time(x: Array, shape: tuple[int, ...]) -> Array:
     """`x` [b …] in another shape [b …], its rows on the devices that they are on."""
     rows = jax.typeof(x).sharding.spec[0]
     return jax.lax.reshape(x, shape, out_sharding=jax.P(rows, *[None] * (len(shape) - 1)))

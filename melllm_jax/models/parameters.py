@@ -106,5 +106,10 @@ def is_encoder(name: str) -> bool:
     return is_front(name) and name not in PROJECTOR
 
 
+def is_alignment_head(name: str) -> bool:
+    """Whether a weight is of the heads that a teacher leads layers through: training's alone."""
+    return name.startswith("align.")
+
+
 def _key(part: str) -> str | int:
     return int(part) if part.isdigit() else part

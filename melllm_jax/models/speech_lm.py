@@ -5,7 +5,8 @@ arXiv 2404.14219), as in Llama. Weights of all layers are stacked on a leading a
 compiled layer serves all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from flax import nnx
 import jax
@@ -147,11 +148,33 @@ class Stack(nnx.Module):
         attend: AttendFn,
         key: Array | None = None,
     ) -> Float[Array, "b t d"]:
-        keys = None if key is None else jax.random.split(key, self.cfg.l)
         layer = lambda x, layer: (layer[0](x, angles, attend, layer[1]), None)
-        layers = (self.blocks, keys)
+        return self._scan(layer, x_btd, key)[0]
+
+    def with_layers(
+        self,
+        x_btd: Float[Array, "b t d"],
+        angles: Angles,
+        attend: AttendFn,
+        layers: Sequence[int],
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "n b t d"]]:
+        """What the stack gives, and the outputs of some `layers`, counted from 0."""
+
+        def apply(x_btd: Array, layer: tuple[Block, Array | None]) -> tuple[Array, Array]:
+            y_btd = layer[0](x_btd, angles, attend, layer[1])
+            return y_btd, y_btd
+
+        y_btd, outputs = self._scan(apply, x_btd, key)
+        return y_btd, jnp.stack([outputs[i] for i in layers])
+
+    def _scan(
+        self, layer: Callable[..., Any], x_btd: Array, key: Array | None
+    ) -> tuple[Array, Any]:
+        keys = None if key is None else jax.random.split(key, self.cfg.l)
         unroll = 1 if self.cfg.scan else self.cfg.l
-        return jax.lax.scan(remat.wrap_layer(layer, self.cfg), x_btd, layers, unroll=unroll)[0]
+        wrapped = remat.wrap_layer(layer, self.cfg)
+        return jax.lax.scan(wrapped, x_btd, (self.blocks, keys), unroll=unroll)
 
     def layer_outputs(
         self, x_btd: Float[Array, "b t d"], angles: Angles, attend: AttendFn
@@ -202,6 +225,14 @@ class SpeechLM(nnx.Module):
         """Hidden states after the last norm, [b t d]; `key` turns dropout on."""
         inputs, angles, attend = self._stack_inputs(batch)
         return self.norm(self.stack(inputs, angles, attend, key))
+
+    def with_layers(
+        self, batch: Batch, layers: Sequence[int], key: Array | None = None
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "n b t d"]]:
+        """What `__call__` gives, and the outputs of some `layers`, counted from 0."""
+        inputs, angles, attend = self._stack_inputs(batch)
+        x_btd, outputs = self.stack.with_layers(inputs, angles, attend, layers, key)
+        return self.norm(x_btd), outputs
 
     def hidden(self, batch: Batch) -> Float[Array, "l b t d"]:
         """The output of each layer, before the last norm."""

@@ -16,7 +16,7 @@ from melllm_jax.models.parameters import Kinds
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn import attention
 from melllm_jax.nn.vocab_parallel import cross_entropy
-from melllm_jax.objectives.objective import Companion, LossSums, trainable_names
+from melllm_jax.objectives.objective import Companion, LossSums, Term, trainable_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,10 @@ class NextToken:
         """The weight of the token after each position."""
         return next_token_targets(batch)[1]
 
+    def terms(self, batch: Batch, step: Array) -> Mapping[str, Term]:
+        """None."""
+        return {}
+
     def trained(self, kinds: Kinds) -> frozenset[str]:
         """What optim.train says: all, or LoRA and the front end."""
         return trainable_names(self.run.optim, kinds)
@@ -61,7 +65,12 @@ class NextToken:
 
 def next_token_loss(model: SpeechLM, batch: Batch, key: Array | None = None) -> LossSums:
     """Summed cross-entropy of every target, predicted at the position before it."""
-    found = cross_entropy(model(batch, key), *model.table, *next_token_targets(batch))
+    return token_loss(model, model(batch, key), batch)
+
+
+def token_loss(model: SpeechLM, hidden_btd: Float[Array, "b t d"], batch: Batch) -> LossSums:
+    """`next_token_loss` of the hidden states that the model made of the batch."""
+    found = cross_entropy(hidden_btd, *model.table, *next_token_targets(batch))
     return LossSums(found.loss, found.weight, {"accuracy": found.hits})
 
 

@@ -1,7 +1,7 @@
 """What a run learns: the network that it builds, the loss of a batch, and which weights change.
 
-`training.train_step.Update` makes an update of any objective. A new one is a class with the five
-methods below; `text_next_token` is the shortest.
+`training.train_step.Update` makes an update of any objective. A new one is a class with the six
+methods below; `text_next_token` is the shortest, `distillation` the one that uses all of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,14 +27,26 @@ class LossSums(NamedTuple):
     loss: Array  # what is minimised, after division by `weight`
     weight: Array  # of all targets
     metrics: dict[str, Array]  # further figures of a target, divided by `weight` when reported
+    terms: Mapping[str, Array] = {}  # totals of further terms, by the names of `Objective.terms`
+
+
+class Term(NamedTuple):
+    """How a further term of the loss counts: scale · total / weight is minimised as well.
+
+    Its metric, total / weight, is not scaled: a term of scale 0 is a figure with a weight of its
+    own. Float32 scalars.
+    """
+
+    weight: Array  # of all that the total adds up, in the batch asked about
+    scale: Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Companion:
     """A frozen network beside the one that learns, such as a teacher.
 
-    Its weights are bfloat16, have no gradient and no optimiser state, and are in no checkpoint of
-    the run: every start loads them again.
+    Its weights are kept in bfloat16 and computed with in the run's dtype. They have no gradient and
+    no optimiser state, and are in no checkpoint of the run: every start loads them again.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
@@ -65,6 +77,9 @@ class Objective(Protocol[Net]):
     def target_weights(self, batch: Batch) -> Float[Array, "b t"]:
         """The weight of the target at each position: their sum is `LossSums.weight`."""
 
+    def terms(self, batch: Batch, step: Array) -> Mapping[str, Term]:
+        """Terms of the loss beside that of the targets, by name, at an update counted from 0."""
+
     def trained(self, kinds: Kinds) -> frozenset[str]:
         """The names of the weights that change."""
 
@@ -73,12 +88,13 @@ class Objective(Protocol[Net]):
 
 
 def trainable_names(cfg: Optim, kinds: Kinds) -> frozenset[str]:
-    """The weights that change: all but fixed statistics, or LoRA and the front end alone.
+    """The weights that change: all but fixed statistics, LoRA and the front end, or this alone.
 
     A frozen encoder leaves of the front end its projector.
     """
+    kept = {"all": nnx.Param, "lora": LoraParam, "front": ()}[cfg.train]
     chosen = lambda name, kind: (
-        (cfg.train == "all" or isinstance(kind, LoraParam) or is_front(name))
+        (isinstance(kind, kept) or is_front(name))
         and not (cfg.encoder == "frozen" and is_encoder(name))
     )
     return frozenset(

@@ -2,11 +2,14 @@
 
 from melllm_jax.config.run import Run
 from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.objectives.distillation import Distillation
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.objectives.objective import Objective
 from melllm_jax.objectives.text_next_token import TextNextToken
 
 
 def objective_of(run: Run) -> Objective[SpeechLM]:
-    """Text alone where the model has no front end, else speech and text."""
-    return TextNextToken(run) if run.model.front == "none" else NextToken(run)
+    """Text alone where the model has no front end, else speech and text, with a teacher if any."""
+    if run.model.front == "none":
+        return TextNextToken(run)
+    return Distillation(run) if run.distill.teacher != "none" else NextToken(run)

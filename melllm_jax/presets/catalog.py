@@ -27,6 +27,7 @@ from melllm_jax.presets.mel_llm import (
     mel_llm_asr_v6e_256,
 )
 from melllm_jax.presets.small import digits, quickstart
+from melllm_jax.presets.smollm2 import aura_smollm2, smollm2_asr
 
 PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
     {
@@ -48,6 +49,8 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
             conformer_asr_random,
             conformer_asr_frozen,
             conformer_asr_random_frozen,
+            smollm2_asr,
+            aura_smollm2,
         )
     }
     | {name: functools.partial(ladder.rung, name) for name in ladder.RUNGS}

@@ -15,10 +15,15 @@ FRONT_FIELDS = ("front", "c", "conformer", "whisper")  # of a model: its front e
 COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
 
 
-def run_from(run: Run, init: str, front: str) -> Run:
-    """`run` with the sizes of the model in `init`, and the front end in `front`, where given."""
+def run_from(run: Run, init: str, front: str, teacher: str = "") -> Run:
+    """`run` with what the folders that are given hold.
+
+    These are the sizes of the model in `init`, the front end in `front`, and the encoder in
+    `teacher` to learn from.
+    """
     run = adopt_model(run, init) if init else run
-    return adopt_front(run, front) if front not in ("", RANDOM) else run
+    run = adopt_front(run, front) if front not in ("", RANDOM) else run
+    return adopt_teacher(run, teacher) if teacher else run
 
 
 def adopt_model(run: Run, folder: str) -> Run:
@@ -63,12 +68,32 @@ def adopt_front(run: Run, folder: str) -> Run:
     return dataclasses.replace(run, model=model, mel=mel, init=init)
 
 
-def read_front_fields(folder: str) -> tuple[dict[str, Any], Mel]:
-    """The fields of a model that say which front end is in `folder`, and the mel that it hears."""
+def adopt_teacher(run: Run, folder: str) -> Run:
+    """`run` with the encoder in `folder` as its teacher, and the mel that this hears.
+
+    Raises Mistake where `folder` holds none.
+    """
+    fields, mel = read_front_fields(folder, "distill.path")
+    if fields["front"] != "whisper":
+        raise Mistake(
+            f'distill.path={folder}: its front end is "{fields["front"]}", not Whisper\'s'
+        )
+    mel = dataclasses.replace(mel, r=run.mel.r)
+    distill = dataclasses.replace(
+        run.distill, teacher="whisper", path=folder, whisper=fields["whisper"]
+    )
+    return dataclasses.replace(run, mel=mel, distill=distill)
+
+
+def read_front_fields(folder: str, field: str = "init.front") -> tuple[dict[str, Any], Mel]:
+    """The fields of a model that say which front end is in `folder`, and the mel that it hears.
+
+    Raises Mistake, naming the run's `field`, where `folder` holds none.
+    """
     alone = run_folder.read_front(folder)
     if alone is not None:
         return {"front": alone.front, "whisper": alone.whisper}, alone.mel
     spec = run_folder.read_spec(folder)
     if spec.model.front == "none":
-        raise Mistake(f"init.front={folder}: holds no front end: its model reads text alone")
+        raise Mistake(f"{field}={folder}: holds no front end: its model reads text alone")
     return {name: getattr(spec.model, name) for name in FRONT_FIELDS}, spec.mel

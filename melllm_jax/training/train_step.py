@@ -19,10 +19,12 @@ from melllm_jax.models.parameters import (
     init_weights,
     is_front,
 )
-from melllm_jax.objectives.objective import LossSums, Objective
+from melllm_jax.objectives.objective import LossSums, Objective, Term
 from melllm_jax.training import optimizer
 from melllm_jax.training.front_start import FrontStart
 from melllm_jax.training.warm_start import WarmStart
+
+LEAST = 1e-9  # weight that a total is divided by, where a batch has nothing to learn from
 
 
 class State(NamedTuple):
@@ -113,11 +115,13 @@ class Update(Generic[Net]):
         new = (optax.apply_updates(state.trained, updates), opt, state.step + 1)
         old = (state.trained, state.opt, state.step)
         trained, opt, step = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        weight = jnp.maximum(sums.weight, 1e-9)
+        weight = jnp.maximum(sums.weight, LEAST)
+        terms = self.objective.terms(batch, state.step)
         lr = optimizer.learning_rate_schedule(self.run.optim)(state.step)
         metrics = {
             "loss": sums.loss / weight,
             **{name: total / weight for name, total in sums.metrics.items()},
+            **{name: _mean(total, terms[name].weight) for name, total in sums.terms.items()},
             "grad_norm": norm,
             "lr": jnp.asarray(lr, jnp.float32),
             "finite": finite,
@@ -127,17 +131,21 @@ class Update(Generic[Net]):
         return state, metrics | batch_counts(batch, sources, hop)
 
     def loss_sums(self, state: State, batch: Batch) -> LossSums:
-        """The loss of a batch under a state's weights, without dropout or gradient."""
-        return self._sums(state.trained, state, batch, None)
+        """The loss of a batch's targets under a state's weights, without dropout or gradient.
+
+        Further terms, and the companions that they alone ask, are left out.
+        """
+        return self._sums(state.trained, state, batch, None)._replace(terms={})
 
     def _gradients(self, state: State, batch: Batch, key: Array) -> tuple[LossSums, Weights]:
         """Sums over the whole batch, and the gradient of their mean loss.
 
-        Every micro-batch's loss is divided by the weight of the whole batch, so the split does not
-        change the result, and the gradients themselves are never passed over for a division.
+        Every micro-batch's totals are divided by the weights of the whole batch, so the split does
+        not change the result, and the gradients themselves are never passed over for a division.
         """
         micro = self.run.optim.micro
-        weight = jnp.maximum(jnp.sum(self.objective.target_weights(batch)), 1e-9)
+        terms = self.objective.terms(batch, state.step)
+        weight = (jnp.sum(self.objective.target_weights(batch)), terms)
         differentiate = jax.value_and_grad(self._loss, has_aux=True)
         if micro == 1:
             (_, sums), grads = differentiate(state.trained, state, batch, key, weight)
@@ -161,16 +169,26 @@ class Update(Generic[Net]):
         return jax.lax.scan(add_part, nothing, parts)[0]
 
     def _loss(
-        self, trained: Weights, state: State, batch: Batch, key: Array, weight: Array
+        self,
+        trained: Weights,
+        state: State,
+        batch: Batch,
+        key: Array,
+        weights: tuple[Array, Mapping[str, Term]],
     ) -> tuple[Array, LossSums]:
+        """What is minimised, by the weights of the whole batch."""
         sums = self._sums(trained, state, batch, key)
-        return sums.loss / weight, sums
+        weight, terms = weights
+        loss = _mean(sums.loss, weight)
+        for name, total in sums.terms.items():
+            loss += terms[name].scale * _mean(total, terms[name].weight)
+        return loss, sums
 
     def _sums(self, trained: Weights, state: State, batch: Batch, key: Array | None) -> LossSums:
         # The one cast: masters to the compute dtype. Its gradient casts back to float32.
         model = self.skeleton.model(trained | state.frozen, self.dtype)
         companions = {
-            name: skeleton.model(state.companions[name])
+            name: skeleton.model(state.companions[name], self.dtype)
             for name, (_, skeleton, _) in self.companions.items()
         }
         return self.objective.loss(model, batch, key, companions)
@@ -195,6 +213,10 @@ def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Ar
         "audio": jnp.sum(batch.frames).astype(jnp.float32) * hop_seconds,
         "examples": jnp.sum(starts[..., None] & by_source, axis=(0, 1)).astype(jnp.int32),
     }
+
+
+def _mean(total: Array, weight: Array) -> Array:
+    return total / jnp.maximum(weight, LEAST)
 
 
 def _as_frozen(name: str, x: Array) -> Array:

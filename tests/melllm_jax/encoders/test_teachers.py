@@ -1,0 +1,103 @@
+"""A teacher's states of clips in packed rows: those of each clip alone, as the teacher hears it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from melllm_jax import sharding
+from melllm_jax.config.distillation import Distill
+from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.features import Mel
+from melllm_jax.encoders.teachers import WhisperTeacher, states_there
+from melllm_jax.models.parameters import init_model
+from tests.support import models
+from tests.support.models import Clip
+
+MEL = Mel(kind="whisper", r=4, normalize="none")
+SIZES = Whisper(d=16, n=2, f=24, l=3, positions=12)  # windows of 24 mel frames: 6 patches
+WHOLE = Distill(teacher="whisper", whisper=SIZES, windows=4)
+LAYERS = (0, 2)
+# Rows of 28 positions: clips of 17, 1, 8 frames, then 10, 3 and 26 (two windows): seven windows;
+# and clips of 24, 14 and 9.
+PIECES = [
+    [2, Clip(17), 1, Clip(1), Clip(8), 2],
+    [1, Clip(10), Clip(3), Clip(26), 1],
+    [Clip(24)],
+    [Clip(14), Clip(9), 1],
+]
+
+
+def packed():
+    parts = [models.segment(*pieces, seed=i, mel=MEL) for i, pieces in enumerate(PIECES)]
+    return models.pack([parts[:2], parts[2:]], 28, mel=MEL)
+
+
+def taught(cfg, place, batch):
+    """The teacher's states of a batch, and which there are."""
+    with place():
+        skeleton, weights = init_model(lambda rngs: WhisperTeacher(rngs, cfg, MEL), seed=3)
+        states = models.jitted(lambda w, batch: skeleton.model(w).states(batch, LAYERS))
+        placed = sharding.shard_batch(batch)
+        there = models.jitted(lambda batch: states_there(batch, cfg, MEL.r))(placed)
+        return np.asarray(states(weights, placed)), np.asarray(there)
+
+
+def alone(cfg, mels):
+    """What the encoder makes of a window of one clip alone, of each layer: [n s e]."""
+    frames = 2 * SIZES.positions if cfg.frame == "whole" else -(-len(mels) // 2) * 2
+    # By hand: eight tenths of a decade below the peak in Whisper's units, and no less than 1e-10.
+    silence = max(mels.max() - 2.0, -1.5) if cfg.frame == "whole" else 0.0
+    window = np.full((1, frames, MEL.m), silence, np.float32)
+    window[0, : len(mels)] = mels
+    heard = len(mels) if cfg.frame == "clip" else frames
+    real = (np.arange(frames)[None] < heard).astype(np.int32)
+    with models.one_device():
+        skeleton, weights = init_model(lambda rngs: WhisperTeacher(rngs, cfg, MEL), seed=3)
+        hidden = models.jitted(lambda w, m, x: skeleton.model(w).front.encoder.hidden(m, x))
+        return np.asarray(hidden(weights, window, real))[[1 + i for i in LAYERS], 0]
+
+
+def windows_of(batch):
+    """(row, its window, positions, mel frames) of each window of each clip of a batch."""
+    for i in range(len(batch.tokens)):
+        names = list(zip(batch.segments[i], batch.clips[i], strict=True))
+        count = 0
+        for name in dict.fromkeys(n for n in names if n[1]):
+            here = [at for at, n in enumerate(names) if n == name]
+            mels = batch.patches[i, here].reshape(-1, MEL.m)[: batch.frames[i, here].sum()]
+            for start in range(0, len(mels), 2 * SIZES.positions):
+                part = slice(start // MEL.r, start // MEL.r + 2 * SIZES.positions // MEL.r)
+                yield i, count, here[part], mels[start : start + 2 * SIZES.positions]
+                count += 1
+
+
+@pytest.mark.parametrize("frame", ["whole", "clip"])
+def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame):
+    cfg = dataclasses.replace(WHOLE, frame=frame, windows=4)
+    batch = packed()
+    states, there = taught(cfg, models.one_device, batch)
+    found = list(windows_of(batch))
+    assert [len(mels) for *_, mels in found] == [17, 1, 8, 10, 3, 24, 2, 24, 14, 9]
+    seen = np.zeros_like(there)
+    for row, number, here, mels in found:
+        if frame == "whole" and number >= cfg.windows:
+            assert not there[row, here].any()
+            continue
+        count = -(-len(mels) // 2)  # a position of the teacher's holds two frames, the last one
+        own = states[:, row, here].reshape(len(LAYERS), -1, SIZES.d)[:, :count]
+        expected = alone(cfg, mels)[:, :count]
+        np.testing.assert_allclose(own, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+        seen[row, here] |= np.arange(len(here) * 2).reshape(-1, 2) < count
+    np.testing.assert_array_equal(there, seen)
+
+
+@pytest.mark.parametrize("frame", ["whole", "clip"])
+def test_states_on_eight_devices_equal_those_of_one(frame):
+    cfg = dataclasses.replace(WHOLE, frame=frame)
+    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), packed())
+    one, there = taught(cfg, models.one_device, batch)
+    split, also = taught(cfg, lambda: models.split_as("fsdp2-seq2-tp2"), batch)
+    np.testing.assert_array_equal(there, also)
+    np.testing.assert_allclose(split[:, there], one[:, there], rtol=0, atol=1e-4)

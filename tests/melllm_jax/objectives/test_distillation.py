@@ -1,0 +1,291 @@
+"""AuRA: layers of the model follow a frozen encoder's at speech, and nothing else of it stays."""
+
+import contextlib
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import cli
+from melllm_jax import sharding
+from melllm_jax.checkpoints import integrity, run_folder, weight_store
+from melllm_jax.config.distillation import Distill
+from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.overrides import from_json, override, to_json
+from melllm_jax.config.run import Run
+from melllm_jax.errors import Mistake
+from melllm_jax.models.parameters import is_alignment_head
+from melllm_jax.objectives import distillation
+from melllm_jax.objectives.distillation import Distillation
+from melllm_jax.objectives.next_token import NextToken
+from melllm_jax.objectives.run_objective import objective_of
+from melllm_jax.training import run_start
+from melllm_jax.training.train_step import Update
+from tests.support import models, phi_files, whisper_files
+from tests.support.runs import (
+    SMALL,
+    batches_of,
+    compiled_once,
+    compiled_quickly,
+    corpus,
+    lines,
+    refused,
+    tiny,
+)
+
+once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`data`, and `whisper`, a teacher of two layers of width 16 and windows of one second."""
+    folder = tmp_path_factory.mktemp("distilled")
+    corpus(folder / "data", count=8)
+    whisper_files.write(folder / "hf")
+    phi_files.told("import", folder / "hf", folder / "whisper")
+    return folder
+
+
+def run_of(folder, **changes):
+    """A run of two layers that are taught by two."""
+    taught = run_start.adopt_teacher(tiny(folder / "data"), str(folder / "whisper"))
+    return override(taught, {"model.l": 2, "distill.windows": 16} | changes)
+
+
+def batch_of(run):
+    with contextlib.closing(batches_of(run)) as batches:
+        return next(batches)
+
+
+def update_of(run, batch, place=models.one_device, step=0):
+    """The metrics of an update, and the state before and after."""
+    with place():
+        update = Update(objective_of(run))
+        before = update.init_state()._replace(step=jnp.int32(step))
+        after, metrics = jax.jit(update)(before, sharding.shard_batch(batch))
+        numbers = {k: float(x) for k, x in jax.device_get(metrics).items() if np.ndim(x) == 0}
+        return numbers, jax.device_get(before), jax.device_get(after)
+
+
+def test_an_update_has_the_token_s_loss_and_a_term_for_each_layer(folder):
+    run = run_of(folder)
+    batch = batch_of(run)
+    numbers, before, after = update_of(run, batch, step=1)
+    alone, bare, _ = update_of(override(run, {"distill.teacher": "none"}), batch)
+    assert numbers["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert numbers["taught"] == 1
+    # Nothing is aligned yet: states of random directions.
+    assert all(0.5 < numbers[name] < 1.5 for name in ("align_0", "align_1"))
+    heads = {name for name in before.trained if is_alignment_head(name)}
+    assert heads == {"align.kernel", "align.norm.scale"}
+    # The same model as without a teacher, to the bit, and heads beside it.
+    assert before.trained.keys() - heads == bare.trained.keys()
+    assert all(np.array_equal(before.trained[name], x) for name, x in bare.trained.items())
+    assert all(np.any(after.trained[name] != before.trained[name]) for name in heads)
+    for name, x in before.companions["teacher"].items():
+        assert x.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(x, after.companions["teacher"][name])
+
+
+def test_terms_are_the_distances_that_their_definition_gives(folder):
+    """Written out in NumPy: states at speech, the mean of a position's four, a norm, a matrix."""
+    run = run_of(folder)
+    batch = batch_of(run)
+    numbers, before, _ = update_of(run, batch)
+    with models.one_device():
+        objective = objective_of(run)
+        update, placed = Update(objective), sharding.shard_batch(batch)
+        on_device = jax.tree.map(jnp.asarray, before)
+        model = update.skeleton.model(on_device.trained | on_device.frozen)
+        outputs = np.asarray(jax.jit(lambda m, b: m.with_layers(b, (0, 1))[1])(model, placed))
+        skeleton = update.companions["teacher"][1]
+        teacher = skeleton.model(on_device.companions["teacher"], jnp.dtype("float32"))
+        targets = np.asarray(jax.jit(lambda m, b: m.states(b, (0, 1)))(teacher, placed))
+    for layer in range(2):
+        scale = before.trained["align.norm.scale"][layer]
+        off = []
+        for row, at in np.argwhere(batch.is_speech):
+            x = outputs[layer, row, at]
+            x = x / np.sqrt(np.mean(x**2) + run.model.eps) * scale
+            x = x @ before.trained["align.kernel"][layer]
+            own = -(-int(batch.frames[row, at]) // 2)
+            target = targets[layer, row, at, :own].mean(axis=0)
+            off.append(1 - x @ target / np.linalg.norm(x) / np.linalg.norm(target))
+        assert numbers[f"align_{layer}"] == pytest.approx(np.mean(off), rel=1e-4)
+
+
+def test_the_terms_count_in_the_gradient_by_their_weight(folder):
+    """The gradient is linear in the weight; the loss that is told is not touched by it."""
+    norms = {}
+    batch = batch_of(run_of(folder))
+    for weight in (0.0, 1.0, 2.0):
+        run = run_of(folder, **{"distill.weight": weight, "optim.clip": 0.0})
+        with models.one_device():
+            update = Update(objective_of(run))
+            state = update.init_state()
+            grads = jax.jit(lambda s, b, u=update: u._gradients(s, b, jax.random.key(0))[1])
+            norms[weight] = jax.device_get(grads(state, sharding.shard_batch(batch)))
+    plain, one, two = (norms[w] for w in (0.0, 1.0, 2.0))
+    assert np.all(plain["align.kernel"] == 0) and np.any(one["align.kernel"])
+    for name in plain:
+        slope = one[name] - plain[name]
+        np.testing.assert_allclose(two[name], plain[name] + 2 * slope, rtol=1e-3, atol=2e-6)
+
+
+def test_micro_batches_make_the_update_of_the_whole(folder):
+    run = run_of(folder)
+    batch = batch_of(run)
+    whole, _, after = update_of(run, batch)
+    split, _, also = update_of(override(run, {"optim.micro": 2}), batch)
+    assert whole == pytest.approx(split, rel=1e-4)
+    for name, x in after.trained.items():
+        np.testing.assert_allclose(also.trained[name], x, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_eight_devices_make_the_update_of_one(folder):
+    run = run_of(folder, **{"model.d": 32, "model.n": 4, "model.k": 2})
+    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), batch_of(run))
+    one, _, _ = update_of(run, batch)
+    split, _, _ = update_of(run, batch, lambda: models.split_as("fsdp4-tp2"))
+    assert one == pytest.approx(split, rel=1e-4)
+
+
+def test_training_through_the_command_leaves_a_model_without_teacher_and_heads(
+    folder, tmp_path, capsys
+):
+    """It learns what its teacher has, goes on to the bit, transcribes, and starts another run."""
+    steps = ["--optim.steps", "4", "--checkpoints.every", "2", "--distill.windows", "16"]
+    given = ["--data", str(folder / "data"), "--teacher", str(folder / "whisper"), "--compiled", ""]
+    heard = ("mel.kind", "mel.m")  # as the teacher does
+    small = [word for k, v in SMALL.items() if k not in heard for word in (f"--{k}", v)]
+    small += [*steps, "--model.l", "2", "--optim.lr", "0.03"]
+    words = ["train", "digits", *small, *given, "--workdir"]
+    assert cli.main([*words, str(tmp_path / "one")]) == 0
+    rows = lines(tmp_path / "one")
+    assert rows[-1]["align_1"] < rows[0]["align_1"] and rows[-1]["taught"] == 1
+    run = run_folder.read_run(str(tmp_path / "one"))
+    digest = integrity.checkpoint_digest(folder / "whisper/checkpoints/0")
+    assert (run.distill.teacher, run.distill.digest) == ("whisper", digest)
+    assert from_json(to_json(run), Run) == run
+    # Killed after update 2.
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.rmtree(tmp_path / "two/checkpoints/4")
+    assert cli.main([*words, str(tmp_path / "two")]) == 0
+    read = lambda name: weight_store.WeightReader(tmp_path / name / "checkpoints/4")
+    one, two = read("one"), read("two")
+    assert any(map(is_alignment_head, one.shapes))
+    assert all(np.array_equal(one.read(name), two.read(name)) for name in one.shapes)
+    capsys.readouterr()
+    sound = str(folder / "data/audio/0.flac")
+    heard = ["--run", str(tmp_path / "one"), sound, "--json", "--decoding.extra", "1"]
+    assert cli.main(["transcribe", *heard]) == 0
+    assert json.loads(capsys.readouterr().out)
+    # A run without a teacher starts from it, and one with another teaches on with heads of its own.
+    assert (
+        cli.main(
+            ["train", "digits", *small[: -len(steps)], "--optim.steps", "1", "--init"]
+            + [str(tmp_path / "one"), "--data", str(folder / "data"), "--compiled", ""]
+            + ["--model.l", "2", "--workdir", str(tmp_path / "three")]
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("mean", [[0.25] * 4, [0.5, 0.5, 0, 0], [1, 0, 0, 0], [0] * 4]),
+        ("strided", [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0] * 4]),
+        ("linear", [[0, 0.5, 0.5, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0], [0] * 4]),
+    ],
+)
+def test_positions_take_their_share_of_the_teachers_states(time, expected):
+    there = jnp.arange(4)[None, None] < jnp.array([4, 2, 1, 0])[None, :, None]
+    np.testing.assert_allclose(distillation.within_positions(there, time)[0], expected)
+
+
+def test_distances_are_those_worked_out_by_hand():
+    x, y = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[3.0, 2.0, 1.0]])
+    far = lambda loss, target=y: float(distillation.distance(x, target, loss)[0])
+    assert far("cosine") == pytest.approx(1 - 10 / 14, rel=1e-5)
+    assert far("mse") == pytest.approx(np.mean([6.0, 0, 6.0]), rel=1e-4)
+    assert far("both") == pytest.approx(far("cosine") + far("mse"), rel=1e-6)
+    assert far("both", 7 * x) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_weight_follows_its_schedule(folder):
+    run = run_of(folder, **{"optim.steps": 8, "distill.weight": 2.0})
+    at = lambda step, **changes: float(
+        distillation.weight_at(override(run, changes), jnp.int32(step))
+    )
+    assert [at(step) for step in (0, 7)] == [2, 2]
+    linear = {"distill.schedule": "linear"}
+    assert [at(step, **linear) for step in (0, 4, 7)] == [2, 1, 0.25]
+    off = {"distill.schedule": "off", "distill.until": 3}
+    assert [at(step, **off) for step in (0, 2, 3, 7)] == [2, 2, 0, 0]
+
+
+SIZES = Whisper(l=4)
+
+
+def test_layers_meet_evenly_one_to_one_or_as_they_are_listed():
+    pairs = lambda layers, **fields: Distill(whisper=SIZES, **fields).pairs(layers)
+    assert pairs(30) == ((0, 7), (1, 14), (2, 22), (3, 29))
+    assert pairs(30, depth=4) == ((0, 0), (1, 1), (2, 2), (3, 3))
+    assert pairs(30, depth=8) == ((0, 1), (1, 3), (2, 5), (3, 7))
+    assert pairs(30, teacher_layers=(3,), student_layers=(5,)) == ((3, 5),)
+    assert pairs(4, teacher_layers=(1, 3)) == ((1, 1), (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"distill.teacher_layers": [4]}, r"teacher_layers=\(4,\): layers run from 0 to 1"),
+        ({"distill.student_layers": [0, 2]}, r"student_layers=\(0, 2\): layers run from 0 to 1"),
+        ({"distill.student_layers": [1]}, "1 layers: 2 of the teacher's are to meet them"),
+        ({"distill.student_layers": [1, 1]}, r"=\(1, 1\): names a layer twice"),
+        ({"distill.depth": 1}, "depth=1: fewer than the teacher's 2: list distill.teacher_layers"),
+        ({"distill.depth": 3}, "depth=3: the model has 2 layers"),
+        ({"mel.kind": "phi4"}, "mel.kind=phi4, none: makes no sound that the teacher hears"),
+        ({"mel.normalize": "utterance"}, "mel.kind=whisper, utterance: makes no sound"),
+        ({"mel.r": 1}, "mel.r=1: must be 2 or more: the teacher's is 2"),
+        ({"distill.head": "none", "model.d": 32}, "model.d=32 is not the teacher's width of 16"),
+        ({"model.front": "none"}, 'model.front="none" reads no sound that it could hear'),
+        ({"distill.weight": -1.0}, "distill.weight=-1.0: must be 0 or more"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_by_field_value_and_rule(folder, changes, rule):
+    with pytest.raises(Mistake, match=rule):
+        objective_of(run_of(folder, **changes))
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        (["--teacher", "{}/data"], "checkpoint={}/data: holds neither model.json nor run.json"),
+        (["--teacher", "{}/whisper", "--distill.whisper.f", "32"], "(2, 24, 16), the run's is (2,"),
+        (
+            ["--distill.teacher", "whisper", "--mel.normalize", "none", "--mel.kind", "whisper"]
+            + ["--mel.m", "80"],
+            'distill.teacher="whisper": say where its weights are: --teacher DIR',
+        ),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_refused_and_writes_nothing(
+    folder, tmp_path, capsys, flags, rule
+):
+    flags = [flag.replace("{}", str(folder)) for flag in flags]
+    given = ["--data", str(folder / "data"), "--workdir", str(tmp_path / "run"), "--model.l", "4"]
+    said = refused(["train", "digits", *given, *flags], capsys)
+    assert rule.replace("{}", str(folder)) in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_teacher_there_is_nothing_to_distil(folder):
+    with pytest.raises(Mistake, match='distill.teacher="none"'):
+        Distillation(tiny(folder / "data"))
+    assert type(objective_of(tiny(folder / "data"))) is NextToken
