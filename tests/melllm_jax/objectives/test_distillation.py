@@ -1,6 +1,7 @@
 """AuRA: layers of the model follow a frozen encoder's at speech, and nothing else of it stays."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,7 @@ import pytest
 
 from launch import cli
 from melllm_jax import sharding
-from melllm_jax.checkpoints import integrity, run_folder, weight_store
+from melllm_jax.checkpoints import integrity, run_folder
 from melllm_jax.config.distillation import Distill
 from melllm_jax.config.encoders import Whisper
 from melllm_jax.config.overrides import from_json, override, to_json
@@ -22,7 +23,7 @@ from melllm_jax.objectives import distillation
 from melllm_jax.objectives.distillation import Distillation
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.objectives.run_objective import objective_of
-from melllm_jax.training import run_start
+from melllm_jax.training import run_start, warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import models, phi_files, whisper_files
 from tests.support.runs import (
@@ -50,10 +51,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+SIZES = {"model.d": 32, "model.n": 4, "model.k": 2, "model.l": 2, "data.b": 8, "optim.warmup": 0}
+SIZES |= {"distill.windows": 16}
+
+
 def run_of(folder, **changes):
     """A run of two layers that are taught by two."""
     taught = run_start.adopt_teacher(tiny(folder / "data"), str(folder / "whisper"))
-    return override(taught, {"model.l": 2, "distill.windows": 16} | changes)
+    return override(taught, SIZES | changes)
 
 
 def batch_of(run):
@@ -61,11 +66,11 @@ def batch_of(run):
         return next(batches)
 
 
-def update_of(run, batch, place=models.one_device, step=0):
+def update_of(run, batch, place=models.one_device):
     """The metrics of an update, and the state before and after."""
     with place():
         update = Update(objective_of(run))
-        before = update.init_state()._replace(step=jnp.int32(step))
+        before = update.init_state()
         after, metrics = jax.jit(update)(before, sharding.shard_batch(batch))
         numbers = {k: float(x) for k, x in jax.device_get(metrics).items() if np.ndim(x) == 0}
         return numbers, jax.device_get(before), jax.device_get(after)
@@ -74,9 +79,12 @@ def update_of(run, batch, place=models.one_device, step=0):
 def test_an_update_has_the_token_s_loss_and_a_term_for_each_layer(folder):
     run = run_of(folder)
     batch = batch_of(run)
-    numbers, before, after = update_of(run, batch, step=1)
-    alone, bare, _ = update_of(override(run, {"distill.teacher": "none"}), batch)
-    assert numbers["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    numbers, before, after = update_of(run, batch)
+    with models.one_device():
+        alone = Update(objective_of(override(run, {"distill.teacher": "none"})))
+        bare = alone.init_state()
+        sums = jax.jit(alone.loss_sums)(bare, sharding.shard_batch(batch))
+    assert numbers["loss"] == pytest.approx(float(sums.loss / sums.weight), rel=1e-6)
     assert numbers["taught"] == 1
     # Nothing is aligned yet: states of random directions.
     assert all(0.5 < numbers[name] < 1.5 for name in ("align_0", "align_1"))
@@ -119,80 +127,66 @@ def test_terms_are_the_distances_that_their_definition_gives(folder):
 
 
 def test_the_terms_count_in_the_gradient_by_their_weight(folder):
-    """The gradient is linear in the weight; the loss that is told is not touched by it."""
-    norms = {}
-    batch = batch_of(run_of(folder))
-    for weight in (0.0, 1.0, 2.0):
-        run = run_of(folder, **{"distill.weight": weight, "optim.clip": 0.0})
-        with models.one_device():
-            update = Update(objective_of(run))
-            state = update.init_state()
-            grads = jax.jit(lambda s, b, u=update: u._gradients(s, b, jax.random.key(0))[1])
-            norms[weight] = jax.device_get(grads(state, sharding.shard_batch(batch)))
-    plain, one, two = (norms[w] for w in (0.0, 1.0, 2.0))
-    assert np.all(plain["align.kernel"] == 0) and np.any(one["align.kernel"])
-    for name in plain:
-        slope = one[name] - plain[name]
-        np.testing.assert_allclose(two[name], plain[name] + 2 * slope, rtol=1e-3, atol=2e-6)
+    """The gradient is linear in the weight, which falls from 2 to 0 over the updates."""
+    run = run_of(folder, **{"distill.weight": 2.0, "distill.schedule": "linear", "optim.steps": 4})
+    batch = batch_of(run)
+    with models.one_device():
+        update = Update(objective_of(run))
+        state, placed = update.init_state(), sharding.shard_batch(batch)
+        gradients = jax.jit(lambda s, b: update._gradients(s, b, jax.random.key(0))[1])
+        at = lambda step: jax.device_get(gradients(state._replace(step=jnp.int32(step)), placed))
+        two, one, none = at(0), at(2), at(4)
+    assert np.all(none["align.kernel"] == 0) and np.any(one["align.kernel"])
+    for name, x in none.items():
+        expected = x + 2 * (one[name] - x)
+        np.testing.assert_allclose(two[name], expected, rtol=1e-3, atol=2e-6)
 
 
-def test_micro_batches_make_the_update_of_the_whole(folder):
+def test_eight_devices_in_micro_batches_make_the_update_of_one(folder):
     run = run_of(folder)
     batch = batch_of(run)
-    whole, _, after = update_of(run, batch)
-    split, _, also = update_of(override(run, {"optim.micro": 2}), batch)
-    assert whole == pytest.approx(split, rel=1e-4)
+    batch = jax.tree.map(lambda x: np.concatenate([x] * 2), batch)
+    one, _, after = update_of(run, batch)
+    split = override(run, {"optim.micro": 2})
+    also, _, split = update_of(split, batch, lambda: models.split_as("fsdp4-tp2"))
+    assert one == pytest.approx(also, rel=1e-4)
     for name, x in after.trained.items():
-        np.testing.assert_allclose(also.trained[name], x, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(split.trained[name], x, rtol=0, atol=2e-5, err_msg=name)
 
 
-def test_eight_devices_make_the_update_of_one(folder):
-    run = run_of(folder, **{"model.d": 32, "model.n": 4, "model.k": 2})
-    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), batch_of(run))
-    one, _, _ = update_of(run, batch)
-    split, _, _ = update_of(run, batch, lambda: models.split_as("fsdp4-tp2"))
-    assert one == pytest.approx(split, rel=1e-4)
-
-
-def test_training_through_the_command_leaves_a_model_without_teacher_and_heads(
-    folder, tmp_path, capsys
-):
-    """It learns what its teacher has, goes on to the bit, transcribes, and starts another run."""
-    steps = ["--optim.steps", "4", "--checkpoints.every", "2", "--distill.windows", "16"]
-    given = ["--data", str(folder / "data"), "--teacher", str(folder / "whisper"), "--compiled", ""]
+def test_training_by_the_command_leaves_a_model_without_its_teacher(folder, tmp_path, capsys):
+    """It comes nearer to it, transcribes once it is gone, and starts a run that has none."""
+    teacher = shutil.copytree(folder / "whisper", tmp_path / "teacher")
+    given = {"data": folder / "data", "teacher": teacher, "workdir": tmp_path / "run"}
     heard = ("mel.kind", "mel.m")  # as the teacher does
-    small = [word for k, v in SMALL.items() if k not in heard for word in (f"--{k}", v)]
-    small += [*steps, "--model.l", "2", "--optim.lr", "0.03"]
-    words = ["train", "digits", *small, *given, "--workdir"]
-    assert cli.main([*words, str(tmp_path / "one")]) == 0
-    rows = lines(tmp_path / "one")
+    small = {k: v for k, v in SMALL.items() if k not in heard}
+    small |= {"optim.steps": 3, "optim.lr": 0.03, "model.l": 2, "distill.windows": 16}
+    flags = [word for k, v in (given | small).items() for word in (f"--{k}", str(v))]
+    assert cli.main(["train", "digits", *flags]) == 0
+    rows = lines(tmp_path / "run")
     assert rows[-1]["align_1"] < rows[0]["align_1"] and rows[-1]["taught"] == 1
-    run = run_folder.read_run(str(tmp_path / "one"))
-    digest = integrity.checkpoint_digest(folder / "whisper/checkpoints/0")
+    run = run_folder.read_run(str(tmp_path / "run"))
+    digest = integrity.checkpoint_digest(teacher / "checkpoints/0")
     assert (run.distill.teacher, run.distill.digest) == ("whisper", digest)
     assert from_json(to_json(run), Run) == run
-    # Killed after update 2.
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    shutil.rmtree(tmp_path / "two/checkpoints/4")
-    assert cli.main([*words, str(tmp_path / "two")]) == 0
-    read = lambda name: weight_store.WeightReader(tmp_path / name / "checkpoints/4")
-    one, two = read("one"), read("two")
-    assert any(map(is_alignment_head, one.shapes))
-    assert all(np.array_equal(one.read(name), two.read(name)) for name in one.shapes)
+    shutil.rmtree(teacher)
     capsys.readouterr()
     sound = str(folder / "data/audio/0.flac")
-    heard = ["--run", str(tmp_path / "one"), sound, "--json", "--decoding.extra", "1"]
+    heard = ["--run", str(tmp_path / "run"), sound, "--json", "--decoding.extra", "1"]
     assert cli.main(["transcribe", *heard]) == 0
     assert json.loads(capsys.readouterr().out)
-    # A run without a teacher starts from it, and one with another teaches on with heads of its own.
-    assert (
-        cli.main(
-            ["train", "digits", *small[: -len(steps)], "--optim.steps", "1", "--init"]
-            + [str(tmp_path / "one"), "--data", str(folder / "data"), "--compiled", ""]
-            + ["--model.l", "2", "--workdir", str(tmp_path / "three")]
-        )
-        == 0
-    )
+    start = warm_start.resolve(str(tmp_path / "run"))
+    assert any(map(is_alignment_head, start.shapes))
+    with models.one_device():
+        alone = Update(NextToken(override(run, {"distill.teacher": "none"})))
+        assert start.fresh_names(alone.skeleton.kinds, 0) == []
+        again = Update(Distillation(run), dataclasses.replace(start, shapes=before_heads(start)))
+        assert set(again.fresh_names()) == set(filter(is_alignment_head, again.skeleton.kinds))
+
+
+def before_heads(start):
+    """The shapes of a checkpoint of a run that had no teacher."""
+    return {name: shape for name, shape in start.shapes.items() if not is_alignment_head(name)}
 
 
 @pytest.mark.parametrize(
@@ -229,11 +223,11 @@ def test_the_weight_follows_its_schedule(folder):
     assert [at(step, **off) for step in (0, 2, 3, 7)] == [2, 2, 0, 0]
 
 
-SIZES = Whisper(l=4)
+FOUR = Whisper(l=4)
 
 
 def test_layers_meet_evenly_one_to_one_or_as_they_are_listed():
-    pairs = lambda layers, **fields: Distill(whisper=SIZES, **fields).pairs(layers)
+    pairs = lambda layers, **fields: Distill(whisper=FOUR, **fields).pairs(layers)
     assert pairs(30) == ((0, 7), (1, 14), (2, 22), (3, 29))
     assert pairs(30, depth=4) == ((0, 0), (1, 1), (2, 2), (3, 3))
     assert pairs(30, depth=8) == ((0, 1), (1, 3), (2, 5), (3, 7))
@@ -253,7 +247,7 @@ def test_layers_meet_evenly_one_to_one_or_as_they_are_listed():
         ({"mel.kind": "phi4"}, "mel.kind=phi4, none: makes no sound that the teacher hears"),
         ({"mel.normalize": "utterance"}, "mel.kind=whisper, utterance: makes no sound"),
         ({"mel.r": 1}, "mel.r=1: must be 2 or more: the teacher's is 2"),
-        ({"distill.head": "none", "model.d": 32}, "model.d=32 is not the teacher's width of 16"),
+        ({"distill.head": "none"}, "model.d=32 is not the teacher's width of 16"),
         ({"model.front": "none"}, 'model.front="none" reads no sound that it could hear'),
         ({"distill.weight": -1.0}, "distill.weight=-1.0: must be 0 or more"),
     ],
