@@ -12,6 +12,7 @@ VERSION = re.search(
 
 EVAL = ["jiwer>=4.0,<5", "regex>=2022.3", "whisper-normalizer>=0.1.12,<0.2"]
 DEMO = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9"]
+NATURAL = ["hibari-tts==0.2.1"]  # its weights are in the wheel: another release is another voice
 PARQUET = ["pyarrow>=17"]
 TFDS = ["tensorflow-datasets>=4.9.9"]
 RUFF = "ruff==0.17.5"
@@ -82,6 +83,7 @@ setup(
         "plan-gpu": ["jax[cuda12]>=0.10.2,<0.13"],  # the same for GPUs: 5.5 GB
         "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", RUFF],  # mkdocs serve
         "eval": EVAL,
+        "natural": NATURAL,  # melllm data speak --voices natural
         "parquet": PARQUET,  # melllm data import --kind parquet
         "tfds": [*TFDS, "tensorflow>=2.18"],  # its stock Audio feature is read by nothing else
         "beam": BEAM,  # melllm prepare, on the cores of this machine; Dataflow: apache-beam[gcp]

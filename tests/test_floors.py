@@ -58,6 +58,7 @@ FENCES = {
     "soundfile": {"data_pipelines.audio.file_io"},
     "soxr": {"data_pipelines.audio.sound"},
     "pyarrow": {"data_pipelines.corpora.parquet_audio"},
+    "hibari": {"data_pipelines.synthetic.natural_voice"},
     "tensorflow_datasets": {"data_pipelines.corpora.tfds_audio"},
     "apache_beam": {"data_pipelines.prepare.beam_pipeline"},
     "dask": {"data_pipelines.prepare.beam_pipeline"},

@@ -53,8 +53,8 @@ class SpokenUtterance:
     """One example of the corpus."""
 
     id: str  # "test-000007"
-    text: str  # 3 to 6 lower-case words
-    speaker: str  # the voice: accent+variant
+    text: str
+    speaker: str  # the voice: accent+variant, or the name of a natural one
     wave: Float32[np.ndarray, " w"]  # in [-1, 1] at 16 kHz
 
 
@@ -84,6 +84,13 @@ def speak(text: str, voice: str, rate_wpm: int, pitch: int) -> Float32[np.ndarra
     return np.clip(resample(samples.astype(np.float32) / 32768, hertz), -1, 1)
 
 
+def draw_voice(split: Split, rng: np.random.Generator) -> tuple[str, int, int]:
+    """A voice of the split, its rate in words a minute and its pitch, as `speak` takes them."""
+    choice = voices(split)
+    voice = choice[rng.integers(len(choice))]
+    return voice, int(rng.integers(150, 211)), int(rng.integers(35, 66))
+
+
 def speak_utterance(split: Split, index: int, seed: int = 0) -> SpokenUtterance:
     """Utterance number `index` of a split: its own sentence, voice, rate, pitch, level and noise.
 
@@ -91,10 +98,8 @@ def speak_utterance(split: Split, index: int, seed: int = 0) -> SpokenUtterance:
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     text = sentence(split, rng)
-    choice = voices(split)
-    voice = choice[rng.integers(len(choice))]
-    rate_wpm, pitch = int(rng.integers(150, 211)), int(rng.integers(35, 66))
-    wave = _set_level_and_noise(speak(text, voice, rate_wpm, pitch), rng)
+    voice, rate_wpm, pitch = draw_voice(split, rng)
+    wave = set_level_and_noise(speak(text, voice, rate_wpm, pitch), rng)
     return SpokenUtterance(f"{split}-{index:06d}", text, voice, wave)
 
 
@@ -125,7 +130,7 @@ def write_spoken_corpus(folder: pathlib.Path, counts: Mapping[Split, int], seed:
                 manifest.write(json.dumps(line) + "\n")
 
 
-def _set_level_and_noise(
+def set_level_and_noise(
     wave_w: Float32[np.ndarray, " w"], rng: np.random.Generator
 ) -> Float32[np.ndarray, " w"]:
     """Speech peaking 1 to 20 dB below full scale, over white noise 20 to 45 dB below the speech."""
@@ -136,8 +141,8 @@ def _set_level_and_noise(
     return np.clip(wave_w + noise_w * np.float32(loudness * 10 ** (-ratio / 20)), -1, 1)
 
 
-def _espeak_files() -> tuple[str, pathlib.Path]:
-    """The shared library of espeak-ng and the folder of its data."""
+def find_files() -> tuple[str, pathlib.Path]:
+    """The shared library of espeak-ng and its data. Raises Mistake without the extra `demo`."""
     try:
         import espeakng_loader  # noqa: PLC0415
     except ImportError as error:
@@ -150,7 +155,7 @@ def _synthesize(
     text: str, voice: str, rate_wpm: int, pitch: int
 ) -> tuple[Int16[np.ndarray, " w"], int]:
     """The 16-bit samples of a newly started espeak-ng, and their rate in Hz."""
-    library, data = _espeak_files()
+    library, data = find_files()
     _, plus, variant = voice.partition("+")
     if plus and not (data / "voices/!v" / variant).is_file():  # espeak-ng would silently drop it
         raise Mistake(f"voice={voice!r}: espeak-ng has no variant {variant!r}")

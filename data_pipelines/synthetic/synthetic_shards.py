@@ -1,6 +1,7 @@
-"""Writes the synthetic corpus as shards of ready mel, which `melllm quickstart` trains on."""
+"""Writes synthetic speech as shards: of the grammar, which quickstart trains on, or of a text."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import functools
 import multiprocessing
@@ -26,11 +27,11 @@ from data_pipelines.prepare.validate import (
     make_records,
 )
 from data_pipelines.reject import Reject
-from data_pipelines.synthetic import espeak
+from data_pipelines.synthetic import espeak, spoken_text
 from data_pipelines.synthetic.grammar import Split
+from data_pipelines.synthetic.spoken_text import Manner
 from melllm_jax import files
 from melllm_jax.config.features import Mel
-from melllm_jax.errors import Fault
 from melllm_jax.features.mel_filters import SAMPLE_RATE
 
 CHUNK = 16  # utterances given to a process at a time
@@ -38,6 +39,7 @@ LOUDEST = 0.99  # largest sample of a mixture: FLAC clips at 1
 NOISE = 1  # in the seed: separates the noise's random numbers from those of words and voice
 
 Snrs = tuple[float, float]
+Jobs = Mapping[Split, Sequence[Callable[[], Utterance]]]
 
 
 def write_shards(
@@ -50,45 +52,92 @@ def write_shards(
     processes: int | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> shard_index.ShardIndex:
-    """Speaks the corpus in `processes` (by default one a core) and writes its mel in shards.
+    """Writes the corpus of the grammar, as ready mel, by `write_utterances`.
 
-    counts: utterances of each split; snrs: as of `make_utterance`. The shards are the same for any
-    number of processes. `progress` is called after every utterance. The index is written last.
-    Raises Mistake where the extra `demo` is not installed.
+    counts: utterances of each split; snrs: as of `make_utterance`.
+    """
+    jobs = grammar_jobs(counts, seed, snrs)
+    record_config = RecordConfig("mel", mel)
+    return write_utterances(folder, jobs, record_config, processes=processes, progress=progress)
+
+
+def write_utterances(
+    folder: epath.PathLike,
+    jobs: Jobs,
+    record_config: RecordConfig,
+    *,
+    processes: int | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> shard_index.ShardIndex:
+    """Makes the utterances in `processes` (by default one a core) and writes them in shards.
+
+    jobs: of each split, functions of an utterance each, which are pickled; record_config: what is
+    stored of them, FLAC or mel. The shards are the same for any number of processes. What cannot be
+    used is left out and counted. `progress` is called after every utterance. The index is written
+    last. Raises Mistake where an extra that a voice needs is not installed.
     """
     out = files.place(folder)
     out.mkdir(parents=True, exist_ok=True)
     written: dict[str, tuple[shard_index.Shard, ...]] = {}
     facts: dict[str, shard_index.SplitSummary] = {}
     tallies, moments = [], Moments()
+    make = functools.partial(_make_record, record_config)
     # Spawned, not forked: the parent may have threads, and espeak-ng wants a process of its own.
     context = multiprocessing.get_context("spawn")
     workers = processes or os.cpu_count() or 1
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for split, count in counts.items():
-            make = functools.partial(_make_record, split, seed, mel, snrs)
+        for split, some in jobs.items():
             writer = shard_writer.ShardWriter(out, split, per_shard=5000)
-            rows = RecordRows()
-            for line, made in enumerate(pool.map(make, range(count), chunksize=CHUNK)):
+            rows, rejects = RecordRows(), Counter[str]()
+            for line, made in enumerate(pool.map(make, some, chunksize=CHUNK)):
+                progress()
+                if isinstance(made, Reject):
+                    rejects[made.reason] += 1
+                    continue
                 writer.add(made.record, made.utterance.duration)
                 rows.add(made, line)
                 if split == "train":
                     moments += made.moments
-                progress()
             written[split] = writer.close()
             tally = SplitTotals()
             tally.add(rows.array(), rows.names())
-            facts[split] = tally.summary({})
+            facts[split] = tally.summary(rejects)
             tallies.append(tally)
-            shard_writer.write_columns(out, split, [columns(rows.array())], count)
+            shard_writer.write_columns(out, split, [columns(rows.array())], tally.count)
+    mel = record_config.mel
     statistics = (
         shard_index.MelStatistics(mel.kind, mel.m, *moments.constants()) if moments.count else None
     )
     index = shard_index.ShardIndex(
-        mel, written, facts, statistics=statistics, loudness=loudness_by_source(tallies)
+        mel if record_config.store == "mel" else None,
+        written,
+        facts,
+        statistics=statistics,
+        loudness=loudness_by_source(tallies),
     )
     shard_index.write_index(out, index)
     return index
+
+
+def grammar_jobs(counts: Mapping[Split, int], seed: int = 0, snrs: Snrs | None = None) -> Jobs:
+    """The jobs of the corpus of the grammar."""
+    return {
+        split: [functools.partial(make_utterance, split, at, seed, snrs) for at in range(count)]
+        for split, count in counts.items()
+    }
+
+
+def text_jobs(
+    sentences: Mapping[Split, Sequence[str]], manner: Manner, snrs: Snrs | None = None
+) -> Jobs:
+    """The jobs that speak the sentences of each split, in their order."""
+    return {
+        split: [
+            functools.partial(make_spoken_sentence, text, split, at, manner, snrs)
+            for at, text in enumerate(some)
+        ]
+        for split, some in sentences.items()
+    }
 
 
 def make_utterance(split: Split, index: int, seed: int = 0, snrs: Snrs | None = None) -> Utterance:
@@ -96,9 +145,23 @@ def make_utterance(split: Split, index: int, seed: int = 0, snrs: Snrs | None = 
 
     snrs: lowest and highest ratio in dB of speech over noise, drawn evenly; None adds no noise.
     """
-    spoken = espeak.speak_utterance(split, index, seed)
+    return _encode(espeak.speak_utterance(split, index, seed), (seed, split, index), snrs)
+
+
+def make_spoken_sentence(
+    text: str, split: Split, index: int, manner: Manner, snrs: Snrs | None = None
+) -> Utterance:
+    """The utterance of a sentence, with its sound as FLAC; snrs: as of `make_utterance`."""
+    spoken = spoken_text.speak_sentence(text, split, index, manner)
+    return _encode(spoken, (manner.seed, split, index), snrs)
+
+
+def _encode(
+    spoken: espeak.SpokenUtterance, place: tuple[int, Split, int], snrs: Snrs | None
+) -> Utterance:
     wave = spoken.wave
     if snrs is not None:
+        seed, split, index = place
         rng = np.random.default_rng((seed, espeak.SPLITS.index(split), index, NOISE))
         wave = _add_noise(wave, rng.uniform(*snrs), rng)
     seconds = len(wave) / SAMPLE_RATE
@@ -117,9 +180,7 @@ def _add_noise(
 
 
 def _make_record(
-    split: Split, seed: int, mel: Mel, snrs: Snrs | None, index: int
-) -> PreparedRecord:
-    (found,) = make_records(make_utterance(split, index, seed, snrs), RecordConfig("mel", mel))
-    if isinstance(found, Reject):
-        raise Fault(f"{found.id}: espeak-ng said nothing usable: {found.detail}")
+    record_config: RecordConfig, job: Callable[[], Utterance]
+) -> PreparedRecord | Reject[str]:
+    (found,) = make_records(job(), record_config)
     return found

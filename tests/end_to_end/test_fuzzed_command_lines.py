@@ -31,7 +31,7 @@ BEGINNINGS = (
     "launch.commands.data.export_tfds.export_dataset",
     "launch.evaluation.checkpoint_parity.compare",
     "data_pipelines.prepare.prepare_corpus._work_folder",
-    "data_pipelines.synthetic.synthetic_shards.write_shards",
+    "data_pipelines.synthetic.synthetic_shards.write_utterances",
     "data_pipelines.text.tokenizer_training.train_sentencepiece",
 )
 # A line of each command that means something; PATH, OUT and WORD are drawn.
@@ -47,6 +47,7 @@ LINES = (
     "data tokenizer PATH --size WORD --out OUT",
     "data export-tfds PATH --out OUT --name WORD",
     "data speak OUT --train WORD --noise WORD WORD",
+    "data speak OUT --text PATH --words WORD WORD --voices WORD --train WORD",
     "evaluate --run PATH --data PATH --split WORD",
     "evaluate --checkpoint PATH --text PATH --window WORD",
     "transcribe --run PATH PATH PATH",
