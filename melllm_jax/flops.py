@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from melllm_jax.config.encoders import Whisper
 from melllm_jax.config.model import Model
 from melllm_jax.config.run import Run
 
@@ -116,10 +117,24 @@ def encoder_flops(run: Run) -> float:
         return 2.0 * encoder_parameters(run) + 4.0 * m.conformer.l * m.c * seen
     if m.front != "whisper":
         return 2.0 * encoder_parameters(run)
-    first = 3 * run.mel.m * w.d + w.d
-    seen = min(run.data.t * r // 2, w.positions)
-    once = 2.0 * (encoder_parameters(run) - first) + 4.0 * w.l * w.d * seen
-    return 2.0 * r * first + r / 2 * once
+    return r / 2 * _whisper_flops(w, run.mel.m, min(run.data.t * r // 2, w.positions))
+
+
+def teacher_flops(run: Run) -> float:
+    """FLOPs of the forward pass of a run's teacher, of one row: 0 where it has none."""
+    cfg, positions = run.distill, run.data.t * run.mel.r // 2
+    if cfg.teacher == "none":
+        return 0.0
+    if cfg.frame == "whole":
+        positions = cfg.windows * cfg.whisper.positions
+    seen = min(positions, cfg.whisper.positions)
+    return positions * _whisper_flops(cfg.whisper, run.mel.m, seen)
+
+
+def _whisper_flops(w: Whisper, bands: int, seen: int) -> float:
+    """FLOPs of one position of a Whisper encoder that attends to `seen`, of two mel frames."""
+    first = 3 * bands * w.d + w.d
+    return 2.0 * (whisper_parameters(w, bands) + first) + 4.0 * w.l * w.d * seen
 
 
 def mean_attended_positions(model: Model, t: int) -> float:
@@ -133,10 +148,10 @@ def update_flops(run: Run) -> float:
 
     Weights that are frozen still pass gradients to the activations before them, so they cost 2
     and not 3 times the forward pass; those of a frozen encoder, before which nothing learns, cost
-    it once. What remat computes again does not count.
+    it once, as does a teacher. What remat computes again does not count.
     """
     forward, positions = forward_flops(run) * run.data.b * run.data.t, run.data.b * run.data.t
-    spared = 2 * _frozen_encoder_flops(run) * positions
+    spared = 2 * _frozen_encoder_flops(run) * positions - teacher_flops(run) * run.data.b
     if run.optim.train == "all":
         return 3 * forward - spared
     p = count_parameters(run)
@@ -178,8 +193,7 @@ def encoder_parameters(run: Run) -> int:
     if m.front in ("none", "linear"):
         return 0
     if m.front == "whisper":
-        layer = 4 * w.d * w.d + 3 * w.d + 2 * w.d * w.f + w.f + w.d + 4 * w.d
-        return 3 * mel.m * w.d + 3 * w.d * w.d + 2 * w.d + w.l * layer + 2 * w.d
+        return whisper_parameters(w, mel.m)
     bands = mel.m
     for _ in range(3):
         bands = (bands + 1) // 2
@@ -206,6 +220,12 @@ def _front_parameters(run: Run) -> int:
         return mel.p * m.d + m.d
     width = mel.r // 2 * m.whisper.d if m.front == "whisper" else m.c
     return encoder_parameters(run) + width * m.d + m.d + m.d * m.d + m.d
+
+
+def whisper_parameters(w: Whisper, bands: int) -> int:
+    """Weights of a Whisper encoder that are learnt: all but its positions."""
+    layer = 4 * w.d * w.d + 3 * w.d + 2 * w.d * w.f + w.f + w.d + 4 * w.d
+    return 3 * bands * w.d + 3 * w.d * w.d + 2 * w.d + w.l * layer + 2 * w.d
 
 
 def _frozen_encoder_flops(run: Run) -> float:

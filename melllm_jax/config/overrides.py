@@ -140,9 +140,11 @@ def identity(run: Run) -> str:
 def _identity_tree(value: Any) -> Any:
     """The fields that decide a run's result, as JSON has them."""
     if dataclasses.is_dataclass(value):
-        decides = (f for f in dataclasses.fields(value) if f.metadata.get("identity", True))
-        known = (f for f in decides if not _is_as_before(f, value))
-        return {f.name: _identity_tree(getattr(value, f.name)) for f in known}
+        decides = [f for f in dataclasses.fields(value) if f.metadata.get("identity", True)]
+        tree = {f.name: _identity_tree(getattr(value, f.name)) for f in decides}
+        later = [f for f in decides if "later" in f.metadata]
+        as_before = {f.name for f in later if tree[f.name] == _identity_tree(f.default)}
+        return {name: part for name, part in tree.items() if name not in as_before}
     return [_identity_tree(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -148,6 +148,24 @@ DECIDES = {
     "lora.dropout": 0.1,
     "init.digest": "f00d",
     "init.front_digest": "f00d",
+    "distill.teacher": "whisper",
+    "distill.digest": "f00d",
+    "distill.whisper.d": 768,
+    "distill.whisper.n": 3,
+    "distill.whisper.f": 1024,
+    "distill.whisper.l": 6,
+    "distill.whisper.positions": 750,
+    "distill.frame": "clip",
+    "distill.windows": 4,
+    "distill.teacher_layers": (1,),
+    "distill.student_layers": (0, 1, 2, 3),
+    "distill.depth": 1,
+    "distill.time": "linear",
+    "distill.head": "linear",
+    "distill.loss": "mse",
+    "distill.weight": 0.5,
+    "distill.schedule": "off",
+    "distill.until": 5,
     "seed": 1,
 }
 WHERE = {
@@ -167,6 +185,7 @@ WHERE = {
     "text.tokenizer": "elsewhere.json",
     "init.path": "elsewhere",
     "init.front": "elsewhere",
+    "distill.path": "elsewhere",
     "mesh.topology": "v5e:4x4",
     "mesh.slices": 2,
     "mesh.replica": 2,
@@ -187,9 +206,14 @@ def test_tables_of_this_file_name_every_field_once():
 
 
 def run_before(name):
-    """A run whose field of that name may have its other value: LongRoPE has no other scaling."""
+    """A run whose field of that name may have its other value.
+
+    LongRoPE has no other scaling, and a teacher hears Whisper's mel.
+    """
     plain = {"model.rope.short": (), "model.rope.long": ()}
-    return override(RUN, plain) if name in ("model.rope.factor", "model.rope.high") else RUN
+    heard = {"mel.kind": "whisper", "mel.normalize": "none"}
+    needed = {"model.rope.factor": plain, "model.rope.high": plain, "distill.teacher": heard}
+    return override(RUN, needed.get(name, {}))
 
 
 @pytest.mark.parametrize("name", DECIDES)
