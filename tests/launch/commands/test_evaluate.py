@@ -21,6 +21,7 @@ from tests.support.runs import (
     refused,
     tiny,
     trained,
+    two_updates,
 )
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
@@ -32,11 +33,8 @@ GONE = {"audio_filepath": "audio/none.flac"}
 def place(tmp_path_factory):
     """A corpus of which two test utterances have no audio, and a run trained on it."""
     folder = tmp_path_factory.mktemp("place")
-    data = corpus(folder / "data")
-    corpus(folder / "data", 5, split="test", first=50, changes={51: GONE, 53: GONE})
-    run = complete_run(tiny(data, steps=2)).run
-    run_folder.claim(str(folder / "run"), run)
-    trained(run, folder / "run")
+    run = two_updates(folder)
+    data = corpus(folder / "data", 5, split="test", first=50, changes={51: GONE, 53: GONE})
     return types.SimpleNamespace(data=data, run=folder / "run", cfg=run)
 
 
