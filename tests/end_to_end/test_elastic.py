@@ -28,10 +28,12 @@ from tests.support.runs import (
     reached,
     steps_on_disk,
     tiny,
+    traced_once,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
 STEPS = 40
 PAIR = {"JAX_NUM_CPU_DEVICES": "2"}
 
