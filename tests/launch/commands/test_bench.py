@@ -82,6 +82,7 @@ def test_bench_of_what_does_not_fit_this_machine_is_refused(capsys, what):
     assert "GB on this machine, which has" in said
 
 
+@pytest.mark.usefixtures("alone")
 def test_bench_checkpoint_saves_and_restores_and_leaves_nothing(capsys, tmp_path):
     found = bench(capsys, "checkpoint", "--rounds", 2, "--folder", tmp_path)
     parameters = flops.count_parameters(digits()).total
