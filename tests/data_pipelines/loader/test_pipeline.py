@@ -177,7 +177,7 @@ def test_chain_restored_at_any_batch_goes_on_alike(forty, tmp_path, fields):
 
 
 def test_chain_stopped_at_a_random_step_goes_on_as_if_not(forty):
-    run = run_over(forty, ahead=2)
+    run = run_over(forty, ahead=2, t=48)
     straight = iter(train_batches(run, BYTES, lanes=[2, 3]))
     step = int(np.random.default_rng().integers(1, 12))
     for _ in range(step):
