@@ -97,13 +97,13 @@ def write_manifest(folder: epath.Path, split: str, rows: Iterable[Mapping[str, A
     Left out are fields that are None, and what a row tells importers alone: `where` and `spare`.
     The file appears once it is complete: not at all where `rows` raises midway, or has no row.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final, count = folder / f"{split}{MANIFEST_SUFFIX}", 0
     encode = json.JSONEncoder(ensure_ascii=False).encode
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
         return 0
+    folder.mkdir(parents=True, exist_ok=True)
     with files.new_file(final) as scratch, open(scratch, "wb") as file:
         for row in itertools.chain([first], rows):
             filled = {k: v for k, v in row.items() if v is not None and k not in _OF_IMPORTERS}

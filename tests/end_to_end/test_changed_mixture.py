@@ -16,11 +16,13 @@ from tests.support.runs import (
     lines,
     steps_on_disk,
     tiny,
+    traced_once,
 )
 from tests.support.runs import trained as in_process
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A run goes on with other devices and processes than it was stopped with, and nothing shows it."""
 
 import contextlib
+import itertools
 import signal
 import subprocess
 
@@ -28,10 +29,12 @@ from tests.support.runs import (
     reached,
     steps_on_disk,
     tiny,
+    traced_once,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
 STEPS = 40
 PAIR = {"JAX_NUM_CPU_DEVICES": "2"}
 
@@ -74,24 +77,22 @@ def test_run_that_moves_between_devices_is_one_that_stayed(data, tmp_path, optim
     """Sums over 8 rows in another order: losses within 1e-5, after Adam's division 1e-3 at most."""
     run = override(tiny(data, steps=8, every=8), {"data.b": 8, "optim.kind": optimiser})
     _, straight = on(moves[0][0], run, tmp_path / "straight")
-    for devices, stop in moves:
+    for (devices, stop), size in zip(moves, itertools.cycle((1, 8)), strict=False):
         mesh, state = on(devices, run, tmp_path / "moved", stop)
         kept = {"opt": state.opt, "step": state.step, "seen": np.zeros(1, np.int64)}
-        for size in (1, 8):  # what was saved is what the devices had, to the bit
-            other = sharding.make_mesh(run.mesh, jax.devices()[:size])
-            with jax.set_mesh(other), contextlib.closing(batches_of(run)) as batches:
-                shapes = Update(NextToken(run)).shapes(other)
-                rest = {"opt": shapes.opt, "step": shapes.step, "seen": kept["seen"]}
-                with Checkpoints(
-                    str(tmp_path / "moved/checkpoints"), run.checkpoints
-                ) as checkpoints:
-                    step, parts = checkpoints.restore(shapes.trained | shapes.frozen, rest, batches)
-            assert step == int(state.step)
-            same(parts["weights"], state.trained | state.frozen)
-            same(parts["state"]["opt"], kept["opt"])
-            shapes = jax.tree.leaves(shapes.opt)
-            placed = [x.sharding for x in jax.tree.leaves(parts["state"]["opt"])]
-            assert placed == [x.sharding for x in shapes]
+        # What was saved is what the devices had, to the bit.
+        other = sharding.make_mesh(run.mesh, jax.devices()[:size])
+        with jax.set_mesh(other), contextlib.closing(batches_of(run)) as batches:
+            shapes = Update(NextToken(run)).shapes(other)
+            rest = {"opt": shapes.opt, "step": shapes.step, "seen": kept["seen"]}
+            with Checkpoints(str(tmp_path / "moved/checkpoints"), run.checkpoints) as checkpoints:
+                step, parts = checkpoints.restore(shapes.trained | shapes.frozen, rest, batches)
+        assert step == int(state.step)
+        same(parts["weights"], state.trained | state.frozen)
+        same(parts["state"]["opt"], kept["opt"])
+        shapes = jax.tree.leaves(shapes.opt)
+        placed = [x.sharding for x in jax.tree.leaves(parts["state"]["opt"])]
+        assert placed == [x.sharding for x in shapes]
     assert lanes(tmp_path / "moved", 8) == lanes(tmp_path / "straight", 8) != {}
     assert list(losses(tmp_path / "moved")) == list(range(1, 9))
     assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "straight"), rel=1e-5)

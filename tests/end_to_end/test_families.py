@@ -11,10 +11,11 @@ from launch import cli
 from melllm_jax.checkpoints import run_folder
 from tests.support import llama_files, phi_files
 from tests.support.families import FAMILIES, V, write_checkpoint
-from tests.support.runs import compiled_once, compiled_quickly, corpus, refused
+from tests.support.runs import compiled_once, compiled_quickly, corpus, one_device, refused
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+alone = pytest.fixture(scope="module", autouse=True)(one_device)
 SMALL = {"data.t": 160, "data.b": 8, "data.bins": 1, "data.threads": 1, "checkpoints.every": 1} | {
     "lora.r": phi_files.R,
     "lora.alpha": phi_files.ALPHA,
@@ -35,6 +36,7 @@ def data(tmp_path_factory):
 
 # Another family's tokens, or a template as another's, in other words.
 SIBLINGS = {
+    "Phi-3-mini",
     "Phi-3-medium",
     "Phi-4",
     "Phi-3.5-mini",

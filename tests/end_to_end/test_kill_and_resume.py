@@ -15,11 +15,12 @@ from tests.support.runs import (
     lines,
     losses,
     reached,
+    refused,
     started,
     steps_on_disk,
 )
 
-STEPS, EVERY = 40, 4
+STEPS, EVERY = 40, 8
 
 
 @pytest.fixture(scope="module")
@@ -87,48 +88,45 @@ def test_training_killed_between_during_and_after_saves_has_the_same_losses(
     assert [row["step"] for row in lines(tmp_path)] == list(range(1, STEPS + 1))
 
 
-def test_training_terminated_saves_at_once_and_goes_on_right_there(straight, data, tmp_path):
-    process = started(train(data, tmp_path))
-    reached(process, lambda: last(tmp_path) >= 10)
-    process.terminate()
-    _, err = process.communicate(timeout=HANG)
-    assert process.returncode == 0, err
-    stopped = last(tmp_path)
-    assert stopped < STEPS
-    assert err.endswith(f"stopped by a signal after update {stopped}: saved\n")
-    assert steps_on_disk(tmp_path)[-1] == stopped
-    status, _, err = done(train(data, tmp_path))
-    assert status == 0, err
-    assert f"resuming after update {stopped}\n" in err
-    assert losses(tmp_path) == straight
-
-
-def test_training_terminated_while_compiling_saves_its_first_update(straight, data, tmp_path):
+def test_training_terminated_while_compiling_and_later_saves_at_once_and_goes_on_right_there(
+    straight, data, tmp_path, capsys
+):
+    """Also where a second start asks for its folder in between."""
     process = started(train(data, tmp_path), **ANEW)  # compiling takes its time
     while "compiling" not in process.stderr.readline():
         assert process.poll() is None
     process.terminate()
-    _, err = process.communicate(timeout=HANG)
-    assert process.returncode == 0, err
-    assert err.endswith("stopped by a signal after update 1: saved\n")
+    assert stopped_at(process, tmp_path) == 1
     assert losses(tmp_path) == {1: straight[1]}
     assert steps_on_disk(tmp_path) == [1]
 
-
-def test_second_start_of_a_run_is_refused_and_the_first_ends_as_if_alone(straight, data, tmp_path):
-    first = started(train(data, tmp_path))
-    reached(first, (tmp_path / "claims/1").exists)
-    first.send_signal(signal.SIGSTOP)  # so that it has not ended before the second asks
+    process = started(train(data, tmp_path))
+    reached(process, (tmp_path / "claims/2").exists)
+    process.send_signal(signal.SIGSTOP)  # so that it has not ended before the second asks
     before = everything(tmp_path)
-    status, out, err = done(train(data, tmp_path))
+    said = refused(train(data, tmp_path), capsys)
     assert everything(tmp_path) == before
-    first.send_signal(signal.SIGCONT)
-    assert (status, out, err.count("\n")) == (2, "", 1), err
-    assert f"workdir={tmp_path}: is in use by process {first.pid} on " in err
-    _, err = first.communicate(timeout=HANG)
-    assert first.returncode == 0, err
+    process.send_signal(signal.SIGCONT)
+    assert said.startswith(f"workdir={tmp_path}: is in use by process {process.pid} on ")
+    reached(process, lambda: last(tmp_path) >= 10)
+    process.terminate()
+    stopped = stopped_at(process, tmp_path)
+    assert stopped < STEPS
+
+    status, _, err = done(train(data, tmp_path))
+    assert status == 0, err
+    assert f"resuming after update {stopped}\n" in err
     assert losses(tmp_path) == straight
     assert [row["step"] for row in lines(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def stopped_at(process, workdir):
+    """The update after which a process that was told to end has saved, as it says."""
+    _, err = process.communicate(timeout=HANG)
+    assert process.returncode == 0, err
+    assert err.endswith(f"stopped by a signal after update {last(workdir)}: saved\n")
+    assert steps_on_disk(workdir)[-1] == last(workdir)
+    return last(workdir)
 
 
 @pytest.mark.slow

@@ -47,8 +47,9 @@ from melllm_jax.training.loop import train
 from melllm_jax.training.train_step import Update
 from tests.support import phi_files
 from tests.support.paths import ROOT
-from tests.support.runs import everything, lines, steps_on_disk
+from tests.support.runs import compiled_once, everything, lines, steps_on_disk
 
+once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 HERE = pathlib.Path(__file__).parent / "old_formats"
 EXPECTED = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
 SPLITS = [(corpus, split) for corpus in EXPECTED["digests"] for split in ("train", "dev")]

@@ -11,7 +11,6 @@ import soundfile
 
 from data_pipelines.loader import pipeline
 from launch import api, cli
-from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
 from tests.support.runs import (
     SMALL,
@@ -20,14 +19,16 @@ from tests.support.runs import (
     batches_of,
     compiled_once,
     compiled_quickly,
-    corpus,
     losses,
-    tiny,
-    trained,
+    one_device,
+    traced_once,
+    two_updates,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+alone = pytest.fixture(scope="module", autouse=True)(one_device)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
 CHANGES = {name: int(value) if value.isdigit() else value for name, value in SMALL.items()}
 WAVE = np.random.default_rng(0).normal(0.0, 0.1, 8000).clip(-0.9, 0.9).astype(np.float32)
 
@@ -36,9 +37,7 @@ WAVE = np.random.default_rng(0).normal(0.0, 0.1, 8000).clip(-0.9, 0.9).astype(np
 def folder(tmp_path_factory):
     """A corpus `data`, a `run` of two updates over it, and two sounds."""
     folder = tmp_path_factory.mktemp("api")
-    cfg = complete_run(tiny(corpus(folder / "data"), steps=2)).run
-    run_folder.claim(str(folder / "run"), cfg)
-    trained(cfg, folder / "run")
+    two_updates(folder)
     soundfile.write(folder / "a.wav", WAVE, 16_000, subtype="FLOAT")
     soundfile.write(folder / "b.flac", WAVE[::-1], 16_000)
     return folder
@@ -97,9 +96,9 @@ def test_logits_are_those_of_the_command_with_sound_and_without(folder, model, t
 
 
 def test_train_does_what_the_command_does_and_goes_on(folder, tmp_path):
-    words = arguments(folder / "data", tmp_path / "cli", "--optim.kind", "adamw", steps=4)
+    words = arguments(folder / "data", tmp_path / "cli", steps=4)
     assert cli.main(words) == 0
-    changes = CHANGES | {"optim.steps": 4, "checkpoints.every": 2, "optim.kind": "adamw"}
+    changes = CHANGES | {"optim.steps": 4, "checkpoints.every": 2}
     left = api.train("digits", folder / "data", tmp_path / "api", changes)
     assert losses(tmp_path / "api") == losses(tmp_path / "cli")
     assert (left.steps, left.loss, left.stopped) == (4, losses(tmp_path / "cli")[4], False)
@@ -152,7 +151,10 @@ def test_configure_takes_over_the_model_that_a_run_starts_from(folder, model):
     ("call", "rule"),
     [
         (lambda f, m: api.load(f / "none"), "holds neither model.json nor run.json"),
-        (lambda f, m: api.load(f / "run", devices=jax.devices()[:3]), "devices=3: must divide"),
+        (
+            lambda f, m: api.load(f / "run", devices=jax.local_devices()[:3]),
+            "devices=3: must divide",
+        ),
         (lambda f, m: api.configure("digit"), "preset=digit: is none of"),
         (lambda f, m: api.configure("digits", None, {"model.dd": 1}), "unknown field model.dd=1"),
         (lambda f, m: api.configure("digits", {"a": -1}), "data.sources.weight=-1.0: must be"),

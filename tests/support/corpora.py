@@ -46,7 +46,7 @@ def run_over(*folders, weights=None, seed=0, **data):
     """A run over these folders with a small model; other keywords are fields of Data."""
     shares = weights or [1.0] * len(folders)
     sources = tuple(Source(str(f), weight=w) for f, w in zip(folders, shares, strict=True))
-    small = {"t": 96, "b": 4, "bins": 4, "threads": 1, "ahead": 1} | data
+    small = {"t": 96, "b": 4, "bins": 2, "threads": 1, "ahead": 1} | data
     return Run(
         name="test",
         model=Model(d=8, n=1, k=1, h=8, f=8, l=1, v=300),

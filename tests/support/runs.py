@@ -1,11 +1,14 @@
 """Training runs that compile in seconds, in this process and in others."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -16,6 +19,7 @@ import pytest
 from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
+from launch.runs.run_inputs import complete_run
 from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
@@ -44,6 +48,7 @@ SMALL = {
     "mel.kind": "plain",
     "mel.m": "8",
     "optim.warmup": "1",
+    "optim.kind": "adamw",  # traced and compiled faster than muon
 }
 TINY = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
 COMPILED = {  # what JAX reads in another process, as `compiled_once` in this one
@@ -77,6 +82,37 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+def one_device():
+    """A fixture: commands see one device of the eight, on which all of a tiny run costs half."""
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_, **__: devices)
+        patch.setattr(jax, "device_count", lambda *_, **__: 1)
+        yield
+
+
+def traced_once():
+    """A fixture: the update of one run is traced and lowered once here, half of a tiny run's time.
+
+    For tests that change nothing of what is traced.
+    """
+    apart = {"checkpoints.every": 1, "metrics.every": 1, "scoring.every": 0, "data.epochs": 0}
+    kept = {}
+
+    def key(update):
+        return type(update.objective), override(update.run, apart), id(update.warm)
+
+    def digest(update):
+        kept.setdefault(key(update), update)  # else JAX forgets it with its first run
+        return hash(key(update))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Update, "__hash__", digest)
+        same = lambda one, other: isinstance(other, Update) and key(one) == key(other)
+        patch.setattr(Update, "__eq__", same)
+        yield
+
+
 def tiny(folder, steps=6, every=2, score=0, log=1):
     """A run over the corpus in `folder`, for one device."""
     return override(
@@ -106,6 +142,22 @@ def trained(run, workdir, progress=SILENT, *, stream=None, warm=None, **telemetr
     telemetry = Telemetry(progress, **telemetry)
     with contextlib.closing(stream or batches_of(run)) as stream, jax.set_mesh(mesh):
         return train(Update(objective_of(run), warm), stream, workdir, telemetry)
+
+
+def two_updates(folder):
+    """Write a corpus, `data`, and a `run` of two updates over one like it; the run as it says."""
+    shutil.copytree(_two_updates(), folder, dirs_exist_ok=True)
+    return run_folder.read_run(str(folder / "run"))
+
+
+@functools.cache
+def _two_updates():
+    """That of this process: the run is copied wherever it is asked for."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir=os.environ["MELLLM_TESTS_COMPILED"]))
+    cfg = complete_run(tiny(corpus(folder / "data"), steps=2)).run
+    run_folder.claim(str(folder / "run"), cfg)
+    trained(cfg, folder / "run")
+    return folder
 
 
 def saved(folder, cfg, values):

@@ -32,7 +32,8 @@ def forty(tmp_path_factory):
 
 
 def over(folder, **data):
-    return run_over(folder, **{"lanes": 4, "b": 8, "bins": 3, "max_reject_share": 0.5} | data)
+    small = {"lanes": 4, "b": 4, "t": 48, "bins": 2, "max_reject_share": 0.5}  # 16 a batch
+    return run_over(folder, **small | data)
 
 
 def side(run, hosts):
@@ -138,7 +139,7 @@ def test_share_gives_each_example_to_one_lane_and_no_lane_a_fixed_one():
 
 
 def test_lanes_that_do_not_divide_the_rows_are_refused(forty):
-    data = over(forty).data
+    data = over(forty, b=8).data
     with pytest.raises(Mistake, match="data.lanes=3: does not divide data.b=8"):
         dataclasses.replace(data, lanes=3)
     assert [dataclasses.replace(data, lanes=0, b=b).lane_count for b in (8, 12, 3, 64)] == [
@@ -173,10 +174,11 @@ def _collected_by_its_own(forty, monkeypatch, ahead):
     with monkeypatch.context() as patch:
         patch.setattr(ExampleMaker, "train", train)
         before = threading.active_count()
+        gc.disable()
+        gc.freeze()  # what was there before is not looked through at each collection
         iterator = iter(train_batches(over(forty, threads=8, ahead=ahead), BYTES))
         iterator.itself = iterator
         gone = weakref.ref(iterator)
-        gc.disable()
         try:
             asking = threading.Thread(target=next, args=(iterator,))
             asking.start()
@@ -188,10 +190,11 @@ def _collected_by_its_own(forty, monkeypatch, ahead):
             permits.release(1000)
             while inside:  # those that waited in `train` when it was let go
                 time.sleep(0.001)
+            collected = gone() is None
+            gc.collect()
         finally:
+            gc.unfreeze()
             gc.enable()
-        collected = gone() is None
-        gc.collect()
         while threading.active_count() > before:
             time.sleep(0.01)
     return collected

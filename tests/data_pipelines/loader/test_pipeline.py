@@ -170,13 +170,14 @@ def test_augmentation_changes_with_the_seed_and_the_epoch(tmp_path):
 @pytest.mark.parametrize("fields", [{"ahead": 0, "threads": 0}, {"ahead": 2, "threads": 2}])
 def test_chain_restored_at_any_batch_goes_on_alike(forty, tmp_path, fields):
     other = write_corpus(tmp_path, 9, seconds=0.15, first=100, changes={104: GONE})
-    run = run_over(forty, other, max_reject_share=0.5, augment=Augment(mask=1.0), **fields)
+    small = {"b": 2, "t": 48, "bins": 2, "max_reject_share": 0.5, "augment": Augment(mask=1.0)}
+    run = run_over(forty, other, **small | fields)
     batches = experimental.LimitIterDataset(train_batches(run, BYTES), 5)
     experimental.assert_equal_output_after_checkpoint(batches)
 
 
 def test_chain_stopped_at_a_random_step_goes_on_as_if_not(forty):
-    run = run_over(forty, ahead=2)
+    run = run_over(forty, ahead=2, t=48)
     straight = iter(train_batches(run, BYTES, lanes=[2, 3]))
     step = int(np.random.default_rng().integers(1, 12))
     for _ in range(step):
@@ -268,8 +269,8 @@ next(iterator)
 def test_ids_that_a_corpus_holds_are_used_if_they_are_the_tokenizers_own(tmp_path, forty):
     prepare(forty, tmp_path / "ids", tokenizer="bytes")
     run = run_over(tmp_path / "ids", **ORDERED)
-    plain = texts(run_over(forty, **ORDERED), 60)
-    assert texts(run, 60) == plain
+    plain = texts(run_over(forty, **ORDERED), 40)
+    assert texts(run, 40) == plain
 
     class Mute(type(BYTES)):
         """As `bytes`, but for `encode`."""

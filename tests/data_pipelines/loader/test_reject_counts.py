@@ -51,7 +51,7 @@ def test_progress_of_two_corpora_counts_each(tmp_path):
     changes = {n: GONE for n in range(100, 102)}
     a = write_corpus(tmp_path / "a", 10, seconds=0.1)
     b = write_corpus(tmp_path / "b", 4, seconds=0.1, first=100, changes=changes)
-    iterator = started(a, b, max_reject_share=0.5)
+    iterator = started(a, b, max_reject_share=0.5, bins=2)
     used = [0, 0]
     for _ in range(6):
         batch = next(iterator)
@@ -65,11 +65,12 @@ def test_progress_of_two_corpora_counts_each(tmp_path):
 
 def test_progress_after_a_resume_is_that_of_not_stopping(tmp_path):
     folder = write_corpus(tmp_path, 10, seconds=0.1, changes={3: GONE})
-    straight = started(folder, max_reject_share=0.5)
+    fields = {"max_reject_share": 0.5, "b": 2, "t": 48, "bins": 2}
+    straight = started(folder, **fields)
     for _ in range(3):
         next(straight)
     state = json.loads(json.dumps(straight.get_state()))
-    resumed = started(folder, max_reject_share=0.5)
+    resumed = started(folder, **fields)
     resumed.set_state(state)
     for _ in range(3):
         assert stream_counts(resumed) == stream_counts(straight)
@@ -87,7 +88,7 @@ def test_screen_stops_where_the_share_of_bad_examples_is_exceeded(tmp_path, bad,
             for _ in range(100):
                 next(iterator)
     else:
-        for _ in range(5):
+        for _ in range(4):
             next(iterator)
         assert stream_counts(iterator)["bad"]["missing"] > 10
 
@@ -146,9 +147,8 @@ def test_state_of_other_data_is_refused(tmp_path):
 
 def test_counts_of_a_state_without_a_reason_start_it_at_none(tmp_path):
     changes = {n: {"duration": -1.0} for n in range(1, 6)}
-    iterator = started(
-        write_corpus(tmp_path, 6, seconds=0.1, changes=changes), max_reject_share=0.9
-    )
+    folder = write_corpus(tmp_path, 6, seconds=0.1, changes=changes)
+    iterator = started(folder, max_reject_share=0.9, b=1, t=48, bins=2)
     state = iterator.get_state()
     for lane in state["lanes"].values():
         while "parent" in lane:

@@ -43,7 +43,7 @@ def begun():
     streams = []
 
     def start(*folders, mine=None, log=lambda _: None, **data):
-        small = {"lanes": 4, "b": 8, "bins": 3, "max_reject_share": 0.5, "threads": 0}
+        small = {"lanes": 4, "b": 4, "t": 48, "bins": 2, "threads": 0, "max_reject_share": 0.5}
         run = run_over(*folders, **small | data)
         streams.append(iter(train_batches(run, BYTES, lanes=mine, log=log)))
         return streams[-1]
@@ -91,15 +91,20 @@ def ended(pids):
     return not any(map(is_worker, pids))
 
 
-def test_batches_and_places_are_the_same_for_any_number_of_processes(forty, begun):
-    here, two = (begun(forty, workers=count) for count in (0, 2))
-    assert len(processes()) == 2
+def test_batches_places_and_the_end_are_the_same_for_any_number_of_processes(forty, begun):
+    here, two = (begun(forty, workers=count, epochs=4) for count in (0, 2))
     assert place(here) == place(two)
     for _ in range(6):
         assert same(next(here), next(two))
         assert place(here) == place(two)
         assert stream_counts(here) == stream_counts(two)
+    assert len(processes()) == 2  # only now is it sure that both have their names
     assert stream_counts(two)["bad"]["missing"] > 1
+    counts = [len(list(itertools.islice(stream, 99))) for stream in (here, two)]
+    assert counts[0] == counts[1] > 1
+    assert place(here) == place(two)
+    with pytest.raises(StopIteration):
+        next(two)
 
 
 def test_place_is_gone_on_from_by_another_number_of_processes(forty, begun):
@@ -136,20 +141,11 @@ def test_place_of_a_mixture_that_has_changed_is_gone_on_from_alike(forty, others
     assert len(only_one._parent._batcher.mixture.names) == 2
 
 
-def test_data_that_ends_ends_after_the_same_batch(forty, begun):
-    here, two = (begun(forty, epochs=9, workers=count) for count in (0, 2))
-    counts = [len(list(itertools.islice(stream, 99))) for stream in (here, two)]
-    assert counts[0] == counts[1] > 1
-    assert place(here) == place(two)
-    with pytest.raises(StopIteration):
-        next(two)
-
-
 @pytest.mark.slow
 def test_batches_stay_as_they_are_while_they_are_held(forty, begun):
     here, apart = (begun(forty, workers=count, lanes=1) for count in (0, 9))
-    assert len(processes()) == 1  # no more than there are lanes
     held = [next(apart).tokens for _ in range(5)]
+    assert len(processes()) == 1  # no more than there are lanes
     wanted = [next(here).tokens for _ in range(5)]
     assert all(map(np.array_equal, held, wanted))
     del held

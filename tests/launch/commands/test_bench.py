@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import jax
 import numpy as np
@@ -12,8 +13,9 @@ from launch.bench import matmul, random_batch, timing
 from melllm_jax import flops
 from melllm_jax.config.overrides import override
 from melllm_jax.presets import small
-from tests.support.runs import TINY, corpus, refused, tiny
+from tests.support.runs import TINY, corpus, one_device, refused, tiny
 
+alone = pytest.fixture(one_device)
 LARGE = ["--model.v", str(2 * 10**9)]
 
 
@@ -28,7 +30,8 @@ def bench(capsys, what, *words):
 def digits(*words):
     """The run that these words make of the preset."""
     changes = {"model.d": 16, "model.n": 2, "model.k": 1, "model.h": 8, "model.f": 16, "model.l": 1}
-    more = {"data.t": 64, "data.b": 8, "mel.kind": "plain", "mel.m": 8, "optim.warmup": 1}
+    more = {"data.t": 64, "data.b": 8, "mel.kind": "plain", "mel.m": 8}
+    more |= {"optim.warmup": 1, "optim.kind": "adamw"}
     return override(small.digits(), changes | more)
 
 
@@ -53,7 +56,10 @@ def test_bench_train_counts_what_the_update_does(capsys):
     assert sizes["peak"] >= sizes["temporary"] > 0
 
 
-def test_bench_train_of_lora_needs_no_weights_to_start_from(capsys):
+@pytest.mark.usefixtures("alone")
+def test_bench_train_of_lora_needs_no_weights_to_start_from(capsys, monkeypatch):
+    nothing = lambda kind: matmul.Matmul(1, kind, 1, lambda: None)
+    monkeypatch.setattr(matmul, "compile_matmul", nothing)
     found = bench(capsys, "train", "--updates", 1, "--optim.train", "lora", "--lora.r", 2)
     assert found["trained"] < found["parameters"]
 
@@ -76,6 +82,7 @@ def test_bench_of_what_does_not_fit_this_machine_is_refused(capsys, what):
     assert "GB on this machine, which has" in said
 
 
+@pytest.mark.usefixtures("alone")
 def test_bench_checkpoint_saves_and_restores_and_leaves_nothing(capsys, tmp_path):
     found = bench(capsys, "checkpoint", "--rounds", 2, "--folder", tmp_path)
     parameters = flops.count_parameters(digits()).total
@@ -94,11 +101,14 @@ def test_bench_checkpoint_on_a_folder_that_is_none_is_a_fault(capsys, tmp_path):
     assert said == f"folder={tmp_path / 'none'}: cannot be written: No such file or directory"
 
 
-def test_bench_data_counts_batches_and_audio(capsys, tmp_path):
+def test_bench_data_times_stages_and_numbers_of_processes_and_what_they_feed(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     folder = corpus(tmp_path / "data")  # 0.3 s a clip
-    found = bench(capsys, "data", "--data", folder, "--seconds", 0.3)
+    found = bench(capsys, "data", "--data", folder, "--seconds", 0.2, "--mfu", 0.4)
     assert found["data"] == [str(folder)]
-    assert found["seconds"] >= 0.3
+    assert found["seconds"] >= 0.2
     assert found["batches"] == pytest.approx(found["batches_per_second"] * found["seconds"])
     a_batch = found["audio_seconds_per_second"] / found["batches_per_second"]
     assert 8 * 0.3 < a_batch < 8 * 64 * 0.08
@@ -106,24 +116,15 @@ def test_bench_data_counts_batches_and_audio(capsys, tmp_path):
         found["audio_seconds_per_second"]
     )
     assert 0.5 < found["filled"] <= 1
-
-
-def test_bench_data_times_stages_and_numbers_of_processes_and_what_they_feed(capsys, tmp_path):
-    folder = corpus(tmp_path / "data")
-    found = bench(capsys, "data", "--data", folder, "--seconds", 0.2, "--mfu", 0.4)
     stages = found["stages"]
     assert list(stages) == ["read", "decode", "mel", "augment", "tokenise", "assemble", "pack"]
     assert sum(one["share"] for one in stages.values()) == pytest.approx(1)
     cost = [1 / one["audio_seconds_per_second"] for one in stages.values()]
     assert stages["mel"]["share"] == pytest.approx(cost[2] / sum(cost))
     assert {one["utterances"] for one in stages.values()} == {12}
-    counts = [one["workers"] for one in found["workers"]]
-    assert (
-        counts[:2] == [0, 1]
-        and counts == sorted(set(counts))
-        and found["workers"][0]
-        == {name: found[name] for name in found["workers"][0] if name != "workers"} | {"workers": 0}
-    )
+    assert [one["workers"] for one in found["workers"]] == [0, 1, 2]
+    here = found["workers"][0]
+    assert here == {name: found[name] for name in here if name != "workers"} | {"workers": 0}
     assert all(one["cores"] > 0.02 for one in found["workers"])  # those of the processes count
     feeds, best = found["feeds"], max(one["batches_per_second"] for one in found["workers"])
     run = digits()
@@ -135,16 +136,20 @@ def test_bench_data_times_stages_and_numbers_of_processes_and_what_they_feed(cap
     assert found["share_of_decoding"] == pytest.approx(share)
 
 
-def test_data_bench_takes_folders_and_a_preset_and_reads_few_rows_of_it(capsys, tmp_path):
+def test_data_bench_takes_folders_and_a_preset_and_reads_few_rows_of_it(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     folder = corpus(tmp_path / "data")
     words = [str(folder), "--preset", "mel_llm_asr_full_v5p_128", "--seconds", "0.1", "--json"]
-    assert cli.main(["data", "bench", *words, "--data.t", "256", "--data.bins", "2"]) == 0
+    assert cli.main(["data", "bench", *words, "--data.t", "128", "--data.bins", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["preset"], found["rows"]) == ("mel_llm_asr_full_v5p_128", 8)
     assert found["data"] == [str(folder)]
 
 
-def test_data_bench_says_the_same_to_people_and_takes_a_preset_first(capsys, tmp_path):
+def test_data_bench_says_the_same_to_people_and_takes_a_preset_first(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     folder = corpus(tmp_path / "data")
     words = ["data", "bench", "digits", *TINY, "--data", str(folder), "--seconds", "0.1"]
     assert cli.main(words) == 0
@@ -231,8 +236,9 @@ def test_turns_are_taken_one_after_another_and_the_first_do_not_count():
 
 def test_gemm_multiplies_numbers_that_are_no_zeros():
     product = matmul.compile_matmul("float32")
-    result = np.asarray(product.run())
+    product_of_both = product.run()
+    result = np.asarray(product_of_both)
     assert result.shape == (product.size, product.size)
     assert product.flops == 2 * 2048**3
     assert result.std() == pytest.approx(1, rel=0.01)
-    assert jax.devices()[0] in product.run().devices()
+    assert jax.devices()[0] in product_of_both.devices()

@@ -20,7 +20,7 @@ from tests.support.runs import (
     everything,
     refused,
     tiny,
-    trained,
+    two_updates,
 )
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
@@ -32,11 +32,8 @@ GONE = {"audio_filepath": "audio/none.flac"}
 def place(tmp_path_factory):
     """A corpus of which two test utterances have no audio, and a run trained on it."""
     folder = tmp_path_factory.mktemp("place")
-    data = corpus(folder / "data")
-    corpus(folder / "data", 5, split="test", first=50, changes={51: GONE, 53: GONE})
-    run = complete_run(tiny(data, steps=2)).run
-    run_folder.claim(str(folder / "run"), run)
-    trained(run, folder / "run")
+    run = two_updates(folder)
+    data = corpus(folder / "data", 5, split="test", first=50, changes={51: GONE, 53: GONE})
     return types.SimpleNamespace(data=data, run=folder / "run", cfg=run)
 
 
@@ -235,7 +232,7 @@ def test_evaluate_refuses_what_is_no_text(imported, tmp_path, capsys, content, m
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """A corpus of tasks beside transcripts, and a run trained on it by the command."""
+    """A corpus of tasks beside transcripts, and a run over it with the weights of another."""
     folder = tmp_path_factory.mktemp("asked")
     data = corpus(folder / "data")
     told = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
@@ -256,7 +253,8 @@ def asked(tmp_path_factory):
     run = override(tiny(data, steps=2), {"text.template": "phi4", "data.max_reject_share": 0.5})
     run = complete_run(run).run
     run_folder.claim(str(folder / "run"), run)
-    trained(run, folder / "run")
+    two_updates(folder / "other")
+    (folder / "other/run/checkpoints").rename(folder / "run/checkpoints")
     return types.SimpleNamespace(data=data, run=folder / "run", cfg=run)
 
 

@@ -10,14 +10,20 @@ import pytest
 
 from launch import api, cli
 from launch.commands import generate
-from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
 from tests.support import phi_files
 from tests.support.families import FAMILIES, write_checkpoint
-from tests.support.runs import compiled_once, compiled_quickly, corpus, refused, tiny, trained
+from tests.support.runs import (
+    compiled_once,
+    compiled_quickly,
+    one_device,
+    refused,
+    two_updates,
+)
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+alone = pytest.fixture(scope="module", autouse=True)(one_device)
 PROMPTS = ["Who was é?", "One two three"]
 
 
@@ -151,9 +157,8 @@ def test_generate_with_a_front_end_and_lora_writes_the_likeliest_tokens(tmp_path
 
 
 def test_generate_continues_with_a_run_that_hears(tmp_path, capsys):
-    cfg = complete_run(tiny(corpus(tmp_path / "data"), steps=2)).run
-    run_folder.claim(str(tmp_path / "ours"), cfg)
-    trained(cfg, tmp_path / "ours")
+    two_updates(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "ours")
     (found,) = as_json(tmp_path, capsys, "one two")
     assert len(found["ids"]) <= 12
 

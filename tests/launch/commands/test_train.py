@@ -1,5 +1,6 @@
 """`melllm train` through its command line: what it refuses, in one line, and what it survives."""
 
+import contextlib
 import os
 import shutil
 
@@ -24,13 +25,17 @@ from tests.support.runs import (
     everything,
     lines,
     losses,
+    one_device,
     refused,
     small_disk,
     steps_on_disk,
     tiny,
+    traced_once,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
+alone = pytest.fixture(one_device)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,8 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     """The folder of a run of six updates that nothing stopped; tests copy it."""
     workdir = tmp_path_factory.mktemp("whole")
-    assert cli.main(arguments(data, workdir)) == 0
+    with contextlib.contextmanager(one_device)():
+        assert cli.main(arguments(data, workdir)) == 0
     return workdir
 
 
@@ -108,6 +114,7 @@ def test_train_on_a_folder_without_its_split_names_those_it_has(tmp_path, capsys
     assert refused(words, capsys).startswith(f"split=train: {folder} has test: `melllm data import")
 
 
+@pytest.mark.usefixtures("alone")
 def test_train_on_a_manifest_line_that_is_no_json_counts_it_and_names_the_line(tmp_path, capsys):
     folder = corpus(tmp_path / "data", 3)
     with (folder / "train.jsonl").open("a") as file:
@@ -118,6 +125,7 @@ def test_train_on_a_manifest_line_that_is_no_json_counts_it_and_names_the_line(t
     assert f"First: {folder / 'train.jsonl'}:4 (malformed row)" in said
 
 
+@pytest.mark.usefixtures("alone")
 def test_train_stops_where_too_much_is_unusable_and_counts_why(tmp_path, capsys):
     audio = tmp_path / "data/audio"
     audio.mkdir(parents=True)
@@ -166,6 +174,7 @@ def test_train_where_another_process_trains_is_refused_and_touches_nothing(
     assert said.startswith(f"workdir={tmp_path}: is in use by process {os.getpid()} on ")
 
 
+@pytest.mark.usefixtures("alone")
 def test_train_that_lost_its_folder_writes_nothing_more(data, tmp_path, capsys, monkeypatch):
     found = []
 
@@ -202,6 +211,7 @@ def test_run_among_noises_knows_them_by_their_content(data, tmp_path):
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.usefixtures("alone")
 def test_train_that_is_no_longer_finite_ends_in_one_line_and_status_1(data, tmp_path, capsys):
     flags = ["--optim.lr", "1e30", "--optim.warmup", "0"]
     said = refused(arguments(data, tmp_path, *flags), capsys, status=1)
@@ -212,6 +222,7 @@ def test_train_that_is_no_longer_finite_ends_in_one_line_and_status_1(data, tmp_
     assert (tmp_path / "halted/2/state").is_dir()
 
 
+@pytest.mark.usefixtures("alone")
 # What Orbax leaves behind of a failed save is collected after its event loop is gone.
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
@@ -221,19 +232,20 @@ def test_train_is_stopped_by_a_full_disk_and_goes_on_when_there_is_space(
 ):
     with small_disk(tmp_path / "disk", 2048) as disk:
         workdir, filler = disk / "run", disk / "filler"
-        words = arguments(data, workdir)
-        filler.write_bytes(bytes(1_800_000))  # what is left takes one checkpoint, or none
+        # No metrics between checkpoints: they would come to a disk that one of these is filling.
+        words = arguments(data, workdir, "--metrics.every", 100)
+        filler.write_bytes(bytes(1_980_000))  # what is left takes no checkpoint
         said = refused(words, capsys, status=1)
         assert "checkpoint" in said
         assert "could not be written to" in said
-        kept = steps_on_disk(workdir)
+        assert steps_on_disk(workdir) == []
         filler.unlink()
         assert cli.main(words) == 0
-        assert losses(workdir) == losses(whole)
-        told = capsys.readouterr().err
-        assert ("resuming after update" in told) == bool(kept)
+        assert losses(workdir) == {6: losses(whole)[6]}
+        assert steps_on_disk(workdir) == [4, 6]
 
 
+@pytest.mark.usefixtures("alone")
 def test_train_with_all_checkpoints_damaged_ends_in_one_line_and_status_1(
     data, whole, tmp_path, capsys
 ):
@@ -247,6 +259,7 @@ def test_train_with_all_checkpoints_damaged_ends_in_one_line_and_status_1(
     assert losses(tmp_path) == before
 
 
+@pytest.mark.usefixtures("alone")
 def test_train_with_its_newest_checkpoint_damaged_says_so_and_trains_on(
     data, whole, tmp_path, capsys
 ):

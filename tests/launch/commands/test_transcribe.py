@@ -6,9 +6,8 @@ import pytest
 import soundfile
 
 from launch import cli
-from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
-from tests.support.runs import compiled_once, corpus, refused, tiny, trained
+from tests.support.runs import compiled_once, refused, two_updates
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 
@@ -17,9 +16,7 @@ once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 def run(tmp_path_factory):
     """A folder with a run of two updates."""
     folder = tmp_path_factory.mktemp("run")
-    cfg = complete_run(tiny(corpus(folder / "data"), steps=2)).run
-    run_folder.claim(str(folder / "run"), cfg)
-    trained(cfg, folder / "run")
+    two_updates(folder)
     return folder / "run"
 
 

@@ -22,6 +22,11 @@ def trial(number):
     )
 
 
+@jax.jit
+def logits(model, batch):
+    return model.logits(model(batch))
+
+
 def alone(model, one, ids):
     """Nats of an option after its prompt, in a row of its own, token by token."""
     columns = {
@@ -30,8 +35,7 @@ def alone(model, one, ids):
     }
     columns["tokens"][-len(ids) :] = ids
     batch = shard_batch(prompt_batch([columns], 4))
-    scores = jax.jit(lambda model, batch: model.logits(model(batch)))(model, batch)
-    nats = jax.nn.log_softmax(np.asarray(jax.device_get(scores))[0], axis=-1)
+    nats = jax.nn.log_softmax(jax.device_get(logits(model, batch))[0], axis=-1)
     return sum(float(nats[-1 - len(ids) + i, token]) for i, token in enumerate(ids))
 
 

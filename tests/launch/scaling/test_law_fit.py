@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from launch.scaling import law_json
+from launch.scaling import law_fit, law_json
 from launch.scaling.intervals import bootstrap_indices, count_clusters
 from launch.scaling.law import Law
 from launch.scaling.law_fit import CONSTANTS, fit_law
@@ -95,7 +95,7 @@ def test_fit_refuses_runs_that_cannot_say_five_constants(runs, words):
 
 def test_fit_is_the_same_for_a_seed_and_another_for_another():
     runs = grid(HOFFMANN, 0.003, **SMALL)
-    one, same, other = (fit_law(runs, 0, 40, seed) for seed in (0, 0, 1))
+    one, same, other = (fit_law(runs, 0, 10, seed) for seed in (0, 0, 1))
     assert law_json.to_json(one, "x") == law_json.to_json(same, "x")
     assert one.law == other.law and one.constants != other.constants
 
@@ -109,10 +109,10 @@ def test_fit_tells_of_an_e_that_the_runs_do_not_reach():
 def test_fit_takes_the_flops_of_the_runs_and_tells_where_they_differ():
     runs = grid(HOFFMANN, 0.002, **SMALL)
     sixth = [dataclasses.replace(p, flops=8 * p.params * p.tokens) for p in runs]
-    got = fit_law(sixth, 0, 40)
+    got = fit_law(sixth, 0, 5)
     assert got.per == pytest.approx(8) and not any("FLOPs a" in word for word in got.warnings)
     unlike = [dataclasses.replace(p, flops=p.flops * (1 + (p.params < 2e6))) for p in runs]
-    assert any("lie between 6 and 12" in word for word in fit_law(unlike, 0, 40).warnings)
+    assert any("lie between 6 and 12" in word for word in fit_law(unlike, 0, 5).warnings)
 
 
 def test_losses_of_a_new_run_are_as_wide_as_the_noise_at_least():
@@ -134,12 +134,14 @@ def test_sizes_that_nearly_agree_are_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("law", [HOFFMANN, BESIROGLU])
-def test_intervals_hold_the_truth_about_as_often_as_they_say(law):
+def test_intervals_hold_the_truth_about_as_often_as_they_say(law, monkeypatch):
+    # What predictions are widened by takes a fifth of a fit, and constants are not.
+    monkeypatch.setattr(law_fit, "measure_widening", lambda *_: None)
     held = {(name, share): 0 for name in (*CONSTANTS, "a") for share in ("p80", "p95")}
     seeds = 40
     for seed in range(seeds):
         runs = grid(law, 0.003, outliers=1, seed=seed, **SMALL)
-        got = fit_law(runs, held_out=0, bootstrap=100, seed=seed)
+        got = fit_law(runs, held_out=0, bootstrap=60, seed=seed)
         for name, share in held:
             low, high = getattr(got.constants[name], share)
             held[name, share] += low <= getattr(law, name) <= high

@@ -12,7 +12,7 @@ import pytest
 
 from launch.scaling import law_fit, points
 from launch.sweep import ledger
-from launch.sweep_report import cell_charts, cell_figures
+from launch.sweep_report import cell_charts, cell_figures, law_section
 from launch.sweep_report.loss_curves import read_curve, read_curves
 from launch.sweep_report.page import write_report
 from launch.terminal.number_format import format_constant, format_power
@@ -81,10 +81,23 @@ def tiles(page):
     return {of: figure for figure, of in found[::-1]}
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Intervals of few resamples: most of what a page takes."""
+    monkeypatch.setattr(law_section, "RESAMPLES", 10)
+
+
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
     """The page of a sweep with cells in every state."""
     return paged(tmp_path_factory.mktemp("sweep") / "half", sweep_folders.half_done())
+
+
+@pytest.fixture(scope="module")
+def fit(half):
+    """The law of that sweep's runs, fitted beside the page."""
+    found = points.load_points(str(half.path.parent))
+    return law_fit.fit_law(found, bootstrap=law_section.RESAMPLES)
 
 
 def test_page_can_be_opened_alone_and_is_whole(half):
@@ -133,10 +146,8 @@ def test_page_says_what_failed_cells_said_and_how_to_go_on(half):
     assert f"melllm sweep resume {half.path.parent}" in finish
 
 
-def test_page_has_the_law_that_the_runs_follow_with_intervals(half):
-    found = points.load_points(str(half.path.parent))
-    fit = law_fit.fit_law(found, bootstrap=100)
-    assert len(found) == 22 and "22 runs of 26" in half.cards["The law"]
+def test_page_has_the_law_that_the_runs_follow_with_intervals(half, fit):
+    assert len(fit.points) == 22 and "22 runs of 26" in half.cards["The law"]
     rows = half.rows("The law")
     assert [row["value"] for row in rows] == [*map(format_constant, dataclasses.astuple(fit.law))]
     for row, true in zip(rows, dataclasses.astuple(sweep_folders.LAW), strict=True):
@@ -161,8 +172,7 @@ def test_page_checks_the_law_on_the_largest_runs(half):
     assert "the 18 smaller runs alone" in half.cards["Check on the largest runs"]
 
 
-def test_page_proposes_the_best_run_of_twice_and_ten_times_the_compute(half):
-    fit = law_fit.fit_law(points.load_points(str(half.path.parent)), bootstrap=100)
+def test_page_proposes_the_best_run_of_twice_and_ten_times_the_compute(half, fit):
     most = max(point.flops for point in fit.points)
     for times in (2, 10):
         title = f"{times} times the compute: {format_power(times * most)} FLOPs"
@@ -226,6 +236,7 @@ def test_page_of_one_ratio_of_tokens_to_size_says_why_there_is_no_law(tmp_path):
     assert "No law yet: tokens: are 20 · params^1" in page.cards["What the runs say together"]
 
 
+@pytest.mark.usefixtures("few")
 def test_page_of_five_hundred_cells_is_below_three_megabytes(tmp_path):
     sizes, tokens = [1e6 * 2**i for i in range(14)], [2e7 * 1.3**i for i in range(36)]
     page = paged(tmp_path / "s", sweep_folders.grid(sizes, tokens, rates=())[:500], lines=60)
@@ -248,6 +259,7 @@ def test_page_holds_hostile_text_inert(tmp_path):
     assert not {"\x00", "\u202e"} & set(page.text)
 
 
+@pytest.mark.usefixtures("few")
 def test_page_of_results_without_word_errors_leaves_them_out(tmp_path):
     cells = [
         dataclasses.replace(cell, result={**cell.result, "wer": None})

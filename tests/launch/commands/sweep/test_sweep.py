@@ -11,6 +11,7 @@ import time
 import pytest
 
 from launch import cli
+from launch.commands.sweep import run as sweep_run
 from launch.sweep import cell as working
 from launch.sweep import claim_owner, ledger
 from launch.sweep.ledger import Ledger
@@ -191,7 +192,10 @@ def test_flags_that_are_wrong_are_one_line_and_start_nothing(
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
-def test_split_that_a_corpus_lacks_is_told_before_anything_is_trained(tmp_path, capsys, data):
+def test_split_that_a_corpus_lacks_is_told_before_anything_is_trained(
+    tmp_path, capsys, monkeypatch, data
+):
+    monkeypatch.setattr(sweep_run, "measure_matmul_rate", {"float32": 1e9, "bfloat16": 1e9}.get)
     path, workdir = spec(tmp_path, grid(2, 2)), tmp_path / "sweep"
     given = ["sweep", "run", str(path), "--workdir", str(workdir), "--data", str(data)]
     line = refused([*given, "--eval.split", "dev"], capsys)
