@@ -44,19 +44,20 @@ def taught(cfg, place, batch):
         return np.asarray(states(weights, placed)), np.asarray(there)
 
 
-def alone(cfg, mels):
-    """What the encoder makes of a window of one clip alone, of each layer: [n s e]."""
-    frames = 2 * SIZES.positions if cfg.frame == "whole" else -(-len(mels) // 2) * 2
-    # By hand: eight tenths of a decade below the peak in Whisper's units, and no less than 1e-10.
-    silence = max(mels.max() - 2.0, -1.5) if cfg.frame == "whole" else 0.0
-    window = np.full((1, frames, MEL.m), silence, np.float32)
-    window[0, : len(mels)] = mels
-    heard = len(mels) if cfg.frame == "clip" else frames
-    real = (np.arange(frames)[None] < heard).astype(np.int32)
+def alone(cfg, windows):
+    """What the encoder makes of windows of clips, each in a row of its own: [n rows s e]."""
+    frames = 2 * SIZES.positions
+    mels = np.zeros((len(windows), frames, MEL.m), np.float32)
+    real = np.zeros((len(windows), frames), np.int32)
+    for row, window in enumerate(windows):
+        # By hand: eight tenths of a decade below the peak, in Whisper's units, and 1e-10 at least.
+        mels[row] = max(window.max() - 2.0, -1.5) if cfg.frame == "whole" else 0.0
+        mels[row, : len(window)] = window
+        real[row, : frames if cfg.frame == "whole" else len(window)] = 1
     with models.one_device():
         skeleton, weights = init_model(lambda rngs: WhisperTeacher(rngs, cfg, MEL), seed=3)
         hidden = models.jitted(lambda w, m, x: skeleton.model(w).front.encoder.hidden(m, x))
-        return np.asarray(hidden(weights, window, real))[[1 + i for i in LAYERS], 0]
+        return np.asarray(hidden(weights, mels, real))[[1 + i for i in LAYERS]]
 
 
 def windows_of(batch):
@@ -80,14 +81,15 @@ def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame):
     states, there = taught(cfg, models.one_device, batch)
     found = list(windows_of(batch))
     assert [len(mels) for *_, mels in found] == [17, 1, 8, 10, 3, 24, 2, 24, 14, 9]
+    expected_of = np.moveaxis(alone(cfg, [mels for *_, mels in found]), 1, 0)
     seen = np.zeros_like(there)
-    for row, number, here, mels in found:
+    for expected, (row, number, here, mels) in zip(expected_of, found, strict=True):
         if frame == "whole" and number >= cfg.windows:
             assert not there[row, here].any()
             continue
         count = -(-len(mels) // 2)  # a position of the teacher's holds two frames, the last one
         own = states[:, row, here].reshape(len(LAYERS), -1, SIZES.d)[:, :count]
-        expected = alone(cfg, mels)[:, :count]
+        expected = expected[:, :count]
         np.testing.assert_allclose(own, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
         seen[row, here] |= np.arange(len(here) * 2).reshape(-1, 2) < count
     np.testing.assert_array_equal(there, seen)

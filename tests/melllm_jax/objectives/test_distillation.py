@@ -76,10 +76,16 @@ def update_of(run, batch, place=models.one_device):
         return numbers, jax.device_get(before), jax.device_get(after)
 
 
-def test_an_update_has_the_token_s_loss_and_a_term_for_each_layer(folder):
+@pytest.fixture(scope="module")
+def update(folder):
+    """A run, its batch, and what its first update on one device tells, finds and leaves."""
     run = run_of(folder)
     batch = batch_of(run)
-    numbers, before, after = update_of(run, batch)
+    return run, batch, *update_of(run, batch)
+
+
+def test_an_update_has_the_token_s_loss_and_a_term_for_each_layer(update):
+    run, batch, numbers, before, after = update
     with models.one_device():
         alone = Update(objective_of(override(run, {"distill.teacher": "none"})))
         bare = alone.init_state()
@@ -99,14 +105,11 @@ def test_an_update_has_the_token_s_loss_and_a_term_for_each_layer(folder):
         np.testing.assert_array_equal(x, after.companions["teacher"][name])
 
 
-def test_terms_are_the_distances_that_their_definition_gives(folder):
+def test_terms_are_the_distances_that_their_definition_gives(update):
     """Written out in NumPy: states at speech, the mean of a position's four, a norm, a matrix."""
-    run = run_of(folder)
-    batch = batch_of(run)
-    numbers, before, _ = update_of(run, batch)
+    run, batch, numbers, before, _ = update
     with models.one_device():
-        objective = objective_of(run)
-        update, placed = Update(objective), sharding.shard_batch(batch)
+        update, placed = Update(objective_of(run)), sharding.shard_batch(batch)
         on_device = jax.tree.map(jnp.asarray, before)
         model = update.skeleton.model(on_device.trained | on_device.frozen)
         outputs = np.asarray(jax.jit(lambda m, b: m.with_layers(b, (0, 1))[1])(model, placed))
