@@ -1,6 +1,7 @@
 """Training runs that compile in seconds, in this process and in others."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import time
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from data_pipelines.loader import pipeline
@@ -20,10 +22,11 @@ from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.overrides import override
+from melllm_jax.models.parameters import init_model
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.telemetry.progress import SILENT
+from melllm_jax.training import train_step
 from melllm_jax.training.loop import Telemetry, train
-from melllm_jax.training.train_step import Update
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
 from tests.support.patience import HANG
@@ -64,10 +67,32 @@ def compiled_once():
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+    train_step.init_model = _drawn_once
     yield
+    train_step.init_model = init_model
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+_DRAWN = {}
+
+
+def _drawn_once(build, seed):
+    """As `init_model`, whose program takes longer to compile than an update of a tiny run."""
+    run, kind = build.__self__.run, type(build.__self__)
+    key = kind, run.model, run.mel, run.lora, seed, jax.sharding.get_mesh()
+    if key not in _DRAWN:
+        skeleton, weights = init_model(build, seed)
+        _DRAWN[key] = skeleton, {name: (np.array(x), x.sharding) for name, x in weights.items()}
+    skeleton, weights = _DRAWN[key]
+    return skeleton, {name: jax.device_put(x.copy(), where) for name, (x, where) in weights.items()}
+
+
+@functools.cache
+def update_of(run):
+    """The update of a run that starts at random, traced once in however many trainings of it."""
+    return train_step.Update(objective_of(run))
 
 
 def compiled_quickly():
@@ -105,7 +130,8 @@ def trained(run, workdir, progress=SILENT, *, stream=None, warm=None, **telemetr
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
     telemetry = Telemetry(progress, **telemetry)
     with contextlib.closing(stream or batches_of(run)) as stream, jax.set_mesh(mesh):
-        return train(Update(objective_of(run), warm), stream, workdir, telemetry)
+        update = train_step.Update(objective_of(run), warm) if warm else update_of(run)
+        return train(update, stream, workdir, telemetry)
 
 
 def saved(folder, cfg, values):
