@@ -285,7 +285,7 @@ def test_an_adapter_may_be_of_another_precision_than_its_model(tmp_path):
     assert_same(found, {name: x.astype(np.float32) for name, x in wanted.items()})
 
 
-@pytest.mark.parametrize(("lora", "most"), [("keep", 1), ("merge", 100), ("keep", 1000)])
+@pytest.mark.parametrize(("lora", "most"), [("keep", 1), ("merge", 100)])
 def test_weights_in_many_blocks_are_the_same_weights(tmp_path, monkeypatch, lora, most):
     phi_files.make(tmp_path / "theirs", "microsoft", "bfloat16")
     words = ("import", tmp_path / "theirs")
@@ -299,7 +299,7 @@ def test_weights_in_many_blocks_are_the_same_weights(tmp_path, monkeypatch, lora
     assert_same(other, {name: np.asarray(x) for name, x in one.items()})
     embed = tmp_path / "parted/checkpoints/0/weights/embed/c"
     files = sum(path.is_file() for path in embed.rglob("*"))
-    assert files >= {1: 64, 100: 16, 1000: 2}[most]  # 64 rows of 32 numbers
+    assert files >= {1: 64, 100: 16}[most]  # 64 rows of 32 numbers
 
 
 def test_a_large_weight_is_stored_in_parts_that_a_mesh_reads(tmp_path, monkeypatch):

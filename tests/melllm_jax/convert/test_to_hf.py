@@ -166,7 +166,7 @@ def test_what_is_merged_is_rounded_once_to_what_is_asked_for(brought, tmp_path):
             np.testing.assert_allclose(found[name], exact[name] + 6 / 4 * b @ a, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("lora", "most"), [("keep", 1), ("merge", 100), ("keep", 1000)])
+@pytest.mark.parametrize(("lora", "most"), [("keep", 1), ("merge", 100)])
 def test_many_blocks_write_the_same_bytes(brought, tmp_path, monkeypatch, lora, most):
     sent(brought, tmp_path / "back", "microsoft", "bfloat16", "--lora", lora)
     monkeypatch.setattr(block_copy, "MAX_ELEMENTS", most)

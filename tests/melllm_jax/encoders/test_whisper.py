@@ -59,6 +59,9 @@ def clips_of(batch):
             yield i, here, mels[: batch.frames[i, here].sum()]
 
 
+encode = models.jitted(lambda front, x, segments: front.encoder(x, segments))
+
+
 def alone(skeleton, values, mels):
     """The front end of one clip, window by window through the encoder alone: [t d]."""
     front, states = skeleton.model(values).front, []
@@ -66,7 +69,6 @@ def alone(skeleton, values, mels):
         window = mels[start : start + 2 * CFG.positions]
         real = np.pad(np.ones((1, len(window)), np.int32), ((0, 0), (0, len(window) % 2)))
         window = np.pad(window, ((0, len(window) % 2), (0, 0)))
-        encode = models.jitted(lambda m, x, s: m.encoder(x, s))
         states.append(np.asarray(encode(front, window[None], real))[0])
     x = np.concatenate(states)
     x = np.pad(x, ((0, -len(x) % (MEL.r // 2)), (0, 0))).reshape(-1, MEL.r // 2 * CFG.d)

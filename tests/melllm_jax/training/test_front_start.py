@@ -152,9 +152,14 @@ def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys)
     assert json.loads(capsys.readouterr().out)
     # The run's own front end, projector and all, for another run at another update's rate.
     with models.one_device():
-        state = state_of(begun(folder, "text", tmp_path / "one"))
-    for name in filter(is_front, state):
-        np.testing.assert_array_equal(state[name], whole[name], err_msg=name)
+        update = update_of(begun(folder, "text", tmp_path / "one"))
+        shapes = update.shapes(jax.sharding.get_mesh())
+        named = (shapes.trained | shapes.frozen).items()
+        wanted = {name: x for name, x in named if is_front(name)}
+        assert wanted and not wanted.keys() & update.fresh_names()
+        found = jax.device_get(update.warm.load(wanted))
+    for name, x in found.items():
+        np.testing.assert_array_equal(x, whole[name], err_msg=name)
 
 
 @pytest.mark.parametrize(
