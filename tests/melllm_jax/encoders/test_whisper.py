@@ -107,17 +107,14 @@ def test_sequences_are_clips_and_their_windows():
 @pytest.mark.parametrize("kernel", [pytest.param("whole", marks=pytest.mark.slow), "blocks"])
 def test_a_front_end_split_over_time_equals_one_device(kernel):
     run = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, attention=kernel))
-    grads = []
-    for place in (models.one_device, lambda: models.split_as("fsdp2-seq2-tp2")):
-        with place():
-            loss, grad = models.graded(run, rows())
-            grads.append((float(loss), jax.device_get(grad)))
-    (loss, whole), (found, parts) = grads
-    assert found == pytest.approx(loss, rel=1e-6)
+    with models.one_device():
+        whole = models.graded_front(run, rows())
+    with models.split_as("fsdp2-seq2-tp2"):
+        parts = models.graded_front(run, rows())
     for name, grad in whole.items():
         if name != "front.encoder.positions":
             assert np.abs(grad).max() > 0, name
-        np.testing.assert_allclose(parts[name], grad, rtol=0, atol=5e-5 * np.abs(whole[name]).max())
+        np.testing.assert_allclose(parts[name], grad, rtol=0, atol=1e-4 * np.abs(grad).max())
 
 
 def test_fields_that_no_encoder_has_are_refused():
