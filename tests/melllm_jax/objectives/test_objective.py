@@ -46,16 +46,16 @@ class Distillation(NextToken):
     def companions(self):
         def load(shapes):
             weights = teacher(self.run)
-            cast = {name: weights[name].astype(x.dtype) for name, x in shapes.items()}
-            return {name: jax.device_put(cast[name], x.sharding) for name, x in shapes.items()}
+            return {name: weights[name].astype(x.dtype) for name, x in shapes.items()}
 
         return {"teacher": Companion(self.build, load)}
 
 
 @functools.cache
 def teacher(run):
-    """Its weights in float32, drawn once."""
-    return jax.device_get(init_model(NextToken(run).build, TEACHER_SEED)[1])
+    """Its weights in float32 on one device, drawn once."""
+    with models.one_device():
+        return init_model(NextToken(run).build, TEACHER_SEED)[1]
 
 
 @functools.cache
