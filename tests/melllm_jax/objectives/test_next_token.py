@@ -32,7 +32,7 @@ def single():
 
 
 # The linear front end is split in tests/melllm_jax/training/test_train_step.py.
-@pytest.mark.parametrize("split", ["fsdp4-tp2", "fsdp2-seq2-tp2", "replica2-seq4"])
+@pytest.mark.parametrize("split", ["fsdp2-seq2-tp2", "replica2-seq4"])
 def test_loss_and_gradients_on_eight_devices_equal_one(split):
     """float32 sums over 256 positions in another order: within 5e-5 of each gradient's largest."""
     run, batch, loss, grads = single()
@@ -85,9 +85,8 @@ def test_sums_equal_log_softmax_and_argmax_in_numpy(small):
     assert hits > 0
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_loss_in_chunks_equals_the_loss_at_once(tied, monkeypatch):
-    run = models.run(dataclasses.replace(models.MODEL, tied=tied), Lora())
+def test_a_loss_in_chunks_equals_the_loss_at_once(monkeypatch):
+    run = models.run(dataclasses.replace(models.MODEL, tied=False), Lora())
     batch = models.speech_rows(4, 32)
     with models.split_as("fsdp2-seq2-tp2"):
         whole = graded(run, batch)
