@@ -29,6 +29,7 @@ from tests.support.runs import (
     compiled_once,
     compiled_quickly,
     corpus,
+    find_one_device,
     losses,
     refused,
     steps_on_disk,
@@ -81,10 +82,11 @@ def words(folder, workdir, *more, init="speech"):
 
 @pytest.fixture(scope="module")
 def command(folder, tmp_path_factory):
-    """The folder of a run that nothing stopped, saved once at its end, and files summed for it."""
+    """The folder of a run on one device, saved once at its end, and files summed for it."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     summed, read = integrity._sum, []
     with pytest.MonkeyPatch.context() as patch:
+        find_one_device(patch)
         patch.setattr(integrity, "_sum", lambda path: read.append(path) or summed(path))
         assert cli.main(words(folder, workdir)) == 0
     return workdir, read
@@ -193,12 +195,12 @@ def test_training_takes_the_sizes_of_the_checkpoint_and_says_where_it_came_from(
 
 @pytest.mark.slow
 def test_training_stopped_goes_on_as_if_it_had_not(straight, tmp_path):
-    """Started twice it begins alike, too; on eight devices it rounds elsewhere."""
+    """Started twice it begins alike, too."""
     run = run_folder.read_run(str(straight))
     begun(run, tmp_path / "whole")
     begun(run, tmp_path / "parts", Stopping(lambda told: told == 2))
     whole = losses(tmp_path / "whole")
-    assert whole[1] == pytest.approx(losses(straight)[1], rel=1e-5)
+    assert whole[1] == pytest.approx(losses(straight)[1], rel=1e-6)
     assert whole == pytest.approx(losses(straight), rel=2e-2)
     assert steps_on_disk(tmp_path / "parts") == [3]
     assert losses(tmp_path / "parts") == {step: x for step, x in whole.items() if step <= 3}
