@@ -52,66 +52,65 @@ class Pair:
             self.weights = {k: jnp.asarray(x) for k, x in read.items()} | front
             self.ours = self.skeleton.model(self.weights)
 
-    def inputs(self, t):
-        """Hidden states [1 t d], positions, our angles and theirs."""
-        x = np.random.default_rng(t).standard_normal((1, t, self.m.d)).astype(np.float32)
-        at = np.arange(t, dtype=np.int32)[None]
-        ours = rotary(
-            self.m.rope, self.m.rotary_dims, jnp.asarray(at), jnp.full((1, t), t, jnp.int32)
-        )
-        theirs = self.theirs.model.rotary_emb(torch.tensor(x), torch.tensor(at))
-        return x, ours, theirs
-
-    def see(self, t):
-        """Attention over one segment, as our layers take it, and their mask."""
-        ones, zeros = np.ones((1, t), np.int32), np.zeros((1, t), np.int32)
-        place = attention.PositionIds(ones, np.arange(t, dtype=np.int32)[None], zeros)
-        seen = self.ours.visibility_mask(*[attention.PositionIds(*map(jnp.asarray, place))] * 2)
-        mask = torch.where(torch.tensor(np.array(seen)), 0.0, -torch.inf)[:, None]
-        return (lambda q, k, v: attention.attend(q, k, v, seen)), mask
-
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request):
     return Pair(KINDS[request.param])
 
 
+def angles_of(m, t):
+    at = jnp.arange(t, dtype=jnp.int32)[None]
+    return rotary(m.rope, m.rotary_dims, at, jnp.full((1, t), t, jnp.int32))
+
+
 @BORDER
 def test_rotary_angles_equal(pair, t):
     """float32 angles of up to 23 radians: 2e-6."""
+    theirs = pair.theirs.model.rotary_emb(torch.zeros(1), torch.arange(t)[None])
     with models.one_device():
-        _, ours, theirs = pair.inputs(t)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert_equal(np.concatenate([mine, mine], axis=-1), other, 1e-5)
+        ours = models.jitted(lambda: angles_of(pair.m, t))()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert_equal(np.concatenate([mine, mine], axis=-1), other, 1e-5)
+
+
+def computed(model, x):
+    """What our modules make of one text's hidden states."""
+    t = x.shape[1]
+    ones, at = jnp.ones((1, t), jnp.int32), jnp.arange(t, dtype=jnp.int32)[None]
+    place = attention.PositionIds(ones, at, 0 * ones)
+    seen = model.visibility_mask(place, place)
+    see = lambda q, k, v: attention.attend(q, k, v, seen)
+    angles, layer = angles_of(model.cfg, t), model.stack.layer(1)
+    return {
+        "seen": seen,
+        "norm": layer.attn_norm(x),
+        "mlp": layer.mlp(x),
+        "attention": layer.attn(x, angles, see),
+        "block": layer(x, angles, see),
+    }
 
 
 def test_norm_mlp_attention_and_block_equal(pair):
     """Module by module over 24 positions; sums of at most 64 products in float32: 1e-6."""
+    theirs = pair.theirs.model.layers[1]
+    x = np.random.default_rng(24).standard_normal((1, 24, pair.m.d)).astype(np.float32)
     with models.one_device():
-        x, angles, their_angles = pair.inputs(24)
-        see, mask = pair.see(24)
-        layer, theirs = pair.ours.stack.layer(1), pair.theirs.model.layers[1]
-        x, their_x = jnp.asarray(x), torch.tensor(x)
-        given = {"position_embeddings": their_angles, "attention_mask": mask}
-        assert_equal(layer.attn_norm(x), theirs.input_layernorm(their_x), 1e-5)
-        assert_equal(layer.mlp(x), theirs.mlp(their_x), 1e-5)
-        assert_equal(layer.attn(x, angles, see), theirs.self_attn(their_x, **given)[0], 1e-5)
-        assert_equal(layer(x, angles, see), theirs(their_x, **given), 1e-5)
-
-
-@BORDER
-def test_logits_of_phi_3_equal(pair, t):
-    """Its own masks and rotary choices included. Two layers of float32 sums: 1e-6."""
-    example = models.segment(t, seed=t)
-    with models.one_device(), torch.no_grad():
-        batch = sharding.shard_batch(models.pack([[example]], t))
-        logits = jax.jit(lambda b: pair.ours.logits(pair.ours(b)))(batch)
-        theirs = pair.theirs(torch.tensor(example["tokens"])[None]).logits
-    assert_equal(logits, theirs, 1e-5)
+        ours = jax.device_get(models.jitted(computed)(pair.ours, x))
+    x, mask = torch.tensor(x), torch.where(torch.tensor(ours["seen"]), 0.0, -torch.inf)[:, None]
+    angles = pair.theirs.model.rotary_emb(x, torch.arange(24)[None])
+    given = {"position_embeddings": angles, "attention_mask": mask}
+    with torch.no_grad():
+        assert_equal(ours["norm"], theirs.input_layernorm(x), 1e-5)
+        assert_equal(ours["mlp"], theirs.mlp(x), 1e-5)
+        assert_equal(ours["attention"], theirs.self_attn(x, **given)[0], 1e-5)
+        assert_equal(ours["block"], theirs(x, **given), 1e-5)
 
 
 def test_logits_of_packed_texts_equal_those_of_each_apart(pair):
-    """One row holds a text on either side of LongRoPE's border. float32 sums: 1e-6."""
+    """One row holds a text on either side of LongRoPE's border. float32 sums: 1e-6.
+
+    Theirs makes its own masks and takes its own rotary factors.
+    """
     examples = [models.segment(t, seed=t) for t in (16, 24)]
     with models.one_device(), torch.no_grad():
         batch = sharding.shard_batch(models.pack([examples], 44))
@@ -130,9 +129,9 @@ REAL = Rope(
 )
 
 
-@pytest.mark.parametrize("lengths", [(4095, 4098), (4096, 4097)])
-def test_rotary_angles_equal_on_both_sides_of_4096(lengths):
+def test_rotary_angles_equal_on_both_sides_of_4096():
     """Two texts in a row. A rate's last bit is 6e-8: at 4,097 radians two of them are 5e-4."""
+    lengths = 4096, 4097
     m = Model(d=8, n=1, k=1, h=128, f=8, l=1, v=8, front="none", rope=REAL)
     examples = [models.segment(t, seed=t, v=8) for t in lengths]
     their_config = transformers.Phi3Config(**sizes(dataclasses.replace(m, d=m.h)))

@@ -119,9 +119,9 @@ def chunked():
         return pair(dataclasses.replace(M, conformer=cfg))
 
 
-@pytest.mark.parametrize(("sizes_of", "frames"), [("deep", 83), ("chunked", 107), ("chunked", 11)])
+@pytest.mark.parametrize(("sizes_of", "frames"), [("deep", 83), ("chunked", 107)])
 def test_logits_from_mel_through_the_conformer_equal(request, sizes_of, frames):
-    """Float32 sums in another order through 24 blocks. Lengths are no multiples of a chunk."""
+    """Float32 sums in another order through 24 blocks. 107 frames are no multiple of a chunk."""
     theirs, skeleton, weights = request.getfixturevalue(sizes_of)
     columns = segment(3, Clip(frames), 4)
     with torch.no_grad():
@@ -137,8 +137,9 @@ def test_logits_from_mel_through_the_conformer_equal(request, sizes_of, frames):
 
 
 def test_two_clips_of_a_segment_equal_theirs_that_hears_each_alone(chunked):
+    """The second is shorter than a chunk."""
     theirs, skeleton, weights = chunked
-    columns = segment(2, Clip(61), Clip(40), 1)
+    columns = segment(2, Clip(61), Clip(11), 1)
     embed = theirs.model.embed_tokens_extend.audio_embed
     with torch.no_grad():
         parts = [embed.encoder(mel_of(columns, clip), None)[0] for clip in (1, 2)]
@@ -150,9 +151,9 @@ def test_two_clips_of_a_segment_equal_theirs_that_hears_each_alone(chunked):
     assert_equal(ours, expected, 1e-5)
 
 
-@pytest.mark.parametrize("positions", [500, 501, 1203])
+@pytest.mark.parametrize("positions", [500, 1001])
 def test_a_clip_longer_than_a_window_is_folded_and_filled_up_with_zeros(chunked, positions):
-    """The zeros behind 501 positions are heard: the last is another without them."""
+    """The zeros behind 1,001 positions are heard: the last is another without them."""
     theirs, skeleton, weights = chunked
     columns = segment(Clip(8 * positions - 3), 2)
     with torch.no_grad():
@@ -214,7 +215,6 @@ def test_parts_of_a_block_equal(chunked, part):
         }[part]()
     with models.one_device():
         front = skeleton.model(weights).front
-        ours = getattr(jax.tree.map(lambda x: x[1], front.blocks), part)
         place = jax.reshard(jnp.arange(9)[None], sharding.a("b s"))
         windows = Windows(jnp.ones_like(place), place)
         attend = functools.partial(
@@ -224,7 +224,10 @@ def test_parts_of_a_block_equal(chunked, part):
             cfg=front.cfg.conformer,
         )
         more = {"mlp_in": (), "attn": (attend,), "conv": (windows,)}[part]
-        found = models.jitted(lambda rows: ours(rows, *more))(
-            jax.reshard(jnp.asarray(x), sharding.a("b s d"))
-        )
+
+        def ours(blocks, rows):
+            block = jax.tree.map(lambda x: x[1], blocks)
+            return getattr(block, part)(jax.reshard(rows, sharding.a("b s d")), *more)
+
+        found = models.jitted(ours)(front.blocks, x)
     assert_equal(found, expected, 2e-6)

@@ -141,7 +141,7 @@ def logits(model, columns):
     return computed(lambda batch: model.logits(model(batch)), columns)
 
 
-@pytest.mark.parametrize("frames", [40, 43, 49])
+@pytest.mark.parametrize("frames", [40, 49])
 def test_logits_from_sound_through_phi_4_multimodal_equal(speech, frames):
     """Extractor, stem, projector, adapter, decoder. The extractors differ by 1e-4 of a frame."""
     theirs, skeleton, weights = speech
@@ -153,9 +153,7 @@ def test_logits_from_sound_through_phi_4_multimodal_equal(speech, frames):
     assert_equal(logits(skeleton.model(weights), columns), expected, 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("frames", "between"), [((24, 43), 4), ((43, 24), 4), ((21, 21), 4), ((24, 43), 0)]
-)
+@pytest.mark.parametrize(("frames", "between"), [((43, 24), 4), ((24, 43), 0)])
 def test_logits_of_two_clips_equal_those_of_a_padded_batch(speech, frames, between):
     """Fed as `Phi4MultimodalProcessor` does. The extractors differ by 1e-4 of a frame.
 
@@ -171,11 +169,10 @@ def test_logits_of_two_clips_equal_those_of_a_padded_batch(speech, frames, betwe
     assert_equal(logits(skeleton.model(weights), columns), expected, 1e-4)
 
 
-@pytest.mark.parametrize("frames", [(21, 43), (43, 21)])
-def test_logits_of_two_clips_equal_those_of_clips_that_nothing_pads(speech, frames):
+def test_logits_of_two_clips_equal_those_of_clips_that_nothing_pads(speech):
     """Any lengths: theirs hears each clip on its own. The extractors differ by 1e-4 of a frame."""
     theirs, skeleton, weights = speech
-    waves = [noise(count, seed) for seed, count in enumerate(frames)]
+    waves = [noise(count, seed) for seed, count in enumerate((21, 43))]
     columns = example(3, waves[0], 4, waves[1], 2)
     tokens = torch.tensor(columns["tokens"])[None]
     with torch.no_grad():

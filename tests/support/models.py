@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from melllm_jax.batch import Batch
@@ -92,6 +93,18 @@ def graded(cfg, batch):
     for name, grad in grads.items():
         assert grad.sharding.spec == values[name].sharding.spec, name
     return loss, grads
+
+
+def graded_front(cfg, batch):
+    """Gradients by name, of its weights alone, of a sum over all numbers that speech becomes."""
+    skeleton, values = made(cfg)
+    front = {name: x for name, x in values.items() if name.startswith("front.")}
+
+    def loss(front, batch):
+        y = jnp.sin(3 * skeleton.model(values | front).front(batch))
+        return jnp.sum(jnp.where(batch.is_speech[..., None], y, 0))
+
+    return jax.device_get(jitted(jax.grad(loss))(front, shard_batch(batch)))
 
 
 @dataclasses.dataclass(frozen=True)

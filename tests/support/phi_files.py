@@ -129,6 +129,11 @@ TREES = {
     "microsoft": MICROSOFT,
     "transformers": TRANSFORMERS,
 }
+# Every kind in one number format, and the kind of the most parts in all.
+KINDS_OF_NUMBERS = [(kind, "bfloat16") for kind in TREES] + [
+    ("transformers", "float32"),
+    ("transformers", "float16"),
+]
 COMPANIONS = {
     "tokenizer.json": {
         "version": "1.0",

@@ -24,10 +24,11 @@ from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.overrides import override
+from melllm_jax.models.parameters import init_model
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.telemetry.progress import SILENT
+from melllm_jax.training import train_step
 from melllm_jax.training.loop import Telemetry, train
-from melllm_jax.training.train_step import Update
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
 from tests.support.patience import HANG
@@ -69,10 +70,32 @@ def compiled_once():
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+    train_step.init_model = _drawn_once
     yield
+    train_step.init_model = init_model
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+_DRAWN = {}
+_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # what is trained is donated
+
+
+def _drawn_once(build, seed):
+    """As `init_model`, whose program takes longer to compile than an update of a tiny run."""
+    run, kind = build.__self__.run, type(build.__self__)
+    key = kind, run.model, run.mel, run.lora, seed, jax.sharding.get_mesh()
+    if key not in _DRAWN:
+        _DRAWN[key] = init_model(build, seed)
+    skeleton, weights = _DRAWN[key]
+    return skeleton, _copied(weights)
+
+
+@functools.cache
+def update_of(run):
+    """The update of a run that starts at random, traced once in however many trainings of it."""
+    return train_step.Update(objective_of(run))
 
 
 def compiled_quickly():
@@ -83,12 +106,17 @@ def compiled_quickly():
 
 
 def one_device():
-    """A fixture: commands see one device of the eight, on which all of a tiny run costs half."""
-    devices = jax.devices()[:1]
+    """A fixture: commands in this process find one device, on which a tiny run costs half."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_, **__: devices)
-        patch.setattr(jax, "device_count", lambda *_, **__: 1)
+        find_one_device(patch)
         yield
+
+
+def find_one_device(patch):
+    """Commands in this process find one device of the eight from here on."""
+    devices = jax.devices()[:1]
+    patch.setattr(jax, "devices", lambda *_, **__: devices)
+    patch.setattr(jax, "device_count", lambda *_, **__: 1)
 
 
 def traced_once():
@@ -107,9 +135,9 @@ def traced_once():
         return hash(key(update))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Update, "__hash__", digest)
-        same = lambda one, other: isinstance(other, Update) and key(one) == key(other)
-        patch.setattr(Update, "__eq__", same)
+        patch.setattr(train_step.Update, "__hash__", digest)
+        same = lambda one, other: isinstance(other, train_step.Update) and key(one) == key(other)
+        patch.setattr(train_step.Update, "__eq__", same)
         yield
 
 
@@ -141,7 +169,8 @@ def trained(run, workdir, progress=SILENT, *, stream=None, warm=None, **telemetr
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
     telemetry = Telemetry(progress, **telemetry)
     with contextlib.closing(stream or batches_of(run)) as stream, jax.set_mesh(mesh):
-        return train(Update(objective_of(run), warm), stream, workdir, telemetry)
+        update = train_step.Update(objective_of(run), warm) if warm else update_of(run)
+        return train(update, stream, workdir, telemetry)
 
 
 def two_updates(folder):

@@ -1,6 +1,7 @@
 """`melllm convert import`: every number in its place, and nothing left of what was refused."""
 
 import codecs
+import importlib
 import json
 import os
 import shutil
@@ -45,10 +46,13 @@ from tests.support.phi_files import (
     N,
     V,
 )
-from tests.support.runs import done, everything, reached, refused, small_disk
+from tests.support.runs import everything, reached, refused, small_disk
 
-KINDS = pytest.mark.parametrize("kind", TREES)
-NUMBER = pytest.mark.parametrize("number", NUMBERS)
+KINDS_OF_NUMBERS = pytest.mark.parametrize(("kind", "number"), phi_files.KINDS_OF_NUMBERS)
+MERGED = pytest.mark.parametrize(
+    ("kind", "number"),
+    [("microsoft", "bfloat16"), ("transformers", "float16"), ("transformers", "float32")],
+)
 SPEECH = pytest.mark.parametrize("kind", ["microsoft", "transformers"])
 
 
@@ -83,8 +87,7 @@ def assert_same(found, wanted):
         np.testing.assert_array_equal(np.asarray(found[name]), x, strict=True, err_msg=name)
 
 
-@NUMBER
-@KINDS
+@KINDS_OF_NUMBERS
 def test_every_number_of_every_layout_comes_to_its_place(tmp_path, kind, number):
     named = phi_files.make(tmp_path / "theirs", kind, number)
     told = phi_files.told("import", tmp_path / "theirs", tmp_path / "ours")
@@ -106,8 +109,10 @@ def brought(tmp_path_factory):
     return folder / "ours", phi_files.expected(named, "transformers")
 
 
-@pytest.mark.parametrize("number", ["float32", "bfloat16"])
-@pytest.mark.parametrize("split", models.SPLITS)
+@pytest.mark.parametrize(
+    ("split", "number"),
+    [*((split, "float32") for split in models.SPLITS), ("fsdp4-tp2", "bfloat16")],
+)
 def test_every_mesh_restores_the_same_numbers(brought, split, number):
     folder, wanted = brought
     found = restored(folder, sharding.make_mesh(models.SPLITS[split]), number)
@@ -224,8 +229,7 @@ def test_the_head_of_a_tied_model_is_left_out_and_told(tmp_path):
     assert "head" not in restored(tmp_path / "ours", alone(), "float32")
 
 
-@NUMBER
-@SPEECH
+@MERGED
 def test_a_merged_adapter_is_added_to_the_matrices(tmp_path, kind, number):
     """W + alpha/r · B·A in float64, then half a unit in the last place of what is stored.
 
@@ -281,7 +285,7 @@ def test_an_adapter_may_be_of_another_precision_than_its_model(tmp_path):
     assert_same(found, {name: x.astype(np.float32) for name, x in wanted.items()})
 
 
-@pytest.mark.parametrize(("lora", "most"), [("keep", 1), ("merge", 100), ("keep", 1000)])
+@pytest.mark.parametrize(("lora", "most"), [("keep", 1), ("merge", 100)])
 def test_weights_in_many_blocks_are_the_same_weights(tmp_path, monkeypatch, lora, most):
     phi_files.make(tmp_path / "theirs", "microsoft", "bfloat16")
     words = ("import", tmp_path / "theirs")
@@ -295,7 +299,7 @@ def test_weights_in_many_blocks_are_the_same_weights(tmp_path, monkeypatch, lora
     assert_same(other, {name: np.asarray(x) for name, x in one.items()})
     embed = tmp_path / "parted/checkpoints/0/weights/embed/c"
     files = sum(path.is_file() for path in embed.rglob("*"))
-    assert files >= {1: 64, 100: 16, 1000: 2}[most]  # 64 rows of 32 numbers
+    assert files >= {1: 64, 100: 16}[most]  # 64 rows of 32 numbers
 
 
 def test_a_large_weight_is_stored_in_parts_that_a_mesh_reads(tmp_path, monkeypatch):
@@ -546,11 +550,17 @@ def test_a_target_that_cannot_be_made_is_refused(tmp_path, capsys):
     assert listing(tmp_path) == before
 
 
-def test_a_name_on_the_hub_that_cannot_be_reached_is_refused_in_one_line(tmp_path):
+def test_a_name_on_the_hub_that_cannot_be_reached_is_refused_in_one_line(
+    tmp_path, monkeypatch, capsys
+):
     pytest.importorskip("huggingface_hub")
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     words = ["convert", "import", "nobody/has-this-model", str(tmp_path / "ours")]
-    status, out, err = done(words, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache"))
-    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
     start = "melllm convert: error: HF_DIR=nobody/has-this-model: is no folder, and the hub says: "
     assert err.startswith(start)
     assert len(err) > len(start) + 10
@@ -577,11 +587,12 @@ def stopped(source, target, share, sign):
     return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_an_import_killed_half_way_is_no_checkpoint_and_the_next_is_whole(tmp_path, capsys, share):
+def test_an_import_killed_after_its_last_byte_is_no_checkpoint_and_the_next_is_whole(
+    tmp_path, capsys
+):
     named = phi_files.make(tmp_path / "theirs", "text", "bfloat16")
     target, rest = tmp_path / "ours", tmp_path / ".ours.unfinished"
-    ended = stopped(tmp_path / "theirs", target, share, signal.SIGKILL.value)
+    ended = stopped(tmp_path / "theirs", target, 1.0, signal.SIGKILL.value)
     assert ended.returncode == -signal.SIGKILL
     assert not target.exists()
     assert rest.exists()

@@ -1,7 +1,5 @@
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,18 +57,6 @@ def test_a_packed_clip_equals_the_clip_alone(windows, request):
         np.testing.assert_allclose(found, expected[: len(found)], rtol=0, atol=2e-5)
 
 
-def graded(batch):
-    """Gradients by name of a sum over speech that depends on every number of it."""
-    skeleton, values = models.made(RUN)
-    front = {name: x for name, x in values.items() if name.startswith("front.")}
-
-    def loss(front, batch):
-        y = jnp.sin(3 * skeleton.model(values | front).front(batch))
-        return jnp.sum(jnp.where(batch.is_speech[..., None], y, 0))
-
-    return jax.device_get(models.jitted(jax.grad(loss))(front, sharding.shard_batch(batch)))
-
-
 @pytest.mark.parametrize("windows", ["whole", pytest.param("short", marks=pytest.mark.slow)])
 def test_gradients_on_eight_devices_equal_those_on_one(windows, request):
     """Heads and widths are split, and time, which the blocks gather; sums in another order."""
@@ -78,9 +64,9 @@ def test_gradients_on_eight_devices_equal_those_on_one(windows, request):
         request.getfixturevalue("short")
     batch = models.speech_rows(8, 32)
     with models.one_device():
-        grads = graded(batch)
+        grads = models.graded_front(RUN, batch)
     with models.split_as("fsdp2-seq2-tp2"):
-        split = graded(batch)
+        split = models.graded_front(RUN, batch)
     for name, grad in grads.items():
         if name.endswith("k_bias"):  # all of a query's scores are shifted alike: it has none
             assert np.abs([grad, split[name]]).max() < 1e-4

@@ -59,6 +59,9 @@ def clips_of(batch):
             yield i, here, mels[: batch.frames[i, here].sum()]
 
 
+encode = models.jitted(lambda front, x, segments: front.encoder(x, segments))
+
+
 def alone(skeleton, values, mels):
     """The front end of one clip, window by window through the encoder alone: [t d]."""
     front, states = skeleton.model(values).front, []
@@ -66,7 +69,6 @@ def alone(skeleton, values, mels):
         window = mels[start : start + 2 * CFG.positions]
         real = np.pad(np.ones((1, len(window)), np.int32), ((0, 0), (0, len(window) % 2)))
         window = np.pad(window, ((0, len(window) % 2), (0, 0)))
-        encode = models.jitted(lambda m, x, s: m.encoder(x, s))
         states.append(np.asarray(encode(front, window[None], real))[0])
     x = np.concatenate(states)
     x = np.pad(x, ((0, -len(x) % (MEL.r // 2)), (0, 0))).reshape(-1, MEL.r // 2 * CFG.d)
@@ -105,17 +107,14 @@ def test_sequences_are_clips_and_their_windows():
 @pytest.mark.parametrize("kernel", [pytest.param("whole", marks=pytest.mark.slow), "blocks"])
 def test_a_front_end_split_over_time_equals_one_device(kernel):
     run = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, attention=kernel))
-    grads = []
-    for place in (models.one_device, lambda: models.split_as("fsdp2-seq2-tp2")):
-        with place():
-            loss, grad = models.graded(run, rows())
-            grads.append((float(loss), jax.device_get(grad)))
-    (loss, whole), (found, parts) = grads
-    assert found == pytest.approx(loss, rel=1e-6)
+    with models.one_device():
+        whole = models.graded_front(run, rows())
+    with models.split_as("fsdp2-seq2-tp2"):
+        parts = models.graded_front(run, rows())
     for name, grad in whole.items():
         if name != "front.encoder.positions":
             assert np.abs(grad).max() > 0, name
-        np.testing.assert_allclose(parts[name], grad, rtol=0, atol=5e-5 * np.abs(whole[name]).max())
+        np.testing.assert_allclose(parts[name], grad, rtol=0, atol=1e-4 * np.abs(grad).max())
 
 
 def test_fields_that_no_encoder_has_are_refused():

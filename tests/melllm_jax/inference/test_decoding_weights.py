@@ -1,5 +1,7 @@
 """Weights made ready for decoding say what the model's own say, in blocks and on a mesh."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -20,6 +22,13 @@ def run(tied):
     return models.run(cfg, lora=Lora(r=4, alpha=3.0))
 
 
+@functools.cache
+def alone(tied):
+    """Weights made ready, and what they say, on one device."""
+    with models.one_device():
+        return decoded(run(tied))
+
+
 def decoded(cfg, own_order=False):
     skeleton, values = models.made(cfg)
     model = skeleton.model(values)
@@ -33,7 +42,7 @@ def decoded(cfg, own_order=False):
 @pytest.mark.parametrize("tied", [True, False])
 def test_tokens_of_blocks_are_those_of_the_model(tied):
     with models.one_device():
-        weights, found = decoded(run(tied))
+        weights, found = alone(tied)
         attn, mlp = weights.layers[1].attn, weights.layers[1].mlp
         ready = [attn.q, attn.o, mlp.down, attn.qkv_lora.b[0]]
         assert all(isinstance(x[...], BlockedWeight) for x in ready)
@@ -49,5 +58,4 @@ def test_weights_on_several_devices_stay_as_they_are():
         weights, found = decoded(run(tied=True))
         assert weights.head is None
         assert not isinstance(weights.layers[0].attn.q[...], BlockedWeight)
-    with models.one_device():
-        jax.tree.map(np.testing.assert_array_equal, found, decoded(run(tied=True))[1])
+    jax.tree.map(np.testing.assert_array_equal, found, alone(tied=True)[1])

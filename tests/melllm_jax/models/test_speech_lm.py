@@ -126,7 +126,6 @@ BOTH_WAYS = """
 @pytest.mark.parametrize(
     ("changes", "drawn"),
     [
-        ({}, CAUSAL),
         ({"front": "conv"}, CAUSAL),
         ({"window": 3}, WINDOW_OF_3),
         ({"front": "conv", "speech": "bidirectional"}, BOTH_WAYS),

@@ -56,15 +56,18 @@ def test_rms_norm_of_bfloat16_is_computed_in_float32():
     assert np.abs((y / exact).mean(axis=-1) - 1).max() < 2**-11
 
 
+def low_rank(size, cfg, outs):
+    return models.jitted(lambda rngs: layers.LowRank(rngs, size, cfg, "d", outs))(nnx.Rngs(0))
+
+
 def test_low_rank_additions_share_a_and_are_scaled_by_alpha_over_r():
-    cfg = Lora(r=4, alpha=6.0)
-    low = layers.LowRank(nnx.Rngs(0), SIZE, cfg, "d", ["n h", "k h"])
+    low = low_rank(SIZE, Lora(r=4, alpha=6.0), ["n h", "k h"])
     rng = np.random.default_rng(0)
     for b in low.b:
         assert not np.any(b[...])  # a fresh addition adds nothing
         b.set_value(jax.device_put(rng.standard_normal(b.shape, np.float32), b[...].sharding))
     x = rng.standard_normal((4, 3, 256), np.float32)
-    outs = low(jnp.asarray(x), None)
+    outs = models.jitted(lambda low, x: low(x, None))(low, x)
     for out, b in zip(outs, low.b, strict=True):
         expected = 1.5 * np.einsum("btd,dr,rnh->btnh", x, low.a[...], b[...])
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
@@ -72,15 +75,16 @@ def test_low_rank_additions_share_a_and_are_scaled_by_alpha_over_r():
 
 def test_low_rank_dropout_drops_its_share_of_the_input_and_scales_the_rest():
     cfg = Lora(r=4, alpha=4.0, dropout=0.25)
-    low = layers.LowRank(nnx.Rngs(0), {**SIZE, "d": 4}, cfg, "d", ["d"])
+    low = low_rank({**SIZE, "d": 4}, cfg, ["d"])
     for w in (low.a, *low.b):
         w.set_value(jax.device_put(np.eye(4, dtype=np.float32), w[...].sharding))
-    x = jnp.ones((8, 256, 4))
-    (y,) = low(x, jax.random.key(1))
+    x = np.ones((8, 256, 4), np.float32)
+    dropped = models.jitted(lambda low, x, key: (*low(x, key), *low(x, None)))
+    y, plain = dropped(low, x, jax.random.key(1))
     values, counts = np.unique(np.asarray(y), return_counts=True)
     np.testing.assert_allclose(values, [0, 4 / 3], rtol=1e-6)
     assert counts[0] / counts.sum() == pytest.approx(0.25, abs=0.02)  # 8,192 draws: 0.5 %
-    np.testing.assert_array_equal(low(x, None)[0], x)
+    np.testing.assert_array_equal(plain, x)
 
 
 def numpy_rotated(x_tnh, positions_t, rates):
@@ -92,9 +96,13 @@ def numpy_rotated(x_tnh, positions_t, rates):
 
 
 def ours(cfg, rotated, x_tnh, positions_t, length):
-    at = jnp.asarray(positions_t, jnp.int32)[None]
-    angles = layers.rotary(cfg, rotated, at, jnp.full_like(at, length))
-    return np.asarray(layers.rotate(jnp.asarray(x_tnh)[None], angles))[0]
+    at = np.asarray(positions_t, np.int32)[None]
+
+    @models.jitted
+    def turned(x, at, lengths):
+        return layers.rotate(x, layers.rotary(cfg, rotated, at, lengths))
+
+    return np.asarray(turned(x_tnh[None], at, np.full_like(at, length)))[0]
 
 
 def test_a_partial_rotary_turns_the_leading_dimensions_and_passes_the_rest():

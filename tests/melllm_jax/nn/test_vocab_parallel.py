@@ -77,10 +77,11 @@ def in_numpy(v):
 
 
 @pytest.mark.parametrize(
-    ("dims", "v", "chunk"),
-    [("v d", 64, None), ("v d", 64, 8), ("v d", 74, 12), ("d v", 74, 12)],
+    ("split", "dims", "v", "chunk"),
+    [(split, "v d", 64, None) for split in models.SPLITS]
+    + [(split, "d v", 74, 12) for split in models.SPLITS]
+    + [("fsdp2-seq2-tp2", "v d", 64, 8), ("fsdp2-seq2-tp2", "v d", 74, 12)],
 )
-@pytest.mark.parametrize("split", models.SPLITS)
 def test_sums_and_gradients_equal_numpy_on_every_mesh(split, dims, v, chunk, monkeypatch):
     """Of 64 tokens, or 32 a device of `tp`: at once, and in whole chunks. Of 74 or 37: with a rest.
 

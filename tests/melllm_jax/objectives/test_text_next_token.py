@@ -23,6 +23,7 @@ from tests.support.runs import (
     arguments,
     compiled_once,
     corpus,
+    find_one_device,
     losses,
     refused,
     tiny,
@@ -111,7 +112,10 @@ def test_training_on_text_learns_and_goes_on_where_it_stopped(run, tmp_path):
     assert losses(tmp_path / "again") == found
 
 
-def test_train_command_trains_on_text_and_what_needs_hearing_is_refused(data, tmp_path, capsys):
+def test_train_command_trains_on_text_and_what_needs_hearing_is_refused(
+    data, tmp_path, capsys, monkeypatch
+):
+    find_one_device(monkeypatch)
     words = arguments(data, tmp_path / "run", "--model.front", "none", steps=2)
     assert cli.main(words) == 0
     assert list(losses(tmp_path / "run")) == [1, 2]

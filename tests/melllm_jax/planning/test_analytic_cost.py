@@ -36,11 +36,15 @@ OPTIMS = {
 pytestmark = pytest.mark.libtpu
 
 
-@pytest.mark.parametrize("changes", OPTIMS.values(), ids=OPTIMS)
-@pytest.mark.parametrize("split", models.SPLITS)
-def test_state_is_that_of_the_arrays_but_for_norms_biases_and_counts(split, changes):
+@pytest.mark.parametrize(
+    ("split", "optim"),
+    [("fsdp2-seq2-tp2", optim) for optim in OPTIMS]
+    + [(split, "muon of lora") for split in ("fsdp8", "fsdp4-tp2")]
+    + [("replica2-seq4", optim) for optim in ("adamw", "whisper frozen")],
+)
+def test_state_is_that_of_the_arrays_but_for_norms_biases_and_counts(split, optim):
     """Those are whole on every chip: at most 12 bytes a number; counts and statistics take 100."""
-    run = override(models.run(), changes)
+    run = override(models.run(), OPTIMS[optim])
     mesh = sharding.make_mesh(models.SPLITS[split])
     with jax.set_mesh(mesh):
         shapes = Update(objective_of(run)).shapes(mesh)
@@ -215,18 +219,3 @@ def test_meshes_of_a_run_that_decodes_as_it_trains_leave_time_whole():
 
 def test_no_mesh_where_rows_are_fewer_than_the_slices_split_them_into():
     assert search.candidate_meshes(4, 4, plans.run(data_b=2)) == []
-
-
-def test_memory_and_products_lie_near_what_libtpu_allots_and_traces():
-    """Products within 15 %: the estimate leaves out that splash computes whole tiles.
-
-    Activations no more than reckoned, and a sixth at least: of a run so small, gradients and
-    gathered weights are most of them, and the compiler has them in turn. Of a real one see
-    test_plan.
-    """
-    true, rough = plans.compiled(), plans.rough()
-    batch = 8 * 128 / 4 * (7 * 4 + 2 * plans.run().mel.p)
-    assert true.memory.arguments == pytest.approx(rough.memory.arguments + batch, rel=0.05)
-    assert 1 / 6 < true.memory.activations / rough.memory.activations < 1
-    assert true.executed_flops == pytest.approx(rough.executed_flops, rel=0.15)
-    assert true.executed_flops > rough.executed_flops

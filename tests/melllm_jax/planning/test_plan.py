@@ -108,10 +108,18 @@ def test_what_a_donated_argument_gives_back_takes_no_memory_of_its_own():
         assert memory.needed == memory.arguments + memory.activations + memory.code
 
 
+# One compilation for all that is told of a run that fits: 8 s.
+ACROSS = Mesh(replica=2, fsdp=4)
+
+
+def across():
+    return plans.compiled(slices=2, mesh=ACROSS)
+
+
 def test_a_compiled_plan_tells_memory_time_and_what_is_sent():
-    found, run = plans.compiled(), plans.run()
+    found, run = across(), plans.run(ACROSS)
     assert (found.source, found.fits, found.unknown) == ("compiled", True, ())
-    assert found.mesh == {"replica": 1, "fsdp": 4, "seq": 1, "tp": 1}
+    assert found.mesh == {"replica": 2, "fsdp": 4, "seq": 1, "tp": 1}
     assert found.total == found.trained == flops.count_parameters(run).total
     assert found.positions == 8 * 128
     memory = found.memory
@@ -119,9 +127,8 @@ def test_a_compiled_plan_tells_memory_time_and_what_is_sent():
     parts = memory.arguments, memory.activations, memory.code
     assert min(parts) > 0
     assert memory.needed == sum(parts) < memory.capacity
-    assert found.limits["dcn"] == 0.0
-    assert min(found.limits[name] for name in ("matmul", "hbm", "ici")) > 0
-    assert found.limits["matmul"] == found.executed_flops / (4 * 197e12)
+    assert min(found.limits.values()) > 0
+    assert found.limits["matmul"] == found.executed_flops / (8 * 197e12)
     assert found.xla_seconds > 0
     # Weights of the layers are gathered twice at least and their gradients scattered or summed.
     layers = (
@@ -135,11 +142,26 @@ def test_a_compiled_plan_tells_memory_time_and_what_is_sent():
 
 def test_what_is_executed_is_what_is_useful_and_what_is_done_twice():
     """Remat of everything adds up to a third, a row of one tile twice what its attention asks."""
-    found = plans.compiled()
+    found = across()
     assert found.useful_flops == flops.update_flops(plans.run())
     assert found.useful_flops < found.executed_flops < 1.5 * found.useful_flops
-    assert found.mfu == found.useful_flops / (4 * 197e12) / found.step_seconds
+    assert found.mfu == found.useful_flops / (8 * 197e12) / found.step_seconds
     assert found.mfu < found.useful_flops / found.executed_flops < 1
+
+
+def test_memory_and_products_lie_near_what_libtpu_allots_and_traces():
+    """Products within 15 %: the estimate leaves out that splash computes whole tiles.
+
+    Activations no more than reckoned, and a sixth at least: of a run so small, gradients and
+    gathered weights are most of them, and the compiler has them in turn.
+    """
+    true = across()
+    rough = plan.estimate_plan(plans.run(ACROSS), parse_pod("v5e:2x2", 2), true.mesh)
+    batch = 8 * 128 / 8 * (7 * 4 + 2 * plans.run().mel.p)
+    assert true.memory.arguments == pytest.approx(rough.memory.arguments + batch, rel=0.05)
+    assert 1 / 6 < true.memory.activations / rough.memory.activations < 1
+    assert true.executed_flops == pytest.approx(rough.executed_flops, rel=0.15)
+    assert true.executed_flops > rough.executed_flops
 
 
 def test_a_run_that_does_not_fit_is_an_answer_with_the_bytes_it_needs():
@@ -154,16 +176,15 @@ def test_a_run_that_does_not_fit_is_an_answer_with_the_bytes_it_needs():
 
 
 def test_two_slices_send_gradients_over_the_slow_network():
-    mesh = Mesh(replica=2, fsdp=4)
-    found = plans.compiled(slices=2, mesh=mesh)
+    found = across()
     assert (found.pod, found.chips, found.fits) == ("2 × v5e:2x2", 8, True)
-    across = [one for one in found.collectives if "replica" in one.axes]
-    assert {one.kind for one in across} == {"all-reduce"}
-    sent = sum(one.bytes for one in across)
+    summed = [one for one in found.collectives if "replica" in one.axes]
+    assert {one.kind for one in summed} == {"all-reduce"}
+    sent = sum(one.bytes for one in summed)
     assert found.limits["dcn"] == pytest.approx(sent / flops.CHIPS["TPU v5 lite"].network)
     # Each chip has a quarter of the gradients, of four bytes or two a number.
     assert 1.9 < sent / (flops.count_parameters(plans.run()).total / 4) < 4.1
-    rough = plan.estimate_plan(plans.run(mesh), parse_pod("v5e:2x2", 2), found.mesh)
+    rough = plan.estimate_plan(plans.run(ACROSS), parse_pod("v5e:2x2", 2), found.mesh)
     assert rough.limits["dcn"] == pytest.approx(found.limits["dcn"], rel=0.1)
 
 

@@ -157,6 +157,11 @@ class Said(SilentProgress):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return corpus(tmp_path_factory.mktemp("data"))
+
+
 @pytest.fixture
 def ticking(monkeypatch):
     """A clock of Goodput alone that goes on by a second each time that it is looked at."""
@@ -172,8 +177,7 @@ def ticking(monkeypatch):
     return clock
 
 
-def test_train_accounts_for_all_of_its_time_over_its_starts(tmp_path, ticking):
-    data = corpus(tmp_path / "data")
+def test_train_accounts_for_all_of_its_time_over_its_starts(data, tmp_path, ticking):
     first, again = Said(stop=3), Said()
     trained(tiny(data), tmp_path / "run", first)
     ticking.now += 5000.0
@@ -193,12 +197,11 @@ def test_train_accounts_for_all_of_its_time_over_its_starts(tmp_path, ticking):
         assert sum(line.startswith("goodput ") for line in progress.lines) == 1
 
 
-def test_train_counts_scoring_as_such(tmp_path, ticking):
+def test_train_counts_scoring_as_such(data, tmp_path, ticking):
     def slow(model):
         ticking.now += 5000.0
         return {"wer": 1.0}
 
-    data = corpus(tmp_path / "data")
     trained(tiny(data, steps=2, score=1), tmp_path / "run", score=slow)
     row = lines(tmp_path / "run")[-1]
     assert row["spent"]["score"] >= 5000

@@ -44,6 +44,14 @@ def data(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def plain(data, tmp_path_factory):
+    """The folder of a run that nobody traced."""
+    workdir = tmp_path_factory.mktemp("plain")
+    trained(tiny(data), workdir)
+    return workdir
+
+
 def traced(workdir):
     """The updates named in the one trace of a run's folder, as Perfetto reads it."""
     (path,) = workdir.glob("profile/plugins/profile/*/*.trace.json.gz")
@@ -74,14 +82,13 @@ def test_span_must_end_within_the_run_and_after_what_is_done():
         UpdateRange(3, 5).check(5, 9)
 
 
-def test_profile_has_just_the_updates_of_its_span_and_changes_no_loss(data, tmp_path):
+def test_profile_has_just_the_updates_of_its_span_and_changes_no_loss(data, plain, tmp_path):
     progress = Said()
-    trained(tiny(data), tmp_path / "traced", progress, profile=UpdateRange(3, 5))
-    assert traced(tmp_path / "traced") == [3, 4, 5]
-    assert f"trace of updates 3:5 in {tmp_path / 'traced/profile'}" in progress.lines
-    trained(tiny(data), tmp_path / "plain")
-    assert losses(tmp_path / "traced") == losses(tmp_path / "plain")
-    assert not (tmp_path / "plain/profile").exists()
+    trained(tiny(data), tmp_path, progress, profile=UpdateRange(3, 5))
+    assert traced(tmp_path) == [3, 4, 5]
+    assert f"trace of updates 3:5 in {tmp_path / 'profile'}" in progress.lines
+    assert losses(tmp_path) == losses(plain)
+    assert not (plain / "profile").exists()
 
 
 def test_profile_of_a_run_stopped_inside_is_closed_and_the_rest_comes_when_it_goes_on(
@@ -159,7 +166,6 @@ def test_train_refuses_a_profile_of_what_it_has_not_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_train_refuses_a_profile_of_what_is_past(data, tmp_path, capsys):
-    trained(tiny(data), tmp_path)
+def test_train_refuses_a_profile_of_what_is_past(data, plain):
     with pytest.raises(Mistake, match="^profile=2:3: the run goes on after update 6$"):
-        trained(tiny(data), tmp_path, profile=UpdateRange(2, 3))
+        trained(tiny(data), plain, profile=UpdateRange(2, 3))

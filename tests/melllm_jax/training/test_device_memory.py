@@ -11,7 +11,7 @@ from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training import device_memory
 from melllm_jax.training.train_step import Update
 from melllm_jax.training.warm_start import WarmStart
-from tests.support.models import run
+from tests.support.models import made, run
 from tests.support.runs import arguments, corpus, refused
 
 SPLIT = Mesh(fsdp=4, tp=2)
@@ -29,7 +29,7 @@ def test_needed_is_the_state_on_one_device_and_the_gradients(cut):
     mesh = sharding.make_mesh(cut)
     with jax.set_mesh(mesh):
         update = Update(NextToken(run()))
-        state = update.init_state()
+        state = update.state_from(made(run())[1])
         gradients = one_device_holds(state.trained)
         told = device_memory.state_bytes(update, mesh)
     assert told == one_device_holds(state) + gradients
@@ -41,7 +41,7 @@ def test_needed_of_lora_counts_frozen_weights_twice_only_at_a_random_start():
     start = WarmStart("folder", pathlib.Path("folder/checkpoints/0"), "", {})
     with jax.set_mesh(mesh):
         updates = Update(objective), Update(objective, start)
-        state = updates[0].init_state()
+        state = updates[0].state_from(made(objective.run)[1])
         told = [device_memory.state_bytes(update, mesh) for update in updates]
     held, frozen = one_device_holds(state), one_device_holds(state.frozen)
     in_float32 = sum(4 * x.size // 8 for x in jax.tree.leaves(state.frozen) if x.ndim > 1)

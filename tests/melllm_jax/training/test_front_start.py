@@ -16,7 +16,14 @@ from melllm_jax.training import front_start, run_start, warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import models, phi_files, whisper_files
 from tests.support.families import FAMILIES, write_checkpoint
-from tests.support.runs import compiled_once, compiled_quickly, corpus, losses, refused
+from tests.support.runs import (
+    compiled_once,
+    compiled_quickly,
+    corpus,
+    find_one_device,
+    losses,
+    refused,
+)
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
@@ -135,7 +142,8 @@ def words(folder, workdir, *more):
     return ["train", "mel_llm_asr", *FLAGS, *map(str, [*given, "--compiled", "", *more])]
 
 
-def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys):
+def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys, monkeypatch):
+    find_one_device(monkeypatch)
     frozen = ["--init.front", folder / "whisper", "--optim.encoder", "frozen"]
     assert cli.main(words(folder, tmp_path / "one", *frozen)) == 0
     whole, before = stored(tmp_path / "one"), stored(folder / "whisper")
@@ -152,9 +160,13 @@ def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys)
     assert json.loads(capsys.readouterr().out)
     # The run's own front end, projector and all, for another run at another update's rate.
     with models.one_device():
-        state = state_of(begun(folder, "text", tmp_path / "one"))
-    for name in filter(is_front, state):
-        np.testing.assert_array_equal(state[name], whole[name], err_msg=name)
+        update = update_of(begun(folder, "text", tmp_path / "one"))
+        shapes, fresh = update.shapes(jax.sharding.get_mesh()), update.fresh_names()
+        whole_state = shapes.trained | shapes.frozen
+        found = update.warm.load({k: x for k, x in whole_state.items() if k not in fresh})
+    assert all("_lora." in name for name in fresh)
+    for name in filter(is_front, found):
+        np.testing.assert_array_equal(found[name], whole[name], err_msg=name)
 
 
 @pytest.mark.parametrize(

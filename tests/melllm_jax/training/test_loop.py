@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import functools
 import json
 import signal
 import types
@@ -11,11 +12,10 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 from melllm_jax import sharding
+from melllm_jax.config.run import CheckpointIntervals
 from melllm_jax.errors import Fault
 from melllm_jax.models.parameters import split_model
-from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.telemetry.progress import SilentProgress
-from melllm_jax.training.train_step import Update
 from tests.support.runs import (
     ListStream,
     batches_of,
@@ -26,6 +26,7 @@ from tests.support.runs import (
     steps_on_disk,
     tiny,
     trained,
+    update_of,
 )
 
 
@@ -68,6 +69,12 @@ def straight(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
     run = tiny(data)
     return types.SimpleNamespace(run=run, workdir=workdir, state=trained(run, workdir))
+
+
+@pytest.fixture(scope="module")
+def often(data):
+    """The run with other intervals: it saves and scores after updates 3 and 6."""
+    return tiny(data, every=3, score=3, log=2)
 
 
 def test_train_writes_one_line_a_step_with_all_its_metrics(straight, data):
@@ -145,7 +152,7 @@ def test_train_resumed_elsewhere_only_in_where_it_runs_goes_on_alike(straight, t
     assert steps_on_disk(tmp_path) == [6]
 
 
-def test_train_reads_an_update_once_the_next_is_under_way(straight, tmp_path):
+def test_train_reads_an_update_once_the_next_is_under_way(often, tmp_path):
     events = []
 
     class Spied(ListStream):
@@ -155,11 +162,10 @@ def test_train_reads_an_update_once_the_next_is_under_way(straight, tmp_path):
             events.append(f"draw {self._given + 1}")
             return super().__next__()
 
-    run = tiny(straight.run.data.sources[0].path, every=3)
     progress = At(lambda step: events.append(f"told {step}"))
-    with contextlib.closing(batches_of(run)) as batches:
+    with contextlib.closing(batches_of(often)) as batches:
         stream = Spied([next(batches) for _ in range(6)])
-    trained(run, tmp_path, progress, stream=stream)
+    trained(often, tmp_path, progress, stream=stream)
     assert events == (
         ["draw 1", "draw 2", "told 1", "draw 3", "told 2", "told 3"]  # 3 is saved: read at once
         + ["draw 4", "draw 5", "told 4", "draw 6", "told 5", "told 6"]
@@ -177,15 +183,14 @@ def test_train_refuses_a_transfer_that_nobody_asked_for(straight, tmp_path):
         trained(straight.run, tmp_path, stream=stream)
 
 
-def test_train_scores_the_model_of_that_update_in_its_line(straight, tmp_path):
+def test_train_scores_the_model_of_that_update_in_its_line(often, tmp_path):
     found = []
 
     def score(model):
         found.append({name: np.asarray(x) for name, x in split_model(model)[1].items()})
         return {"wer": 1.5}
 
-    run = tiny(straight.run.data.sources[0].path, every=3, score=3, log=2)
-    state = trained(run, tmp_path, score=score)
+    state = trained(often, tmp_path, score=score)
     rows = lines(tmp_path)
     assert [(row["step"], row.get("wer")) for row in rows] == [
         (2, None),
@@ -198,14 +203,23 @@ def test_train_scores_the_model_of_that_update_in_its_line(straight, tmp_path):
     assert not same(found[0], found[1])
 
 
-def broken(straight, every):
+@functools.cache
+def broken(run, every):
     """The run with a learning rate that sends its weights to 1e30."""
-    run = tiny(straight.run.data.sources[0].path, every=every)
-    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, lr=1e30, warmup=0))
+    fast = dataclasses.replace(run.optim, lr=1e30, warmup=0)
+    return dataclasses.replace(run, optim=fast, checkpoints=CheckpointIntervals(every=every))
+
+
+def after_one(run, batch):
+    """What a checkpoint holds of the first update, of this batch."""
+    with jax.set_mesh(sharding.make_mesh(run.mesh, jax.devices()[:1])):
+        update = update_of(run)
+        state, _ = jax.jit(update)(update.init_state(), sharding.shard_batch(batch))
+    return {"weights": state.trained | state.frozen, "opt": state.opt}
 
 
 def test_train_that_is_no_longer_finite_leaves_the_batch_and_the_state_before(straight, tmp_path):
-    run = broken(straight, every=100)
+    run = broken(straight.run, every=3)
     with pytest.raises(Fault, match=r"update 2: loss=.* is not finite; the batch and the state"):
         trained(run, tmp_path)
     halted = tmp_path / "halted/2"
@@ -217,41 +231,27 @@ def test_train_that_is_no_longer_finite_leaves_the_batch_and_the_state_before(st
         assert sorted(kept) == sorted(second._fields)
         assert all(np.array_equal(kept[name], getattr(second, name)) for name in kept)
         assert not np.array_equal(kept["tokens"], first.tokens)
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        update = Update(NextToken(run))
-        state, _ = jax.jit(update)(update.init_state(), sharding.shard_batch(first))
-    before = {"weights": state.trained | state.frozen, "opt": state.opt}
+    before = after_one(run, first)
     kept = ocp.load(halted / "state", before)
     assert same(kept, before)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
 
 
-def test_train_halted_by_one_batch_does_not_learn_from_the_next(straight, tmp_path):
-    run = tiny(straight.run.data.sources[0].path, every=100)
-    with contextlib.closing(batches_of(run)) as batches:
+def test_train_halted_by_one_batch_does_not_learn_from_the_next(often, tmp_path):
+    with contextlib.closing(batches_of(often)) as batches:
         first, second, third = (next(batches) for _ in range(3))
     bad = second._replace(patches=np.full_like(second.patches, np.nan))
     with pytest.raises(Fault, match=r"update 2: loss=nan"):
-        trained(run, tmp_path, stream=ListStream([first, bad, third]))
-    with jax.set_mesh(sharding.make_mesh(run.mesh, jax.devices()[:1])):
-        update = Update(NextToken(run))
-        state, _ = jax.jit(update)(update.init_state(), sharding.shard_batch(first))
-    before = {"weights": state.trained | state.frozen, "opt": state.opt}
+        trained(often, tmp_path, stream=ListStream([first, bad, third]))
+    before = after_one(often, first)
     assert same(ocp.load(tmp_path / "halted/2/state", before), before)
 
 
-def test_train_that_is_no_longer_finite_saves_no_checkpoint_of_it(straight, tmp_path):
-    with pytest.raises(Fault, match="update 2: loss="):
-        trained(broken(straight, every=2), tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
-
-
-def test_train_that_is_no_longer_finite_says_so_again_when_started_again(straight, tmp_path):
+def test_train_that_is_no_longer_finite_saves_none_of_it_and_says_so_again(straight, tmp_path):
     for _ in range(2):
         with pytest.raises(Fault, match="update 2: loss="):
-            trained(broken(straight, every=1), tmp_path)
-    assert steps_on_disk(tmp_path) == [1]
+            trained(broken(straight.run, every=1), tmp_path)
+        assert steps_on_disk(tmp_path) == [1]
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 1
 
 
@@ -260,4 +260,4 @@ def test_train_that_is_no_longer_finite_says_so_where_it_cannot_be_kept(straight
     with pytest.raises(
         Fault, match=r"update 2: loss=.* before it could not be written to .*halted"
     ):
-        trained(broken(straight, every=1), tmp_path)
+        trained(broken(straight.run, every=1), tmp_path)

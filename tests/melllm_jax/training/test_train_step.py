@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,29 +40,21 @@ def batch():
     return models.speech_rows(8, 32)
 
 
-@pytest.fixture(scope="module")
-def muon(batch):
-    """Two updates (the first has rate 0) of Muon on one device."""
+def test_muon_in_micro_batches_on_eight_devices_makes_the_update_of_one(batch):
+    """Newton-Schulz steps double the 1e-6 of sums in another order; lr is 5e-3 here.
+
+    The first of two updates has rate 0.
+    """
     with models.one_device():
-        return advanced(models.run(MODEL, kind="muon"), batch, updates=2)
-
-
-def test_muon_updates_on_eight_devices_equal_one(muon, batch):
-    """Newton-Schulz steps double the 1e-6 of sums in another order; lr is 5e-3 here."""
-    with models.split_as("fsdp4-tp2"):
-        first, state, metrics = advanced(models.run(MODEL, kind="muon"), batch, updates=2)
-    assert_close(state.trained, muon[1].trained, 1e-4)
-    assert metrics["loss"] == pytest.approx(muon[2]["loss"], rel=1e-5)
+        _, one, expected = advanced(models.run(MODEL, kind="muon"), batch, updates=2)
+    with models.split_as("fsdp2-seq2-tp2"):
+        run = models.run(MODEL, kind="muon", micro=2)
+        first, state, metrics = advanced(run, batch, updates=2)
+    assert_close(state.trained, one.trained, 1e-4)
+    for name in ("loss", "accuracy", "grad_norm", "lr"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-4), name
     moved = {name for name in state.trained if (state.trained[name] != first.trained[name]).any()}
     assert moved == state.trained.keys()
-
-
-def test_micro_batches_on_eight_devices_make_the_update_of_the_whole(muon, batch):
-    with models.split_as("replica2-seq4"):
-        _, state, metrics = advanced(models.run(MODEL, kind="muon", micro=4), batch, updates=2)
-    assert_close(state.trained, muon[1].trained, 1e-4)
-    for name in ("loss", "accuracy", "grad_norm", "lr"):
-        assert metrics[name] == pytest.approx(muon[2][name], rel=1e-4), name
 
 
 def test_frozen_layers_stay_bit_equal_and_the_others_move(batch):
@@ -78,10 +71,23 @@ def test_frozen_layers_stay_bit_equal_and_the_others_move(batch):
             assert (x != before).any(), name
 
 
+@functools.cache
+def lora():
+    """An update of LoRA with dropout in bfloat16, compiled, and the state before the first."""
+    some = dataclasses.replace(models.LORA, dropout=0.5)
+    run = models.run(
+        dataclasses.replace(MODEL, front="conv"), some, compute="bfloat16", train="lora"
+    )
+    update = Update(NextToken(run))
+    return models.jitted(update), update.state_from(models.made(run)[1])
+
+
 def test_lora_training_leaves_the_llm_in_bfloat16_bit_equal_and_without_optimiser_state(batch):
-    run = models.run(dataclasses.replace(MODEL, front="conv"), train="lora", compute="bfloat16")
     with models.one_device():
-        first, state, metrics = advanced(run, batch, updates=2)
+        step, first = lora()
+        placed = sharding.shard_batch(batch)
+        state, metrics = step(step(first, placed)[0], placed)
+        first, state, metrics = jax.device_get((first, state, metrics))
     llm = {name for name in state.frozen if not name.startswith("front.")}
     assert "stack.blocks.attn.q" in llm and "embed" in llm
     assert state.frozen.keys() - llm == {"front.mean", "front.invstd"}
@@ -96,12 +102,9 @@ def test_lora_training_leaves_the_llm_in_bfloat16_bit_equal_and_without_optimise
 
 
 def test_an_update_that_is_not_finite_changes_nothing_and_halts_for_good(batch):
-    run = models.run(dataclasses.replace(MODEL, l=1))
     bad = batch._replace(patches=np.full_like(batch.patches, np.inf))
     with models.one_device():
-        update = Update(NextToken(run))
-        step = models.jitted(update)
-        state = update.state_from(models.made(run)[1])
+        step, state = lora()
         state, _ = step(state, sharding.shard_batch(batch))
         good = jax.device_get(state)
         state, metrics = step(state, sharding.shard_batch(bad))
@@ -126,11 +129,8 @@ def test_a_batch_is_counted_by_what_is_in_it(batch):
 
 def test_dropout_draws_anew_at_every_step_and_the_same_at_the_same_step(batch):
     """The key is folded from the seed and the step alone, so a resumed run draws as one whole."""
-    run = models.run(MODEL, lora=dataclasses.replace(models.LORA, dropout=0.5))
     with models.one_device():
-        update = Update(NextToken(run))
-        state = update.state_from(models.made(run)[1])
-        step = models.jitted(update)
+        step, state = lora()
         loss = lambda at: float(
             step(state._replace(step=jnp.int32(at)), sharding.shard_batch(batch))[1]["loss"]
         )

@@ -12,7 +12,6 @@ import pytest
 
 from data_pipelines.examples.placeholder_batch import fill_placeholders
 from launch import cli
-from launch.runs.fit import fit
 from launch.runs.model_loader import load_model
 from melllm_jax import sharding
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
@@ -30,7 +29,7 @@ from tests.support.runs import (
     compiled_once,
     compiled_quickly,
     corpus,
-    done,
+    find_one_device,
     losses,
     refused,
     steps_on_disk,
@@ -82,13 +81,20 @@ def words(folder, workdir, *more, init="speech"):
 
 
 @pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    """The folder of a run on one device that nothing stopped, saved once at its end."""
+def command(folder, tmp_path_factory):
+    """The folder of a run on one device, saved once at its end, and files summed for it."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    alone = {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    status, _, err = done(words(folder, workdir), **alone)
-    assert status == 0, err
-    return workdir
+    summed, read = integrity._sum, []
+    with pytest.MonkeyPatch.context() as patch:
+        find_one_device(patch)
+        patch.setattr(integrity, "_sum", lambda path: read.append(path) or summed(path))
+        assert cli.main(words(folder, workdir)) == 0
+    return workdir, read
+
+
+@pytest.fixture(scope="module")
+def straight(command):
+    return command[0]
 
 
 def begun(run, workdir, progress=SILENT):
@@ -189,7 +195,7 @@ def test_training_takes_the_sizes_of_the_checkpoint_and_says_where_it_came_from(
 
 @pytest.mark.slow
 def test_training_stopped_goes_on_as_if_it_had_not(straight, tmp_path):
-    """Started twice it begins alike, too; in a process of its own it may round elsewhere."""
+    """Started twice it begins alike, too."""
     run = run_folder.read_run(str(straight))
     begun(run, tmp_path / "whole")
     begun(run, tmp_path / "parts", Stopping(lambda told: told == 2))
@@ -378,13 +384,8 @@ def test_training_refuses_an_init_that_does_not_fit_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_checkpoint_that_a_run_starts_from_is_read_once_to_verify_it(folder, tmp_path, monkeypatch):
-    read = []
-    summed = integrity._sum
-    monkeypatch.setattr(integrity, "_sum", lambda path: read.append(path) or summed(path))
-    run = adopted(folder / "speech", **{"optim.steps": 1, "optim.compute": "float32"})
-    fit(override(run, {"data.sources": [{"path": str(folder / "data")}]}), str(tmp_path / "run"))
-    there = [path for path in read if (folder / "speech") in path.parents]
+def test_checkpoint_that_a_run_starts_from_is_read_once_to_verify_it(folder, command):
+    there = [path for path in command[1] if (folder / "speech") in path.parents]
     assert there
     assert len(there) == len(set(there))
 
