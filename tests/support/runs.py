@@ -85,7 +85,7 @@ _copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # what is trained 
 def _drawn_once(build, seed):
     """As `init_model`, whose program takes longer to compile than an update of a tiny run."""
     run, kind = build.__self__.run, type(build.__self__)
-    key = kind, run.model, run.mel, run.lora, seed, jax.sharding.get_mesh()
+    key = kind, run.model, run.mel, run.lora, run.distill, seed, jax.sharding.get_mesh()
     if key not in _DRAWN:
         _DRAWN[key] = init_model(build, seed)
     skeleton, weights = _DRAWN[key]
