@@ -17,7 +17,8 @@ from launch.terminal.flags import parse
 from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import byte_progress
 from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.model import FrontSpec
+from melllm_jax.config.model import FrontSpec, ModelSpec
+from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.convert import from_hf, to_hf
 from melllm_jax.errors import Mistake
 
@@ -130,16 +131,16 @@ def _check_vocabulary(plan: from_hf.ImportPlan) -> None:
 
     A tokenizer that we cannot read travels along all the same: what needs it says why not.
     """
-    if isinstance(plan.spec, FrontSpec) or plan.spec.text.tokenizer == "bytes":
+    spec = plan.spec
+    if isinstance(spec, FrontSpec) or isinstance(spec, ModelSpec) and spec.text.tokenizer == "bytes":
         return
     try:
         size = load_tokenizer(plan.source).size
     except Mistake:
         return
-    if size > plan.spec.model.v:
-        raise Mistake(
-            f"{plan.source}: vocab_size={plan.spec.model.v}: its tokenizer has {size} ids"
-        )
+    v = spec.decoder.v if isinstance(spec, WhisperSpec) else spec.model.v
+    if size > v:
+        raise Mistake(f"{plan.source}: vocab_size={v}: its tokenizer has {size} ids")
 
 
 def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
