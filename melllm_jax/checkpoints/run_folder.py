@@ -93,16 +93,21 @@ def read_spec(folder: str) -> ModelSpec:
     elif (path.parent / FRONT).exists():
         raise Mistake(f"checkpoint={folder}: holds a front end alone: --init.front takes it")
     elif (path.parent / WHISPER).exists():
-        raise Mistake(
-            f"checkpoint={folder}: holds a Whisper, which transcribes and does nothing else: "
-            "transcribe and evaluate take it, and --init.front its encoder"
-        )
+        raise Mistake(whisper_alone(folder))
     else:
         raise Mistake(f"checkpoint={folder}: holds neither {SPEC} nor {RUN}")
     if found.text.tokenizer == "bytes":
         return found
     text = dataclasses.replace(found.text, tokenizer=f"{folder}/{TOKENIZER}")
     return dataclasses.replace(found, text=text)
+
+
+def whisper_alone(folder: str) -> str:
+    """What to say where a Whisper is asked for what it cannot do."""
+    return (
+        f"checkpoint={folder}: holds a Whisper, which transcribes and does nothing else: "
+        "transcribe and evaluate take it, and --init.front its encoder"
+    )
 
 
 def read_front(folder: str) -> FrontSpec | None:

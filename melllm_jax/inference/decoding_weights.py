@@ -46,9 +46,7 @@ def blocks_are_faster() -> bool:
 
 def layer_in_blocks(layer: Layer) -> Layer:
     """A layer, each matrix in blocks where that is better."""
-    blocked: Layer = jax.tree.map(
-        _to_blocks, layer, is_leaf=lambda x: isinstance(x, nnx.Variable)
-    )
+    blocked: Layer = jax.tree.map(_to_blocks, layer, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return blocked
 
 

@@ -50,7 +50,7 @@ class CacheLayout:
         return jnp.repeat(seen_bts, self.split_heads, axis=0, out_sharding=spec)
 
     def attend(
-        self, qkv: Sequence[Array], cache: LayerCache, slot: Array, seen: Array
+        self, qkv: Sequence[Array], cache: LayerCache, slot: Array | int, seen: Array
     ) -> tuple[Array, LayerCache]:
         """Attention over a layer's cache once new keys and values are in it from `slot` on.
 
@@ -99,7 +99,7 @@ def rows_as_heads(x_btnh: Array, heads: int) -> Array:
     return jax.reshard(x, sharding.a("b t n h"))
 
 
-def update_cache(cache: Array, new_btkh: Array, slot: Array) -> Array:
+def update_cache(cache: Array, new_btkh: Array, slot: Array | int) -> Array:
     """The cache with new keys or values written from `slot` on."""
     new = attention.heads_first(new_btkh).astype(cache.dtype)
     new = new.reshape(*cache.shape[:-2], -1, cache.shape[-1])

@@ -37,7 +37,9 @@ def weights_of(cfg, m, theirs, prefix=""):
     ours = {f"{names.OUR_ENCODER}{name}": x.shape for name, x in shapes.items()}
     read = converted(names.encoder_rules(prefix), theirs, ours)
     assert read.keys() == ours.keys()
-    return skeleton.model({k.removeprefix(names.OUR_ENCODER): jnp.asarray(x) for k, x in read.items()})
+    return skeleton.model(
+        {k.removeprefix(names.OUR_ENCODER): jnp.asarray(x) for k, x in read.items()}
+    )
 
 
 @pytest.fixture(scope="module")
