@@ -58,7 +58,7 @@ class Decoder:
         One given before is gone from the devices once the next is asked for.
         """
         most = max(int(limits.max()), 1)
-        steps = bucket_length(most)
+        steps = _bucket_length(most)
         key = jax.random.key(0) if key is None else key
         limits = jax.device_put(np.asarray(limits, np.int32), sharding.a("b"))
         given = self.model, self.weights, sharding.shard_batch(prompt), limits, key
@@ -91,7 +91,7 @@ def prompt_batch(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
 
     The length is the next of 32, 48, 64, 96, 128, …: each length compiles once.
     """
-    t = bucket_length(max(len(row["tokens"]) for row in rows))
+    t = _bucket_length(max(len(row["tokens"]) for row in rows))
     p = rows[0]["patches"].shape[1]
     shapes = {"patches": ((size, t, p), np.float32), "loss_weight": ((size, t), np.float32)}
     columns = {name: np.zeros(*shapes.get(name, ((size, t), np.int32))) for name in Batch._fields}
@@ -104,7 +104,7 @@ def prompt_batch(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
     return Batch(**columns)
 
 
-def bucket_length(length: int) -> int:
+def _bucket_length(length: int) -> int:
     """The next of 32, 48, 64, 96, 128, 192, …: at most half is padding, a third on average."""
     size = 32
     while size < length:

@@ -6,6 +6,7 @@ language is detected it is a row's own, as transformers' `generate` does it: the
 after the first token of the prompt.
 """
 
+from collections.abc import Callable
 import functools
 import time
 from typing import Any, NamedTuple
@@ -18,7 +19,6 @@ import numpy as np
 from melllm_jax import sharding
 from melllm_jax.config.whisper import TranscriptRules
 from melllm_jax.inference.decoding_weights import blocks_are_faster, layer_in_blocks
-from melllm_jax.inference.generate import bucket_length
 from melllm_jax.inference.kv_cache import CacheLayout, LayerCache
 from melllm_jax.inference.sampling import GREEDY, DecodingOptions, fill_rows
 from melllm_jax.inference.token_loop import Generation, LoopState
@@ -44,7 +44,7 @@ class WhisperGenerator:
         self.model, self.options = model, options
         self.weights = _make_ready(model, blocks_are_faster())
         self.compile_seconds = 0.0  # seconds spent on it so far
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(
         self,
@@ -59,19 +59,25 @@ class WhisperGenerator:
         """
         rules = self.model.spec.rules
         room = rules.longest - rules.prompt_length
-        limits = np.minimum(limits, room)
-        steps = min(bucket_length(max(int(limits.max()), 1)), room)
+        limits = np.minimum(limits, room).astype(np.int32)
+        # Few lengths, as each compiles once: at most half of the cache is never written.
+        steps = next(n for n in (room // 4, room // 2, room) if n >= limits.max())
         mels = jax.device_put(mels_bfm, sharding.a("b t m"))
-        counts = jax.device_put(limits.astype(np.int32), sharding.a("b"))
-        given = self.model, self.weights, mels, counts, jax.random.key(0) if key is None else key
-        shape = (*mels.shape, steps)
-        if shape not in self._compiled:
-            began = time.perf_counter()
-            function = functools.partial(_generate, options=self.options, steps=steps)
-            self._compiled[shape] = jax.jit(function).lower(*given).compile()
-            self.compile_seconds += time.perf_counter() - began
-        found: Generation = self._compiled[shape](*given)
+        states = self._run(("encode", *mels.shape), WhisperModel.encode, self.model, mels)
+        counts = jax.device_put(limits, sharding.a("b"))
+        key = jax.random.key(0) if key is None else key
+        generate = functools.partial(_generate, options=self.options, steps=steps)
+        name, given = ("generate", *states.shape, steps), (states, counts, key)
+        found: Generation = self._run(name, generate, self.model, self.weights, *given)
         return found
+
+    def _run(self, name: tuple[Any, ...], function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function`, compiled once a name."""
+        if name not in self._compiled:
+            began = time.perf_counter()
+            self._compiled[name] = jax.jit(function).lower(*arguments).compile()
+            self.compile_seconds += time.perf_counter() - began
+        return self._compiled[name](*arguments)
 
 
 class CachedDecoder:
@@ -152,16 +158,16 @@ def _make_ready(model: WhisperModel, in_blocks: bool) -> WhisperWeights:
 def _generate(
     model: WhisperModel,
     weights: WhisperWeights,
-    mels_bfm: Float[Array, "b f m"],
+    states_bsd: Float[Array, "b s d"],
     limits: Int[Array, "b"],
     key: Array,
     *,
     options: DecodingOptions,
     steps: int,
 ) -> Generation:
-    """Hears the windows, then chooses token by token until all rows are done, at most `steps`."""
+    """Chooses token by token until all rows are done, at most `steps`."""
     rules, length = model.spec.rules, model.spec.rules.prompt_length
-    decode = CachedDecoder(model, weights, model.encode(mels_bfm), length + steps)
+    decode = CachedDecoder(model, weights, states_bsd, length + steps)
     cache = decode.empty()
     scores, cache = decode(_prompts(decode, rules, len(limits), cache), 0, cache)
     never = _penalty(rules.suppressed, scores.shape[1])

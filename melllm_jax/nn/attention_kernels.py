@@ -117,7 +117,7 @@ def make_attend_fn(kernel: str, ranges: VisibleRange, *, window: int, both_ways:
 
 
 def _blocks(q_btnh: Array, k_bskh: Array, v_bskh: Array, first_bt: Array, last_bt: Array) -> Array:
-    """Attention with scores of at most BLOCK queries at a time, computed again in the backward pass."""
+    """Attention with scores of BLOCK queries at a time at most, made again in the backward pass."""
     t = q_btnh.shape[1]
     size = next(size for size in range(min(t, BLOCK), 0, -1) if t % size == 0)
     k_bksh, v_bksh = (jnp.swapaxes(x, 1, 2) for x in (k_bskh, v_bskh))
