@@ -57,17 +57,30 @@ class WhisperGenerator:
         f is the model's window, which shorter sound is padded to with silence. Rows are split over
         the mesh in force, and those with limit 0 are padding. `key` is for sampling.
         """
+        return self.decode(self.encode(mels_bfm), limits, key)
+
+    def encode(self, mels_bfm: Float32[np.ndarray, "b f m"]) -> Float[Array, "b s d"]:
+        """What the encoder gives for windows."""
+        mels = jax.device_put(mels_bfm, sharding.a("b t m"))
+        states: Array = self._run(("encode", *mels.shape), WhisperModel.encode, self.model, mels)
+        return states
+
+    def decode(
+        self,
+        states_bsd: Float[Array, "b s d"],
+        limits: Int[np.ndarray, "b"],
+        key: Array | None = None,
+    ) -> Generation:
+        """The transcripts of what the encoder gave; see `__call__`."""
         rules = self.model.spec.rules
         room = rules.longest - rules.prompt_length
         limits = np.minimum(limits, room).astype(np.int32)
         # Few lengths, as each compiles once: at most half of the cache is never written.
-        steps = next(n for n in (room // 4, room // 2, room) if n >= limits.max())
-        mels = jax.device_put(mels_bfm, sharding.a("b t m"))
-        states = self._run(("encode", *mels.shape), WhisperModel.encode, self.model, mels)
+        steps = next(n for n in (room // 4, room // 2, room) if n >= max(limits.max(), 1))
         counts = jax.device_put(limits, sharding.a("b"))
         key = jax.random.key(0) if key is None else key
         generate = functools.partial(_generate, options=self.options, steps=steps)
-        name, given = ("generate", *states.shape, steps), (states, counts, key)
+        name, given = ("generate", *states_bsd.shape, steps), (states_bsd, counts, key)
         found: Generation = self._run(name, generate, self.model, self.weights, *given)
         return found
 
