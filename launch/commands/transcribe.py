@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from launch.runs.recognizer import DtypeChoice
 from launch.runs.transcribe_files import transcribe_files
+from launch.runtime import compile_cache
 from launch.terminal.flags import parse
 from melllm_jax.inference.sampling import DecodingOptions
 
@@ -28,9 +29,10 @@ class TranscribeArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm transcribe --run DIR FILE…`."""
     arguments = parse(TranscribeArguments, argv, prog="melllm transcribe")
-    found = transcribe_files(
-        arguments.files, arguments.run, arguments.batch, arguments.decoding, arguments.dtype
-    )
+    with compile_cache.use_folder(compile_cache.FOLDER):
+        found = transcribe_files(
+            arguments.files, arguments.run, arguments.batch, arguments.decoding, arguments.dtype
+        )
     if arguments.json:
         print(json.dumps({"transcripts": [dataclasses.asdict(t) for t in found]}))
         return 0
