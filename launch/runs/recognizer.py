@@ -115,6 +115,8 @@ def load_recognizer(folder: str, how: DecodingOptions, dtype: DtypeChoice = "own
     whisper = run_folder.read_whisper(folder)
     if whisper is not None:
         return load_whisper(folder, whisper, how, "float32" if dtype == "own" else dtype)
+    if not run_folder.holds_checkpoint(folder):
+        raise Mistake(f"run={folder}: holds no run.json, nor the model.json of an import")
     spec = run_folder.read_spec(folder)
     check_hears(folder, spec)
     if run_folder.holds_run(folder):

@@ -79,6 +79,11 @@ def holds_run(folder: str) -> bool:
     return (path / RUN).exists() and not (path / SPEC).exists()
 
 
+def holds_checkpoint(folder: str) -> bool:
+    """Whether a folder is that of a run or of an import."""
+    return any((files.place(folder) / name).exists() for name in (RUN, SPEC, FRONT, WHISPER))
+
+
 def read_spec(folder: str) -> ModelSpec:
     """The model whose folder this is, of a run or imported; its tokenizer is a path or "bytes".
 

@@ -14,7 +14,8 @@ from melllm_jax.models.whisper import WhisperModel
 from tests.support import models
 from tests.support.whisper_files import EN, GENERATION, POSITIONS, TRANSCRIBE, TREE, M
 
-SPEC = whisper_spec(TREE | {"decoder_layers": 2}, GENERATION, "config.json")
+LAYERS = {"encoder_layers": 1, "decoder_layers": 2}
+SPEC = whisper_spec(TREE | LAYERS, GENERATION, "config.json")
 ROOM = SPEC.rules.longest - SPEC.rules.prompt_length
 MELS = 3 * np.random.default_rng(0).normal(size=(4, 2 * POSITIONS, M)).astype(np.float32)
 
@@ -102,14 +103,10 @@ def test_limits_are_kept_row_by_row_and_none_is_padding(alone):
 def test_tokens_that_are_suppressed_never_come(alone):
     model, every = alone
     likely = tuple({token for row in every for token in row})
-    first = tuple({row[0] for row in every})
     rules = dataclasses.replace(SPEC.rules, suppressed=likely[:-1], suppressed_first=())
     with models.one_device():
         model = made(dataclasses.replace(SPEC, rules=rules))
         assert not set(likely[:-1]) & {token for row in said(model, MELS)[0] for token in row}
-        rules = dataclasses.replace(SPEC.rules, suppressed_first=first)
-        found, _ = said(made(dataclasses.replace(SPEC, rules=rules)), MELS)
-    assert not set(first) & {row[0] for row in found if row}
 
 
 def test_a_row_that_repeats_itself_is_stopped():
