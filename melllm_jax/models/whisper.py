@@ -118,7 +118,7 @@ class WhisperModel(nnx.Module):
 
     def encode(self, mels_bfm: Float[Array, "b f m"]) -> Float[Array, "b s d"]:
         """What the encoder gives for windows of sound, one a row, all frames of which it hears."""
-        states: Array = self.front.encoder(mels_bfm, whole_windows(mels_bfm))
+        states: Array = self.front.encoder.whole(mels_bfm)
         return states
 
     def __call__(

@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
 
+CACHED = 250  # queries at a time in `attend_all`
+
 
 class PositionIds(NamedTuple):
     """What decides which positions see one another: all int32 [b t], as in `Batch`."""
@@ -111,6 +113,34 @@ def softmax_attention(
     # Divided here, where it is [t, h], and not in [t, s]: one pass less over the largest array.
     y_bkgth = (y_bkgth / whole).astype(v_bksh.dtype)
     return jnp.transpose(y_bkgth, (0, 3, 1, 2, 4)).reshape(b, t, n, h)
+
+
+def attend_all(
+    q_btnh: Float[Array, "b t n h"],
+    k_bsnh: Float[Array, "b s n h"],
+    v_bsnh: Float[Array, "b s n h"],
+) -> Float[Array, "b t n h"]:
+    """`attend` where every position sees every one, on one CPU: a head and some queries at a time.
+
+    Their scores stay in a core's cache, and there is no mask to be added: of 8 x 1,500 positions
+    of 6 heads it takes half the time.
+    """
+    (b, t, n, h), s = q_btnh.shape, k_bsnh.shape[1]
+    size = next(size for size in range(min(t, CACHED), 0, -1) if t % size == 0)
+    whole = jax.P(None, None, None, None)
+    q, k, v = (jnp.swapaxes(jax.reshard(x, whole), 1, 2) for x in (q_btnh, k_bsnh, v_bsnh))
+    q = (q * (1 / math.sqrt(h))).reshape(-1, size, h)
+    k, v = (x.reshape(b * n, s, h) for x in (k, v))
+
+    def one(i: Array) -> Array:
+        head = i // (t // size)
+        scores = jnp.einsum("th,sh->ts", q[i], k[head], preferred_element_type=jnp.float32)
+        share = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        y = jnp.dot(share.astype(v.dtype), v[head], preferred_element_type=jnp.float32)
+        return (y / jnp.sum(share, axis=-1, keepdims=True)).astype(v.dtype)
+
+    y_bnth = jax.lax.map(one, jnp.arange(len(q))).reshape(b, n, t, h)
+    return jax.reshard(jnp.swapaxes(y_bnth, 1, 2), sharding.a("b t n h"))
 
 
 def heads_first(x_bskh: Float[Array, "b s k h"]) -> Float[Array, "b k s h"]:

@@ -284,6 +284,11 @@ def _split_time(x: Array, parts: int) -> Array:
     return jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0)
 
 
+def on_one_cpu() -> bool:
+    """Whether the mesh in force is one CPU."""
+    return jax.sharding.get_abstract_mesh().size == 1 and _platform() == "cpu"
+
+
 def _platform() -> str | None:
     """The platform of the mesh in force; None where it has no real device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
