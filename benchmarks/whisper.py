@@ -5,9 +5,10 @@ python benchmarks/whisper.py MODEL_DIR --data CORPUS --out FILE
 
 MODEL_DIR is a Whisper in Hugging Face's layout. The encoder hears 8 windows of 30 s; decoding says
 64 tokens, ends suppressed, of what the encoder has said of one window and of eight. With CORPUS the
-first 8 files of its test.jsonl are transcribed too, one at a time, and both texts compared. Beside the figures
-stands what the machine allows: of the encoder its multiplications over the rate of a large matrix
-product, of decoding the bytes that each token reads over the rate at which threads read memory.
+first 8 files of its test.jsonl are transcribed too, one at a time, and both texts are compared.
+Beside the figures stands what the machine allows: of the encoder its multiplications over the rate
+of a large matrix product, of decoding the bytes that each token reads over the rate at which
+threads read memory.
 """
 
 import argparse

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from melllm_jax.convert.hf_config.whisper_config import whisper_spec
-from melllm_jax.inference.sampling import GREEDY_UNGUARDED, DecodingOptions
+from melllm_jax.inference.sampling import GREEDY_UNGUARDED
 from melllm_jax.inference.whisper_generate import WhisperGenerator
 from melllm_jax.models.parameters import init_model
 from melllm_jax.models.whisper import WhisperModel
 from tests.support import models
-from tests.support.whisper_files import EN, GENERATION, POSITIONS, TRANSCRIBE, TREE, M
+from tests.support.whisper_files import EN, GENERATION, POSITIONS, TREE, M
 
 LAYERS = {"encoder_layers": 1, "decoder_layers": 2}
 SPEC = whisper_spec(TREE | LAYERS, GENERATION, "config.json")
@@ -35,9 +35,9 @@ def made(spec=SPEC):
     return skeleton.model(values)
 
 
-def said(model, mels, limits=None, options=GREEDY_UNGUARDED):
+def said(model, mels, limits=None):
     limits = np.full(len(mels), ROOM) if limits is None else np.array(limits)
-    out = jax.device_get(WhisperGenerator(model, options)(mels, limits))
+    out = jax.device_get(WhisperGenerator(model, GREEDY_UNGUARDED)(mels, limits))
     return [row[:n].tolist() for row, n in zip(out.tokens, out.lengths, strict=True)], out
 
 
@@ -69,6 +69,7 @@ def uncached(model, mel):
     return tokens[length:]
 
 
+@pytest.mark.slow  # transformers' own generate, in tests/parity, is held against it by default
 def test_cached_tokens_are_those_of_the_whole_sequence_computed_anew():
     rules = dataclasses.replace(SPEC.rules, languages=(EN,))
     with models.one_device():
@@ -107,14 +108,3 @@ def test_tokens_that_are_suppressed_never_come(alone):
     with models.one_device():
         model = made(dataclasses.replace(SPEC, rules=rules))
         assert not set(likely[:-1]) & {token for row in said(model, MELS)[0] for token in row}
-
-
-def test_a_row_that_repeats_itself_is_stopped():
-    """Everything but one token is suppressed."""
-    others = tuple(i for i in range(SPEC.decoder.v) if i != TRANSCRIBE)
-    rules = dataclasses.replace(SPEC.rules, suppressed=others)
-    with models.one_device():
-        model = made(dataclasses.replace(SPEC, rules=rules))
-        out = said(model, MELS[:1], options=DecodingOptions())[1]
-    assert out.looped.all()
-    assert out.lengths[0] < ROOM
