@@ -165,7 +165,12 @@ def measured(what: str, rows: int, rounds: int, command: str) -> dict[str, Any]:
         seconds, allowed = SECONDS * rows, limit(rows)
     found = report(what, command, taken, "", threads=THREADS, batch=rows, **allowed)
     rtfx = {name: 1e3 * seconds / ms for name, ms in found["milliseconds"].items()}
-    return found | {"rtfx": rtfx, "load": [round(x, 1) for x in os.getloadavg()]}
+    machine = found["machine"].replace("2 threads", f"{THREADS} threads")
+    return found | {
+        "machine": machine,
+        "rtfx": rtfx,
+        "load": [round(x, 1) for x in os.getloadavg()],
+    }
 
 
 def main() -> None:
@@ -191,8 +196,8 @@ def main() -> None:
         os.environ |= {"THEIRS": arguments.model, "OURS": OURS, "DATA": DATA}
         os.environ |= {"JAX_PLATFORMS": "cpu", "THREADS": str(THREADS)}
         name = pathlib.Path(arguments.model).name
-        command = f"python benchmarks/whisper.py {name} --rounds {arguments.rounds}"
-        command += " --data CORPUS" * bool(DATA)
+        words = f"--rounds {arguments.rounds} --threads {THREADS}"
+        command = f"python benchmarks/whisper.py {name} {words}" + " --data CORPUS" * bool(DATA)
         plan = {"encoder": [8], "decode": [1, 8], "transcribe": [1]}
         what = [*arguments.what, *["transcribe"] * bool(DATA)]
         found = {

@@ -107,8 +107,8 @@ def load(
 
     Its weights, and the products of `logits`, are in `dtype`; a run transcribes in its own
     optim.compute, or in bfloat16 where that is `dtype`. They are laid out over `devices`, by
-    default all that are here, which must divide model.d. Raises Mistake for a folder without a
-    model or a whole checkpoint.
+    default all that are here, which must divide model.d. An imported Whisper transcribes, and
+    refuses all else. Raises Mistake for a folder without a model or a whole checkpoint.
     """
     place = pathlib.Path(folder)
     whisper = run_folder.read_whisper(str(place))
