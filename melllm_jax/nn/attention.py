@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
 
-CACHED = 250  # queries at a time in `attend_all`
+# At a time in `attend_all`: of 125 to 1,500 queries and 1 to 24 heads the fastest on two cores.
+QUERIES, HEADS = 1500, 2
 
 
 class PositionIds(NamedTuple):
@@ -120,27 +121,36 @@ def attend_all(
     k_bsnh: Float[Array, "b s n h"],
     v_bsnh: Float[Array, "b s n h"],
 ) -> Float[Array, "b t n h"]:
-    """`attend` where every position sees every one, on one CPU: a head and some queries at a time.
+    """`attend` where every position sees every one, on one CPU: a few heads at a time, no mask.
 
-    Their scores stay in a core's cache, and there is no mask to be added: of 8 x 1,500 positions
-    of 6 heads it takes half the time.
+    Whisper tiny's encoder hears eight windows so in two thirds of the time that blocks of queries
+    of all heads take.
     """
     (b, t, n, h), s = q_btnh.shape, k_bsnh.shape[1]
-    size = next(size for size in range(min(t, CACHED), 0, -1) if t % size == 0)
+    size, g = _divisor(t, QUERIES), _divisor(b * n, HEADS)
     whole = jax.P(None, None, None, None)
     q, k, v = (jnp.swapaxes(jax.reshard(x, whole), 1, 2) for x in (q_btnh, k_bsnh, v_bsnh))
-    q = (q * (1 / math.sqrt(h))).reshape(-1, size, h)
-    k, v = (x.reshape(b * n, s, h) for x in (k, v))
+    q = (q * (1 / math.sqrt(h))).reshape(b * n // g, g, t // size, size, h)
+    q = jnp.swapaxes(q, 1, 2).reshape(-1, g, size, h)
+    k, v = (x.reshape(b * n // g, g, s, h) for x in (k, v))
 
     def one(i: Array) -> Array:
-        head = i // (t // size)
-        scores = jnp.einsum("th,sh->ts", q[i], k[head], preferred_element_type=jnp.float32)
+        heads = i // (t // size)
+        scores = jnp.einsum("gth,gsh->gts", q[i], k[heads], preferred_element_type=jnp.float32)
         share = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        y = jnp.dot(share.astype(v.dtype), v[head], preferred_element_type=jnp.float32)
-        return (y / jnp.sum(share, axis=-1, keepdims=True)).astype(v.dtype)
+        y_gth = jnp.einsum(
+            "gts,gsh->gth", share.astype(v.dtype), v[heads], preferred_element_type=jnp.float32
+        )
+        return (y_gth / jnp.sum(share, axis=-1, keepdims=True)).astype(v.dtype)
 
-    y_bnth = jax.lax.map(one, jnp.arange(len(q))).reshape(b, n, t, h)
+    y = jax.lax.map(one, jnp.arange(len(q))).reshape(b * n // g, t // size, g, size, h)
+    y_bnth = jnp.swapaxes(y, 1, 2).reshape(b, n, t, h)
     return jax.reshard(jnp.swapaxes(y_bnth, 1, 2), sharding.a("b t n h"))
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is `most` or less."""
+    return next(x for x in range(min(number, most), 0, -1) if number % x == 0)
 
 
 def heads_first(x_bskh: Float[Array, "b s k h"]) -> Float[Array, "b k s h"]:

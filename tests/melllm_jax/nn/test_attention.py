@@ -115,10 +115,11 @@ def test_attend_of_bfloat16_keeps_its_scores_in_float32():
     assert float(y[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-0.5)), rel=2**-8)
 
 
-@pytest.mark.parametrize("cached", [4, 6, 250])
-def test_attention_to_all_is_attention_without_a_mask(monkeypatch, cached):
-    """Six queries in pieces of three, or at once; other keys than queries in number."""
-    monkeypatch.setattr(attention, "CACHED", cached)
+@pytest.mark.parametrize(("queries", "heads"), [(4, 1), (4, 2), (6, 5), (250, 1)])
+def test_attention_to_all_is_attention_without_a_mask(monkeypatch, queries, heads):
+    """Six queries in pieces of three, or at once; heads of both rows by one, two and three."""
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    monkeypatch.setattr(attention, "HEADS", heads)
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, t, 3, 4)).astype(np.float32) for t in (6, 5, 5))
     with models.one_device():
