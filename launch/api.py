@@ -30,7 +30,7 @@ from data_pipelines.text.tokenizer import Tokenizer
 from launch.evaluation.score_split import SplitScore, score_split
 from launch.runs import model_loader
 from launch.runs.fit import fit
-from launch.runs.loaded_model import LoadedModel
+from launch.runs.loaded_model import LoadedModel, LoadedWhisper
 from launch.runs.run_inputs import complete_run
 from launch.runs.transcriber import Transcript
 from launch.runtime import compile_cache, libtpu_env
@@ -58,6 +58,7 @@ __all__ = [
     "DecodingOptions",
     "Fault",
     "LoadedModel",
+    "LoadedWhisper",
     "LossSums",
     "Mistake",
     "NextToken",
@@ -101,15 +102,21 @@ def load(
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
     devices: Sequence[jax.Device] | None = None,
-) -> LoadedModel:
+) -> LoadedModel | LoadedWhisper:
     """The newest checkpoint in the folder of a run, or of `melllm convert import`.
 
     Its weights, and the products of `logits`, are in `dtype`; a run transcribes in its own
     optim.compute, or in bfloat16 where that is `dtype`. They are laid out over `devices`, by
-    default all that are here, which must divide model.d. Raises Mistake for a folder without a
-    model or a whole checkpoint.
+    default all that are here, which must divide model.d. An imported Whisper transcribes, and
+    refuses all else. Raises Mistake for a folder without a model or a whole checkpoint.
     """
     place = pathlib.Path(folder)
+    whisper = run_folder.read_whisper(str(place))
+    if whisper is not None:
+        mesh = model_loader.mesh_for(whisper, devices)
+        with jax.set_mesh(mesh):
+            step, model = model_loader.restore_whisper(place, whisper, dtype)
+            return LoadedWhisper(place, model, mesh, step)
     mesh = model_loader.mesh_for(run_folder.read_spec(str(place)), devices)
     with jax.set_mesh(mesh):
         return LoadedModel(model_loader.load_model(place, dtype), mesh)

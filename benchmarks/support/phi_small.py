@@ -132,8 +132,10 @@ def paired(script: str, workers: Sequence[str], rounds: int) -> dict[str, list[f
     return taken
 
 
-def report(what: str, command: str, taken: dict[str, list[float]], out: str, **more: Any) -> None:
-    """Print medians and our speed against the other's, and write them as JSON."""
+def report(
+    what: str, command: str, taken: dict[str, list[float]], out: str, **more: Any
+) -> dict[str, Any]:
+    """Print medians and our speed against the other's, write them as JSON, and give them back."""
     medians = {name: statistics.median(values) for name, values in taken.items()}
     pairs = zip(taken["torch"], taken["ours"], strict=True)
     ratio = statistics.median(t / o for t, o in pairs)
@@ -155,6 +157,7 @@ def report(what: str, command: str, taken: dict[str, list[float]], out: str, **m
     print(json.dumps(result, indent=1))
     if out:
         pathlib.Path(out).write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def _processor() -> str:

@@ -29,6 +29,7 @@ from data_pipelines.examples.asr_example import EvalExample, ExampleMaker
 from data_pipelines.examples.run_examples import make_examples
 from data_pipelines.examples.text_example import TextExampleMaker
 from data_pipelines.examples.wave_augment import Effects
+from data_pipelines.examples.whisper_example import WhisperExampleMaker
 from data_pipelines.loader.lanes import Lanes
 from data_pipelines.loader.mixture import Mixture
 from data_pipelines.loader.packing import BestFitPacking
@@ -115,9 +116,31 @@ def eval_examples(
     than data.longest, and references that the tokenizer cannot encode, are included.
     """
     _check_mel(corpus, run.mel)
+    make = ExampleMaker(run, tokenizer).eval_example
+    yield from _map_corpus(corpus, make, order, run.data.threads)
+
+
+def whisper_examples(
+    corpus: Corpus, make: WhisperExampleMaker, *, order: Sequence[int] | None = None
+) -> Iterator[EvalExample | Reject[int]]:
+    """As `eval_examples`, what a Whisper hears. Raises Mistake for a corpus of ready mel."""
+    if corpus.mel is not None:
+        rule = "a Whisper needs the sound, since it hears silence after it"
+        raise Mistake(f"data={corpus.path}: holds ready mel: {rule}")
+    yield from _map_corpus(corpus, make.eval_example, order, Data(t=1, b=1).threads)
+
+
+def _map_corpus(
+    corpus: Corpus,
+    make: Callable[[Utterance], EvalExample | Reject[int]],
+    order: Sequence[int] | None,
+    threads: int,
+) -> Iterator[EvalExample | Reject[int]]:
+    """What `make` makes of each utterance, in their order, by several threads ahead."""
     indices = range(len(corpus)) if order is None else order
-    utterances = grain.MapDataset.source(indices).map(corpus.__getitem__)
-    yield from _prefetch(utterances.map(ExampleMaker(run, tokenizer).eval_example), run.data)
+    examples = grain.MapDataset.source(indices).map(corpus.__getitem__).map(make)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BUFFER * threads)
+    yield from examples.to_iter_dataset(options)
 
 
 class ExampleMap:
@@ -177,8 +200,3 @@ def _seeds(seed: int, count: int) -> list[int]:
     if seed < 0:
         raise Mistake(f"seed={seed}: must be 0 or more")
     return [int(word) for word in np.random.SeedSequence(seed).generate_state(count)]
-
-
-def _prefetch(examples: grain.MapDataset, cfg: Data) -> grain.IterDataset:
-    options = grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=BUFFER * cfg.threads)
-    return examples.to_iter_dataset(options)

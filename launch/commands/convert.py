@@ -17,8 +17,9 @@ from launch.terminal.flags import parse
 from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import byte_progress
 from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.model import FrontSpec
-from melllm_jax.convert import from_hf, to_hf
+from melllm_jax.config.model import FrontSpec, ModelSpec
+from melllm_jax.config.whisper import WhisperSpec
+from melllm_jax.convert import from_hf, to_hf, whisper_to_hf
 from melllm_jax.errors import Mistake
 
 HF = Annotated[str, Positional, arg(metavar="HF_DIR")]
@@ -29,8 +30,8 @@ CKPT = Annotated[pathlib.Path, Positional, arg(metavar="CKPT_DIR")]
 class ImportCheckpointArguments:
     """Turn a checkpoint of safetensors into a checkpoint of ours, block by block.
 
-    Llama 2 and 3, SmolLM2, Mistral, Qwen2, 2.5 and 3, Phi-3 to Phi-4-mini, and Phi-4-multimodal in
-    Microsoft's layout or transformers'. Tokenizer files travel along.
+    Llama 2 and 3, SmolLM2, Mistral, Qwen2, 2.5 and 3, Phi-3 to Phi-4-mini, Phi-4-multimodal in
+    Microsoft's layout or transformers', and Whisper. Tokenizer files travel along.
     """
 
     source: HF  # folder with config.json and *.safetensors, or a name on the hub
@@ -61,8 +62,9 @@ class ExportCheckpointArguments:
 class CheckCheckpointArguments:
     """Run the original in torch and the import in JAX, and say how far they are apart.
 
-    In float32, on one row of random tokens or of TEXT, and sound if given; theirs runs first, each
-    takes four bytes a weight. Fails where the mean KL divergence of a token exceeds the bound.
+    In float32, on one row of random tokens or of TEXT, and sound if given (of a Whisper noise, if
+    not); theirs runs first, each takes four bytes a weight. Fails where the mean KL divergence of a
+    token exceeds the bound.
     """
 
     source: HF  # what was imported: a folder, or a name on the hub
@@ -130,21 +132,28 @@ def _check_vocabulary(plan: from_hf.ImportPlan) -> None:
 
     A tokenizer that we cannot read travels along all the same: what needs it says why not.
     """
-    if isinstance(plan.spec, FrontSpec) or plan.spec.text.tokenizer == "bytes":
+    spec = plan.spec
+    if (
+        isinstance(spec, FrontSpec)
+        or isinstance(spec, ModelSpec)
+        and spec.text.tokenizer == "bytes"
+    ):
         return
     try:
         size = load_tokenizer(plan.source).size
     except Mistake:
         return
-    if size > plan.spec.model.v:
-        raise Mistake(
-            f"{plan.source}: vocab_size={plan.spec.model.v}: its tokenizer has {size} ids"
-        )
+    v = spec.decoder.v if isinstance(spec, WhisperSpec) else spec.model.v
+    if size > v:
+        raise Mistake(f"{plan.source}: vocab_size={v}: its tokenizer has {size} ids")
 
 
 def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
     """Export a checkpoint: the figures of what was written."""
     malloc.keep_freed_memory()
+    whisper = run_folder.read_whisper(str(arguments.source))
+    if whisper is not None:
+        return _export_whisper(arguments, whisper)
     began = time.perf_counter()
     plan = to_hf.plan_export(
         arguments.source,
@@ -162,6 +171,28 @@ def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
         "tensors": len(plan.main),
         "adapter": len(plan.adapter),
         "merged": len(plan.merged),
+        "bytes": plan.bytes,
+        "seconds": seconds,
+        "text": f"{count} tensors, {format_bytes(plan.bytes)}, in {seconds:.1f} s: "
+        f"{arguments.target}",
+    }
+
+
+def _export_whisper(arguments: ExportCheckpointArguments, spec: WhisperSpec) -> dict[str, Any]:
+    """`export_checkpoint` of a Whisper."""
+    for name in ("lora", "front"):
+        if (value := getattr(arguments, name)) != "keep":
+            raise Mistake(f"{name}={value}: a Whisper goes out whole, and has no LoRA")
+    began = time.perf_counter()
+    plan = whisper_to_hf.plan_export(arguments.source, spec, arguments.dtype)
+    with byte_progress(plan.bytes) as moved:
+        whisper_to_hf.export_whisper(plan, arguments.target, moved)
+    seconds, count = time.perf_counter() - began, len(plan.tensors)
+    return {
+        "checkpoint": str(arguments.target),
+        "tensors": count,
+        "adapter": 0,
+        "merged": 0,
         "bytes": plan.bytes,
         "seconds": seconds,
         "text": f"{count} tensors, {format_bytes(plan.bytes)}, in {seconds:.1f} s: "

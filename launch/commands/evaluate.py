@@ -12,6 +12,7 @@ from data_pipelines.corpora.utterance import ASR
 from launch.evaluation.score_split import score_split
 from launch.evaluation.score_text import score_text
 from launch.runs.option_scorer import ChoiceRule
+from launch.runs.recognizer import DtypeChoice
 from launch.terminal.flags import parse
 from melllm_jax.errors import Mistake
 from melllm_jax.evaluation.wer import Normalizer
@@ -26,11 +27,12 @@ class EvaluateArguments:
     token is told from those before it in a window; windows begin every --stride tokens.
     """
 
-    # Of the run; with --text, an import's too.
+    # Of a run, or of an import: with --data a Whisper, or a model with a front end.
     run: Annotated[str, arg(aliases=("--checkpoint",), metavar="DIR")]
     data: str = ""  # folder of prepared shards or of SPLIT.jsonl manifests
     split: str = "test"  # which of its splits
     batch: int = 32  # utterances decoded at once
+    dtype: DtypeChoice = "own"  # of products; own: a run's optim.compute, an import's float32
     normalizer: Normalizer = "whisper"  # of both texts before they are compared: see melllm wer
     text: str = ""  # a text, or .jsonl with a text a line: its perplexity; - is standard input
     window: int = 0  # of text: tokens; 0: 2,048, or all positions of a model with fewer
@@ -57,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         name=arguments.name,
         decoding=arguments.decoding,
         choice=arguments.choice,
+        dtype=arguments.dtype,
     )
     summary = scored.summary
     if arguments.json:

@@ -7,7 +7,9 @@ import sys
 
 from tyro.conf import Positional
 
+from launch.runs.recognizer import DtypeChoice
 from launch.runs.transcribe_files import transcribe_files
+from launch.runtime import compile_cache
 from launch.terminal.flags import parse
 from melllm_jax.inference.sampling import DecodingOptions
 
@@ -17,8 +19,9 @@ class TranscribeArguments:
     """Read speech from files: one line of text a file, in their order."""
 
     files: Positional[tuple[str, ...]]  # wav, flac, mp3 or ogg
-    run: str  # folder of the run
+    run: str  # folder of the run, or of an import: a Whisper, or a model with a front end
     batch: int = 1  # files decoded at once
+    dtype: DtypeChoice = "own"  # of products; own: a run's optim.compute, an import's float32
     json: bool = False  # one JSON object with a list of transcripts instead of lines
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
 
@@ -26,7 +29,10 @@ class TranscribeArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm transcribe --run DIR FILE…`."""
     arguments = parse(TranscribeArguments, argv, prog="melllm transcribe")
-    found = transcribe_files(arguments.files, arguments.run, arguments.batch, arguments.decoding)
+    with compile_cache.use_folder(compile_cache.FOLDER):
+        found = transcribe_files(
+            arguments.files, arguments.run, arguments.batch, arguments.decoding, arguments.dtype
+        )
     if arguments.json:
         print(json.dumps({"transcripts": [dataclasses.asdict(t) for t in found]}))
         return 0

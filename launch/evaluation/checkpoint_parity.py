@@ -7,20 +7,30 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
 from data_pipelines.audio import file_io
 from data_pipelines.audio.log_mel import normalized_log_mel
+from data_pipelines.audio.sound import Sound
+from data_pipelines.examples.whisper_example import WhisperExampleMaker, filled_windows
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from launch.runs.model_loader import CheckpointModel, load_model, single_device_mesh
+from launch.runs.model_loader import (
+    CheckpointModel,
+    load_model,
+    restore_whisper,
+    single_device_mesh,
+)
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.features import Mel
+from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.convert.from_hf import ORIGIN_FILE
 from melllm_jax.errors import Mistake
 from melllm_jax.features.mel_filters import SAMPLE_RATE, mel_rate
 from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.models.whisper import WhisperModel, whole_windows
 
 RANDOM_TOKENS = 48  # tokens of the row where no text is given
 
@@ -48,6 +58,9 @@ def compare(
             f"check: {error.name} is missing: the original runs in torch; "
             "install the extra `parity`"
         ) from error
+    whisper = run_folder.read_whisper(str(target))
+    if whisper is not None:
+        return _compare_whisper(source, target, whisper, files, words)
     spec = run_folder.read_spec(str(target))
     origin = _origin(target)
     waves = [_wave_at_16_khz(file, spec.mel) for file in files]
@@ -70,6 +83,48 @@ def compare(
         batch = ours.batch(tokens[None], files, placeholder)
         layers, logits = jax.device_get(jax.jit(_layers_and_logits)(ours.model, batch))
     return parity_report(theirs.layers, theirs.logits, [x[0] for x in layers], logits[0])
+
+
+def _compare_whisper(
+    source: pathlib.Path, target: pathlib.Path, spec: WhisperSpec, files: Sequence[str], words: str
+) -> ParityReport:
+    """Run both on one window, of the file or of noise, and one row: the prompt, and words."""
+    from launch.evaluation import transformers_reference  # noqa: PLC0415 torch is an extra
+
+    if len(files) > 1:
+        raise Mistake(f"audio={files[1]}: a Whisper hears one sound: give one file")
+    rng = np.random.default_rng(0)
+    wave = rng.normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
+    wave = _wave_at_16_khz(files[0], spec.mel) if files else wave
+    maker = WhisperExampleMaker(spec.mel, spec.window)
+    mels = filled_windows(maker.sound_example(Sound(wave, SAMPLE_RATE), "audio"), spec.window)
+    ids = rng.integers(0, spec.decoder.v, RANDOM_TOKENS).tolist()
+    if words:
+        ids = load_tokenizer(f"{target}/{run_folder.TOKENIZER}").encode(words)
+    tokens = np.array([*spec.rules.prompt, *ids][: spec.decoder.positions], np.int32)
+    try:
+        theirs = transformers_reference.run_whisper(source, mels[:1], tokens)
+    except (OSError, RuntimeError, ValueError) as error:  # what transformers raises of a folder
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Mistake(f"HF_DIR={source}: transformers cannot load it: {reason}") from error
+    with jax.set_mesh(single_device_mesh()):
+        model = restore_whisper(target, spec, "float32")[1]
+        given = jax.device_put(mels[:1]), jax.device_put(tokens[None])
+        states, layers, logits = jax.device_get(jax.jit(_whisper_layers)(model, *given))
+    ours = [*states[:, 0], *layers[:, 0]]
+    return parity_report(theirs.layers, theirs.logits, ours, logits[0])
+
+
+def _whisper_layers(
+    model: WhisperModel, mels_bfm: jax.Array, tokens_bt: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As transformers has them: what enters and leaves the layers of both, the last normed."""
+    states = model.front.encoder.hidden(mels_bfm, whole_windows(mels_bfm))
+    heard = model.front.encoder.stack.norm(states[-1])
+    layers = model.decoder.hidden(tokens_bt, heard)
+    last = model.decoder.norm(layers[-1])
+    with_last = lambda layers, last: jnp.concatenate([layers[:-1], last[None]])
+    return with_last(states, heard), with_last(layers, last), model.decoder.logits(last)
 
 
 def _wave_at_16_khz(file: str, mel: Mel) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Answers a split with a run and scores it: a summary, and each hypothesis beside its text."""
+"""Scores a run, or an import, on a split: a summary, and each hypothesis beside its text."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,7 +13,8 @@ from data_pipelines.corpora.utterance import ASR
 from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.reject import Reject
 from launch.runs import model_loader, transcriber
-from launch.runs.option_scorer import Choice, ChoiceRule, OptionScorer
+from launch.runs.option_scorer import Choice, ChoiceRule
+from launch.runs.recognizer import DtypeChoice, load_recognizer
 from launch.runs.task_scores import score_trials
 from launch.runs.transcriber import Transcript
 from melllm_jax import files
@@ -40,6 +41,7 @@ def score_split(
     name: str = "",
     decoding: DecodingOptions = DecodingOptions(),  # noqa: B008 frozen
     choice: ChoiceRule = "sum",
+    dtype: DtypeChoice = "own",
 ) -> SplitScore:
     """Answer `split` of the corpus in `data`, `batch` utterances at once; write RUN/eval/NAME.
 
@@ -54,9 +56,9 @@ def score_split(
     corpus = open_corpus(data, split)
     order = indices_longest_first(corpus)
     with jax.set_mesh(model_loader.all_devices_mesh()):
-        run, tokenizer, transcribe, step = model_loader.load_transcriber(run_folder, decoding)
-        trials, rejects = transcriber.read_trials(corpus, run, tokenizer, order)
-        options = OptionScorer(transcribe.decoder.model, run.data.t)
+        recognizer = load_recognizer(run_folder, decoding, dtype)
+        trials, rejects = recognizer.trials(corpus, order)
+        transcribe, options = recognizer.transcribe, recognizer.options
         scored = score_trials(transcribe, options, trials, rows, normalizer, choice)
     heard, tasks = scored.heard, scored.tasks
     audio = sum(trial.duration for trial in trials)
@@ -73,11 +75,11 @@ def score_split(
         "seconds": scored.seconds,
         "compile_seconds": scored.compile_seconds,
         "batch": rows,
-        "dtype": run.optim.compute,
+        "dtype": recognizer.dtype,
         "chip": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "run": run_folder,
-        "step": step,
+        "step": recognizer.step,
         "data": data,
         "split": split,
     }

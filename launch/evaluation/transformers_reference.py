@@ -20,6 +20,7 @@ from transformers import (
     Phi4MultimodalConfig,
     Phi4MultimodalFeatureExtractor,
     Phi4MultimodalForCausalLM,
+    WhisperForConditionalGeneration,
 )
 from transformers.utils import logging
 
@@ -102,6 +103,26 @@ def run_reference(
     for hook in hooks:
         hook.remove()
     return ReferenceOutput(layers, logits)
+
+
+def run_whisper(folder: pathlib.Path, mels: np.ndarray, tokens: np.ndarray) -> ReferenceOutput:
+    """A Whisper's outputs for one window [1 f m] and a row of ids [t].
+
+    Its layers are what enters each of the encoder and the decoder and, normed, what leaves the last
+    of either.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = WhisperForConditionalGeneration.from_pretrained(folder, **LOAD_OPTIONS).eval()
+    with torch.no_grad():
+        found = model(
+            input_features=torch.tensor(mels).transpose(1, 2),
+            decoder_input_ids=torch.tensor(tokens)[None].long(),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+    layers = [*found.encoder_hidden_states, *found.decoder_hidden_states]
+    return ReferenceOutput([x[0].numpy() for x in layers], found.logits[0].numpy())
 
 
 def _embed_speech(inner: Any, wave: np.ndarray) -> torch.Tensor:

@@ -3,34 +3,52 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
-import os
 import pathlib
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import jax
 from jaxtyping import Float, Int32
 import numpy as np
 
 from data_pipelines.examples.interleave import asr_prompt_columns
+from data_pipelines.examples.whisper_example import WhisperExampleMaker
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from data_pipelines.text.prompt import asr_prompt
 from data_pipelines.text.text_prompt import ChatUse
 from data_pipelines.text.tokenizer import Tokenizer
-from launch.runs import model_loader
 from launch.runs.model_loader import CheckpointModel
-from launch.runs.sounds import SoundSource, sound_utterance
+from launch.runs.recognizer import (
+    check_hears,
+    imported_run,
+    prompt_examples,
+)
+from launch.runs.sounds import (
+    SoundSource,
+    list_sounds,
+    load_sound,
+    sound_name,
+    sound_utterance,
+)
 from launch.runs.text_generator import TextGenerator
-from launch.runs.transcribe_files import prompt_examples
-from launch.runs.transcriber import Transcriber, Transcript, round_up_rows
+from launch.runs.transcriber import (
+    Transcriber,
+    TranscribesSounds,
+    Transcript,
+    WhisperTranscriber,
+    round_up_rows,
+)
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.config.run import Run
+from melllm_jax.config.whisper import WhisperSpec
+from melllm_jax.errors import Mistake
 from melllm_jax.inference.sampling import GREEDY, GREEDY_UNGUARDED, DecodingOptions
 from melllm_jax.models.parameters import split_model
+from melllm_jax.models.whisper import WhisperModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LoadedModel:
+class LoadedModel(TranscribesSounds):
     """A checkpoint in memory, laid out over `mesh`. `launch.api.load` makes it.
 
     Each shape of a question compiles once; what was compiled is kept, and nothing else changes.
@@ -66,6 +84,14 @@ class LoadedModel:
         return run_folder.read_run(str(self.folder))
 
     @functools.cached_property
+    def _speech_run(self) -> Run:
+        """The run, or what stands for it in an import. Raises Mistake where it hears nothing."""
+        check_hears(str(self.folder), self.spec)
+        if run_folder.holds_run(str(self.folder)):
+            return self.run
+        return imported_run(str(self.folder), self.spec)
+
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """Its text to ids, and back. Raises Mistake where the folder has none."""
         return load_tokenizer(self.spec.text.tokenizer)
@@ -75,47 +101,6 @@ class LoadedModel:
         """The weights by name, such as "stack.blocks.attn.q", in the dtype of `load`."""
         return split_model(self.checkpoint.model)[1]
 
-    @overload
-    def transcribe(
-        self,
-        sound: SoundSource,
-        *,
-        rate: int | None = None,
-        batch: int = 1,
-        decoding: DecodingOptions = GREEDY,
-    ) -> str: ...
-
-    @overload
-    def transcribe(
-        self,
-        sound: list[Any] | tuple[Any, ...],
-        *,
-        rate: int | None = None,
-        batch: int = 1,
-        decoding: DecodingOptions = GREEDY,
-    ) -> list[str]: ...
-
-    def transcribe(
-        self,
-        sound: SoundSource | list[Any] | tuple[Any, ...],
-        *,
-        rate: int | None = None,
-        batch: int = 1,
-        decoding: DecodingOptions = GREEDY,
-    ) -> str | list[str]:
-        """The text of a sound as a str, or of a list of them as a list of str, in their order.
-
-        A sound is the path of a wav, flac, mp3 or ogg file, or samples: floats [w] in [-1, 1],
-        taken `rate` times a second (8,000 to 48,000 Hz). `batch` of them are read at once. The text
-        is that of `melllm transcribe`; `transcripts` also says where a text was cut off. Raises
-        Mistake for sound that cannot be used, and for a model that reads text alone.
-        """
-        sounds = _sounds(sound)
-        texts = [
-            t.text for t in self.transcripts(sounds, rate=rate, batch=batch, decoding=decoding)
-        ]
-        return texts if isinstance(sound, list | tuple) else texts[0]
-
     def transcripts(
         self,
         sounds: Sequence[SoundSource],
@@ -124,13 +109,10 @@ class LoadedModel:
         batch: int = 1,
         decoding: DecodingOptions = GREEDY,
     ) -> list[Transcript]:
-        """What is heard in each sound: its text, its seconds, and whether the text was cut off.
-
-        Arguments and errors are those of `transcribe`.
-        """
-        run = model_loader.read_speech_run(str(self.folder))
+        """See `TranscribesSounds`."""
+        run = self._speech_run
         rows = round_up_rows(batch, self.mesh.size)
-        utterances = [sound_utterance(sound, rate, run.mel) for sound in _sounds(sounds)]
+        utterances = [sound_utterance(sound, rate, run.mel) for sound in list_sounds(sounds)]
         examples = prompt_examples(utterances, run, self.tokenizer)
         with jax.set_mesh(self.mesh):
             if decoding not in self._transcribers:
@@ -181,7 +163,7 @@ class LoadedModel:
         The placeholder stands at each position of the sound, which `logits(ids, sound)` fills.
         Raises Mistake as `transcribe` does.
         """
-        frames = self.checkpoint.mels(_sounds(sound), rate)[0]
+        frames = self.checkpoint.mels(list_sounds(sound), rate)[0]
         asked = asr_prompt(self.tokenizer, self.spec.text)
         ids = asr_prompt_columns(frames, asked, r=self.spec.mel.r)["tokens"]
         words = self.tokenizer.encode(text) if text else []
@@ -205,12 +187,58 @@ class LoadedModel:
         ids = np.asarray(tokens)
         rows = ids[None] if ids.ndim == 1 else ids
         with jax.set_mesh(self.mesh):
-            scores = self.checkpoint.logits(rows, _sounds(sounds), audio_token, rate)
+            scores = self.checkpoint.logits(rows, list_sounds(sounds), audio_token, rate)
         return scores.reshape(*ids.shape, -1)
 
 
-def _sounds(given: Any) -> list[SoundSource]:
-    """One sound, or several, as a list; other arrays than NumPy's become NumPy's."""
-    single = isinstance(given, str | os.PathLike) or hasattr(given, "__array__")
-    every = [given] if single else list(given)
-    return [x if isinstance(x, str | os.PathLike) else np.asarray(x) for x in every]
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedWhisper(TranscribesSounds):
+    """A Whisper in memory, laid out over `mesh`: it transcribes, and does nothing else."""
+
+    folder: pathlib.Path  # that it was loaded from
+    model: WhisperModel  # which computes under `mesh`
+    mesh: jax.sharding.Mesh  # of the devices that hold its weights
+    step: int  # updates after which it was saved; 0 for an import
+    _transcribers: dict[DecodingOptions, WhisperTranscriber] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def spec(self) -> WhisperSpec:
+        """Sizes of the model, its mel, and the tokens around a transcript."""
+        return self.model.spec
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its text to ids, and back. Raises Mistake where the folder has none."""
+        return load_tokenizer(f"{self.folder}/{run_folder.TOKENIZER}")
+
+    @property
+    def params(self) -> dict[str, jax.Array]:
+        """The weights by name, such as "decoder.blocks.attn.q", in the dtype of `load`."""
+        return split_model(self.model)[1]
+
+    def transcripts(
+        self,
+        sounds: Sequence[SoundSource],
+        *,
+        rate: int | None = None,
+        batch: int = 1,
+        decoding: DecodingOptions = GREEDY,
+    ) -> list[Transcript]:
+        """See `TranscribesSounds`. Sound of over 30 s is cut into windows."""
+        rows = round_up_rows(batch, self.mesh.size)
+        make = WhisperExampleMaker(self.spec.mel, self.spec.window).sound_example
+        examples = [make(load_sound(x, rate), sound_name(x)) for x in list_sounds(sounds)]
+        with jax.set_mesh(self.mesh):
+            if decoding not in self._transcribers:
+                self._transcribers.clear()  # each holds the layers once more
+                transcriber = WhisperTranscriber(self.model, self.tokenizer, decoding)
+                self._transcribers[decoding] = transcriber
+            return list(self._transcribers[decoding](examples, rows))
+
+    def generate(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises Mistake, as do `prompt` and `logits`: a Whisper is asked nothing."""
+        raise Mistake(run_folder.whisper_alone(str(self.folder)))
+
+    prompt = logits = generate

@@ -1,33 +1,30 @@
 """A checkpoint, imported or of a run, as a model on one device that is asked directly."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 import numpy as np
 
 from data_pipelines.examples.placeholder_batch import fill_placeholders
-from data_pipelines.text.load_tokenizer import load_tokenizer
-from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs import sound_token
 from launch.runs.sounds import SoundSource, load_mel, sound_name
-from launch.runs.transcriber import Transcriber
 from melllm_jax.batch import Batch
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.model import ModelSpec
-from melllm_jax.config.run import CheckpointIntervals, Mesh, Run
+from melllm_jax.config.run import CheckpointIntervals, Mesh
+from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
-from melllm_jax.inference.sampling import DecodingOptions
-from melllm_jax.models.parameters import abstract_model, split_model
+from melllm_jax.models.parameters import Net, abstract_model, split_model
 from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.models.whisper import WhisperModel
 from melllm_jax.nn.layers import NonTrainable
-from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.sharding import make_mesh, shard_batch
-from melllm_jax.training.train_step import Update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +103,24 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
     Raises Mistake for a folder without a model or a whole checkpoint.
     """
     spec = run_folder.read_spec(str(folder))
+    build = lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
+    step, model = restore_model(folder, build, dtype)
+    return CheckpointModel(folder, spec, model, step, dtype)
+
+
+def restore_whisper(
+    folder: pathlib.Path, spec: WhisperSpec, dtype: str
+) -> tuple[int, WhisperModel]:
+    """The step of the newest checkpoint of the Whisper in `folder`, and it, as `load_model`."""
+    return restore_model(folder, lambda rngs: WhisperModel(rngs, spec), dtype)
+
+
+def restore_model(
+    folder: pathlib.Path, build: Callable[[nnx.Rngs], Net], dtype: str
+) -> tuple[int, Net]:
+    """The step of the newest checkpoint in `folder`, and its model, as `load_model`."""
     mesh = jax.sharding.get_mesh()
-    skeleton, shapes = abstract_model(
-        lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
-    )
+    skeleton, shapes = abstract_model(build)
     wanted = {}
     for name, x in shapes.items():
         # Statistics of the sound are subtracted in float32, as in training.
@@ -118,7 +129,7 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
         wanted[name] = jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
     with Checkpoints(f"{folder}/{run_folder.CHECKPOINTS}", CheckpointIntervals()) as checkpoints:
         step, weights = checkpoints.restore_weights(wanted)
-    return CheckpointModel(folder, spec, skeleton.model(weights), step, dtype)
+    return step, skeleton.model(weights)
 
 
 def _add_empty_rows(column: np.ndarray, count: int) -> np.ndarray:
@@ -140,39 +151,15 @@ def all_devices_mesh() -> jax.sharding.Mesh:
     return make_mesh(Mesh())
 
 
-def mesh_for(spec: ModelSpec, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def mesh_for(
+    spec: ModelSpec | WhisperSpec, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
     """The mesh of `devices`, by default all that are here. Raises Mistake where d does not fit."""
-    d, mesh = spec.model.d, make_mesh(Mesh(), devices)
+    if isinstance(spec, WhisperSpec):
+        d, name = spec.encoder.d, "encoder.d"
+    else:
+        d, name = spec.model.d, "model.d"
+    mesh = make_mesh(Mesh(), devices)
     if d % mesh.size:
-        raise Mistake(f"devices={mesh.size}: must divide model.d={d}: give fewer")
+        raise Mistake(f"devices={mesh.size}: must divide {name}={d}: give fewer")
     return mesh
-
-
-def load_run_tokenizer(workdir: str, run: Run) -> Tokenizer:
-    """The tokenizer that a run was trained with: the copy in its folder."""
-    return load_tokenizer("bytes" if run.text.tokenizer == "bytes" else f"{workdir}/tokenizer")
-
-
-def load_transcriber(workdir: str, how: DecodingOptions) -> tuple[Run, Tokenizer, Transcriber, int]:
-    """The run in a folder, its tokenizer, a transcriber of its newest weights, and their step.
-
-    Weights are laid out over the mesh in force, which must still be when it transcribes. Raises
-    Mistake for a folder without a run or a checkpoint.
-    """
-    run = read_speech_run(workdir)
-    tokenizer = load_run_tokenizer(workdir, run)
-    update = Update(objective_of(run))
-    shapes = update.shapes(jax.sharding.get_mesh())
-    path = f"{workdir}/checkpoints"
-    with Checkpoints(path, run.checkpoints) as checkpoints:
-        step, weights = checkpoints.restore_weights(shapes.trained | shapes.frozen)
-    model = update.skeleton.model(weights, update.dtype)
-    return run, tokenizer, Transcriber(model, tokenizer, run, how), step
-
-
-def read_speech_run(workdir: str) -> Run:
-    """The run in a folder. Raises Mistake where there is none, or one without a front end."""
-    run = run_folder.read_run(workdir)
-    if run.model.front == "none":
-        raise Mistake(f'run={workdir}: model.front="none": it reads text alone, and hears nothing')
-    return run

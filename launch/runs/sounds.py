@@ -1,6 +1,7 @@
 """Sound as users hand it over: the path of a file, or samples and their rate."""
 
 import os
+from typing import Any
 
 from etils import epath
 from jaxtyping import Float32
@@ -14,6 +15,13 @@ from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 
 SoundSource = str | os.PathLike[str] | np.ndarray  # samples are floats [w] in [-1, 1]
+
+
+def list_sounds(given: Any) -> list[SoundSource]:
+    """One sound, or several, as a list; other arrays than NumPy's become NumPy's."""
+    single = isinstance(given, str | os.PathLike) or hasattr(given, "__array__")
+    every = [given] if single else list(given)
+    return [x if isinstance(x, str | os.PathLike) else np.asarray(x) for x in every]
 
 
 def sound_name(sound: SoundSource) -> str:

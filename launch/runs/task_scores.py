@@ -7,7 +7,7 @@ from typing import Any
 from data_pipelines.corpora.utterance import ASR
 from data_pipelines.examples.asr_example import EvalExample
 from launch.runs.option_scorer import RULES, Choice, ChoiceRule, OptionScorer
-from launch.runs.transcriber import Transcriber, Transcript
+from launch.runs.transcriber import BatchTranscriber, Transcript
 from melllm_jax.evaluation import answers
 from melllm_jax.evaluation.wer import Normalizer, score_transcripts
 
@@ -26,8 +26,8 @@ class ScoredTrials:
 
 
 def score_trials(
-    transcribe: Transcriber,
-    options: OptionScorer,
+    transcribe: BatchTranscriber,
+    options: OptionScorer | None,
     trials: Sequence[EvalExample],
     rows: int,
     normalizer: Normalizer = "none",
@@ -36,9 +36,10 @@ def score_trials(
     """Answers of all `trials`, `rows` at a time, and the figures of each task.
 
     Trials whose metric is choice are not generated: the option is taken that `rule` finds
-    likeliest. Raises Mistake as `score_transcripts` does.
+    likeliest. Without `options` there is none of them. Raises Mistake as `score_transcripts` does.
     """
-    chosen = iter(options([trial for trial in trials if trial.metric == _CHOICE], rows))
+    optional = [trial for trial in trials if trial.metric == _CHOICE]
+    chosen = iter(options(optional, rows) if options else ())
     choices = [next(chosen) if trial.metric == _CHOICE else None for trial in trials]
     said = iter(transcribe([trial for trial in trials if trial.metric != _CHOICE], rows))
     heard = [
@@ -66,8 +67,8 @@ def score_trials(
         heard,
         choices,
         tasks,
-        transcribe.seconds + options.seconds,
-        transcribe.compile_seconds + options.compile_seconds,
+        transcribe.seconds + (options.seconds if options else 0.0),
+        transcribe.compile_seconds + (options.compile_seconds if options else 0.0),
     )
 
 

@@ -16,8 +16,9 @@ from launch.runs.transcriber import round_up_rows
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import ModelSpec
 from melllm_jax.errors import Mistake
-from melllm_jax.inference.generate import Decoder, Generation, prompt_batch
+from melllm_jax.inference.generate import Decoder, prompt_batch
 from melllm_jax.inference.sampling import DecodingOptions
+from melllm_jax.inference.token_loop import Generation
 
 
 @dataclasses.dataclass(frozen=True)

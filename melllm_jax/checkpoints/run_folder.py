@@ -3,7 +3,7 @@
 run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/  claims/
 
 An imported checkpoint is such a folder with `model.json` in place of `run.json`, and no metrics; an
-imported encoder one with `front.json`.
+imported Whisper one with `whisper.json`, its encoder alone one with `front.json`.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,11 @@ from melllm_jax import files
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.overrides import from_json, identity, to_json
 from melllm_jax.config.run import Run
+from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 
 RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "tokenizer"
-FRONT = "front.json"
+FRONT, WHISPER = "front.json", "whisper.json"
 
 
 def claim(workdir: str, run: Run) -> None:
@@ -78,6 +79,11 @@ def holds_run(folder: str) -> bool:
     return (path / RUN).exists() and not (path / SPEC).exists()
 
 
+def holds_checkpoint(folder: str) -> bool:
+    """Whether a folder is that of a run or of an import."""
+    return any((files.place(folder) / name).exists() for name in (RUN, SPEC, FRONT, WHISPER))
+
+
 def read_spec(folder: str) -> ModelSpec:
     """The model whose folder this is, of a run or imported; its tokenizer is a path or "bytes".
 
@@ -91,6 +97,8 @@ def read_spec(folder: str) -> ModelSpec:
         found = ModelSpec(run.model, run.mel, run.text, run.lora)
     elif (path.parent / FRONT).exists():
         raise Mistake(f"checkpoint={folder}: holds a front end alone: --init.front takes it")
+    elif (path.parent / WHISPER).exists():
+        raise Mistake(whisper_alone(folder))
     else:
         raise Mistake(f"checkpoint={folder}: holds neither {SPEC} nor {RUN}")
     if found.text.tokenizer == "bytes":
@@ -99,10 +107,27 @@ def read_spec(folder: str) -> ModelSpec:
     return dataclasses.replace(found, text=text)
 
 
+def whisper_alone(folder: str) -> str:
+    """What to say where a Whisper is asked for what it cannot do."""
+    return (
+        f"checkpoint={folder}: holds a Whisper, which transcribes and does nothing else: "
+        "transcribe and evaluate take it, and --init.front its encoder"
+    )
+
+
 def read_front(folder: str) -> FrontSpec | None:
-    """The front end alone whose folder this is; None where it is none."""
+    """The front end alone whose folder this is, or a Whisper's; None where it holds neither."""
     path = files.place(folder) / FRONT
-    return from_json(path.read_bytes(), FrontSpec) if path.exists() else None
+    if path.exists():
+        return from_json(path.read_bytes(), FrontSpec)
+    whole = read_whisper(folder)
+    return None if whole is None else whole.front
+
+
+def read_whisper(folder: str) -> WhisperSpec | None:
+    """The Whisper whose folder this is; None where it holds none."""
+    path = files.place(folder) / WHISPER
+    return from_json(path.read_bytes(), WhisperSpec) if path.exists() else None
 
 
 def _unchangeable_fields(run: Run, other: Run) -> Iterator[tuple[str, Any]]:

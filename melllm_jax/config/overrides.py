@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.run import Run
 from melllm_jax.config.validation import require
+from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import parse_json
 
@@ -83,7 +84,7 @@ def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def to_json(cfg: Run | ModelSpec | FrontSpec) -> str:
+def to_json(cfg: Run | ModelSpec | FrontSpec | WhisperSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
     return json.dumps(written_tree(cfg), indent=1) + "\n"
 
@@ -101,7 +102,7 @@ def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
     return "later" in field.metadata and getattr(value, field.name) == field.default
 
 
-Kind = TypeVar("Kind", Run, ModelSpec, FrontSpec)
+Kind = TypeVar("Kind", Run, ModelSpec, FrontSpec, WhisperSpec)
 
 
 def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
@@ -109,7 +110,7 @@ def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
 
     Raises Mistake for unknown, missing or ill-typed fields.
     """
-    name = {Run: "run", ModelSpec: "model", FrontSpec: "front"}[kind]
+    name = {Run: "run", ModelSpec: "model", FrontSpec: "front", WhisperSpec: "whisper"}[kind]
     try:
         tree = parse_json(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except json.JSONDecodeError as error:

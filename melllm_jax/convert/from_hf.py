@@ -18,6 +18,7 @@ from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.config.features import Text
 from melllm_jax.config.model import FrontSpec, Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
+from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.convert import adapter_tensors, block_copy, safetensors_files
 from melllm_jax.convert.adapter_tensors import MergedTensors
 from melllm_jax.convert.hf_config import reader, whisper_config
@@ -36,7 +37,11 @@ from melllm_jax.convert.weight_map import (
 from melllm_jax.errors import Mistake
 from melllm_jax.files import is_litter, new_folder
 from melllm_jax.json_text import read_object
-from melllm_jax.models.parameters import abstract_encoder, abstract_from_spec
+from melllm_jax.models.parameters import (
+    abstract_encoder,
+    abstract_from_spec,
+    abstract_whisper,
+)
 
 AdapterChoice = Literal["keep", "merge", "drop"]
 ORIGIN_FILE = "import.json"  # beside the checkpoint: where it came from, and what was not read
@@ -51,7 +56,7 @@ class ImportPlan:
 
     source: pathlib.Path
     adapter: AdapterChoice
-    spec: ModelSpec | FrontSpec  # the latter for an encoder alone
+    spec: ModelSpec | WhisperSpec | FrontSpec  # the last for an encoder alone
     tensors: Mapping[str, ForeignTensor]  # to be read, by their names
     entries: Mapping[str, TensorEntry]  # where they are
     blanks: Mapping[str, weight_store.WeightLayout]  # to be written, by our names
@@ -75,8 +80,8 @@ def plan_import(
     tree = read_object(source / "config.json")
     if tree.get("model_type") == whisper_config.MODEL_TYPE:
         if adapter != "keep":
-            raise Mistake(f"lora={adapter}: a Whisper encoder has none")
-        return _plan_encoder(source, tree, entries)
+            raise Mistake(f"lora={adapter}: a Whisper has none")
+        return _plan_whisper(source, tree, entries)
     folder = adapter_tensors.adapter_folder(source, tree.get("model_type"))
     adapter_config = read_object(folder / "adapter_config.json") if folder else None
     parsed = reader.parse_config(tree, adapter_config, f"{source}/config.json", adapter, front)
@@ -123,18 +128,28 @@ def plan_import(
     return ImportPlan(source, adapter, spec, tensors, entries, blanks, merged, omitted)
 
 
-def _plan_encoder(
+def _plan_whisper(
     source: pathlib.Path, tree: Mapping[str, Any], entries: Mapping[str, TensorEntry]
 ) -> ImportPlan:
-    """The plan of a Whisper checkpoint: its encoder, as the weights of a front end."""
-    spec = whisper_config.encoder_spec(tree, f"{source}/config.json")
-    skeleton, abstract = abstract_encoder(spec)
-    shapes = {name: tuple(x.shape) for name, x in abstract.items()}
+    """The plan of a Whisper checkpoint; where it has no decoder, of the encoder as a front end."""
+    where = f"{source}/config.json"
     prefix = "model." if any(name.startswith("model.") for name in entries) else ""
-    tensors = expand_rules(whisper.encoder_rules(prefix), shapes)
+    spec: WhisperSpec | FrontSpec
+    if any(map(whisper.has_decoder, entries)):
+        file = source / "generation_config.json"
+        generation = read_object(file) if file.exists() else None
+        spec = whisper_config.whisper_spec(tree, generation, where)
+        skeleton, abstract = abstract_whisper(spec)
+        kinds, rules = skeleton.kinds, whisper.whisper_rules
+    else:
+        spec = whisper_config.encoder_spec(tree, where)
+        alone, abstract = abstract_encoder(spec)
+        kinds, rules = alone.kinds, whisper.encoder_rules
+    shapes = {name: tuple(x.shape) for name, x in abstract.items()}
+    tensors = expand_rules(rules(prefix), shapes)
     found = {name: x.shape for name, x in entries.items()}
-    omitted = check_tensors(tensors, found, whisper.IGNORED_TENSORS, str(source))
-    dims = {name: kind.dims for name, kind in skeleton.kinds.items()}
+    omitted = check_tensors(tensors, found, [whisper.HEAD], str(source))
+    dims = {name: kind.dims for name, kind in kinds.items()}
     blanks = _blanks(tensors, entries, dims, shapes)
     return ImportPlan(source, "keep", spec, tensors, entries, blanks, {}, omitted)
 
@@ -151,9 +166,13 @@ def import_checkpoint(
         _fill_folder(plan, scratch, progress)
         origin = {"source": str(plan.source), "lora": plan.adapter, "left_out": plan.left_out}
         (scratch / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n")
-        alone = isinstance(plan.spec, FrontSpec)
-        file = run_folder.FRONT if alone else run_folder.SPEC
-        (scratch / file).write_text(to_json(plan.spec))
+        (scratch / _spec_file(plan.spec)).write_text(to_json(plan.spec))
+
+
+def _spec_file(spec: ModelSpec | WhisperSpec | FrontSpec) -> str:
+    if isinstance(spec, WhisperSpec):
+        return run_folder.WHISPER
+    return run_folder.FRONT if isinstance(spec, FrontSpec) else run_folder.SPEC
 
 
 def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[int], None]) -> None:

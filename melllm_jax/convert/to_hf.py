@@ -23,7 +23,7 @@ from melllm_jax.convert import adapter_tensors, block_copy, safetensors_files
 from melllm_jax.convert.from_hf import AdapterChoice
 from melllm_jax.convert.hf_config import writer
 from melllm_jax.convert.tensor_names.layouts import TENSOR_NAMES
-from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
+from melllm_jax.convert.weight_map import ForeignTensor, Piece, Shape, expand_rules
 from melllm_jax.errors import Mistake
 from melllm_jax.files import new_folder
 from melllm_jax.json_text import read_object
@@ -72,12 +72,7 @@ def plan_export(
     stored = weight_store.WeightReader(integrity.newest_checkpoint(folder / run_folder.CHECKPOINTS))
     abstract = abstract_from_spec(spec)[1]
     shapes = {name: tuple(x.shape) for name, x in abstract.items()}
-    stored_shapes = {name: shape for name, (_, shape) in stored.shapes.items()}
-    for name in shapes.keys() | stored_shapes.keys():
-        if shapes.get(name) != stored_shapes.get(name):
-            raise Mistake(
-                f"{folder}: {name} is {stored_shapes.get(name)}, its config says {shapes.get(name)}"
-            )
+    check_shapes(folder, shapes, stored)
     if front == "drop":
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, front="none"))
     if spec.model.front in ("linear", "whisper"):
@@ -104,9 +99,21 @@ def plan_export(
         pairs = {name: names.lora_pair(name) for name in main}
         merged = {name: (lora[p[0]], lora[p[1]]) for name, p in pairs.items() if p}
         lora = {}
-    dtypes = {name: _output_dtype(name, x, stored, dtype) for name, x in {**main, **lora}.items()}
+    dtypes = {name: output_dtype(name, x, stored, dtype) for name, x in {**main, **lora}.items()}
     modules = tuple(names.projections)
     return ExportPlan(folder, spec, stored, main, lora, modules, merged, dtypes, sound_token)
+
+
+def check_shapes(
+    folder: pathlib.Path, shapes: Mapping[str, Shape], stored: weight_store.WeightReader
+) -> None:
+    """Raises Mistake where what is stored in `folder` is not what its config says."""
+    found = {name: shape for name, (_, shape) in stored.shapes.items()}
+    for name in sorted(shapes.keys() | found.keys()):
+        if shapes.get(name) != found.get(name):
+            raise Mistake(
+                f"{folder}: {name} is {found.get(name)}, its config says {shapes.get(name)}"
+            )
 
 
 def _check_layout(spec: ModelSpec) -> None:
@@ -157,13 +164,13 @@ def _fill_folder(
         describe = writer.phi4_multimodal_config
         if plan.sound_token is not None:
             tokens["audio_token_id"] = plan.sound_token
-    _write_json(scratch / "config.json", describe(plan.spec, number, tokens))
+    write_json(scratch / "config.json", describe(plan.spec, number, tokens))
     _write_tensors(plan, scratch, plan.main, safetensors_files.SINGLE_FILE, progress)
     if plan.adapter:
         folder = scratch / adapter_tensors.FOLDER
         folder.mkdir()
         described = writer.adapter_config(plan.spec, plan.modules, str(target.absolute()))
-        _write_json(folder / "adapter_config.json", described)
+        write_json(folder / "adapter_config.json", described)
         _write_tensors(plan, folder, plan.adapter, "adapter_model.safetensors", progress)
 
 
@@ -175,22 +182,38 @@ def _write_tensors(
     progress: Callable[[int], None],
 ) -> None:
     """Writes these tensors of the plan to `folder`, as `file` or in several of its name."""
-    sizes = {name: (plan.dtypes[name], tensor.shape) for name, tensor in tensors.items()}
+
+    def read(name: str, piece: Piece) -> np.ndarray:
+        rows = block_copy.to_contiguous(piece.write(plan.stored.read(piece.name, piece.index)))
+        if name not in plan.merged:
+            return rows
+        a, b = plan.merged[name]
+        return block_copy.merge_lora(
+            rows,
+            _read_tensor(plan.stored, a),
+            _read_tensor(plan.stored, b)[piece.start : piece.stop],
+            plan.spec.lora.alpha / plan.spec.lora.r,
+            plan.dtypes[name],
+        )
+
+    write_tensors(folder, file, tensors, plan.dtypes, read, progress)
+
+
+def write_tensors(
+    folder: pathlib.Path,
+    file: str,
+    tensors: Mapping[str, ForeignTensor],
+    dtypes: Mapping[str, np.dtype],
+    read: Callable[[str, Piece], np.ndarray],
+    progress: Callable[[int], None],
+) -> None:
+    """Writes tensors to `folder`, as `file` or in several of its name; `read` gives their rows."""
+    sizes = {name: (dtypes[name], tensor.shape) for name, tensor in tensors.items()}
     with safetensors_files.SafetensorsWriter(folder, sizes, single=file) as writer:
 
         def move(item: tuple[str, Piece]) -> int:
             name, piece = item
-            rows = block_copy.to_contiguous(piece.write(plan.stored.read(piece.name, piece.index)))
-            if name in plan.merged:
-                a, b = plan.merged[name]
-                rows = block_copy.merge_lora(
-                    rows,
-                    _read_tensor(plan.stored, a),
-                    _read_tensor(plan.stored, b)[piece.start : piece.stop],
-                    plan.spec.lora.alpha / plan.spec.lora.r,
-                    plan.dtypes[name],
-                )
-            rows = rows.astype(plan.dtypes[name], copy=False)
+            rows = read(name, piece).astype(dtypes[name], copy=False)
             writer.write(name, piece.start, rows)
             return rows.nbytes
 
@@ -210,7 +233,7 @@ def _read_tensor(stored: weight_store.WeightReader, tensor: ForeignTensor) -> np
     return np.concatenate([piece.write(stored.read(piece.name, piece.index)) for piece in pieces])
 
 
-def _output_dtype(
+def output_dtype(
     name: str, tensor: ForeignTensor, stored: weight_store.WeightReader, choice: DtypeChoice
 ) -> np.dtype:
     """The dtype in which a tensor is written. Raises Mistake where its parts differ in theirs."""
@@ -223,5 +246,6 @@ def _output_dtype(
     return dtypes.pop()
 
 
-def _write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+def write_json(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+    """Writes a tree as transformers writes its configs."""
     path.write_text(json.dumps(tree, indent=2) + "\n")

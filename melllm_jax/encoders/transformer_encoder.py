@@ -35,7 +35,10 @@ class SelfAttention(nnx.Module):
     def __call__(self, x_btd: Float[Array, "b t d"], attend: AttendFn) -> Float[Array, "b t d"]:
         """`attend` is given q, k and v [b t n h]."""
         q, k, v = (self._projected(name, x_btd) for name in "qkv")
-        y_btd = einsum("btnh,nhd->btd", attend(q, k, v), self.o[...])
+        return self._output(attend(q, k, v))
+
+    def _output(self, y_btnh: Array) -> Float[Array, "b t d"]:
+        y_btd = einsum("btnh,nhd->btd", y_btnh, self.o[...])
         if hasattr(self, "o_bias"):
             y_btd = y_btd + self.o_bias[...][None, None]
         return name_activation(y_btd, "out")

@@ -62,6 +62,12 @@ class WhisperEncoder(nnx.Module):
         """The encoder's output; see `TransformerEncoder` for `wrap` and `unroll`."""
         return self.stack(*self._stack_inputs(mels_bfm, sequences_bf), wrap, unroll)
 
+    def whole(self, mels_bfm: Float[Array, "b f m"]) -> Float[Array, "b t d"]:
+        """The output for windows, one a row: each hears all its frames."""
+        one = jnp.ones(mels_bfm.shape[:2], jnp.int32, out_sharding=sharding.a("b t"))
+        x_btd, attend = self._stack_inputs(mels_bfm, one)
+        return self.stack(x_btd, attention.attend_all if attention_kernels.on_one_cpu() else attend)
+
     def hidden(
         self, mels_bfm: Float[Array, "b f m"], sequences_bf: Int[Array, "b f"]
     ) -> Float[Array, "layers b t d"]:

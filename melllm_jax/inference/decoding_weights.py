@@ -6,7 +6,7 @@ every token. On a CPU alone each matrix lies in blocks, see `nn.blocked_weight`.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flax import nnx
 import jax
@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 from melllm_jax.models.speech_lm import Block, SpeechLM
 from melllm_jax.nn.blocked_weight import BlockedWeight, has_blocks, to_blocks
 from melllm_jax.nn.layers import einsum
+
+Layer = TypeVar("Layer", bound=nnx.Module)
 
 
 class DecodingWeights(NamedTuple):
@@ -33,8 +35,19 @@ class DecodingWeights(NamedTuple):
 
 def make_ready(model: SpeechLM) -> DecodingWeights:
     """The weights of a model on the mesh in force."""
+    return _make_ready(model, blocks_are_faster())
+
+
+def blocks_are_faster() -> bool:
+    """Whether weights are better in blocks on the mesh in force."""
     mesh = jax.sharding.get_mesh()
-    return _make_ready(model, mesh.size == 1 and mesh.devices.flat[0].platform == "cpu")
+    return bool(mesh.size == 1 and mesh.devices.flat[0].platform == "cpu")
+
+
+def layer_in_blocks(layer: Layer) -> Layer:
+    """A layer, each matrix in blocks where that is better."""
+    blocked: Layer = jax.tree.map(_to_blocks, layer, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return blocked
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -42,8 +55,7 @@ def _make_ready(model: SpeechLM, in_blocks: bool) -> DecodingWeights:
     unstacked = [model.stack.layer(i) for i in range(model.cfg.l)]
     if not in_blocks:
         return DecodingWeights(unstacked, None)
-    is_weight = lambda x: isinstance(x, nnx.Variable)
-    layers = [jax.tree.map(_to_blocks, layer, is_leaf=is_weight) for layer in unstacked]
+    layers = list(map(layer_in_blocks, unstacked))
     table, dims = model.table
     head = None
     if has_blocks(model.cfg.v, table.dtype):

@@ -7,11 +7,11 @@ the same slot of the cache. `decoding_weights` says in what order the weights ar
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 import numpy as np
 
 from melllm_jax import sharding
@@ -19,24 +19,9 @@ from melllm_jax.batch import Batch
 from melllm_jax.inference import decoding_weights
 from melllm_jax.inference.cached_model import CachedModel
 from melllm_jax.inference.decoding_weights import DecodingWeights
-from melllm_jax.inference.kv_cache import LayerCache
-from melllm_jax.inference.sampling import (
-    GREEDY,
-    DecodingOptions,
-    RepetitionGuard,
-    fill_rows,
-    sample_tokens,
-)
+from melllm_jax.inference.sampling import GREEDY, DecodingOptions
+from melllm_jax.inference.token_loop import Generation, LoopState
 from melllm_jax.models.speech_lm import SpeechLM
-
-
-class Generation(NamedTuple):
-    """Generated tokens; those of a row after its length are 0."""
-
-    tokens: Int[Array, "b t"]
-    lengths: Int[Array, "b"]  # tokens before an end token
-    ended: Array  # bool [b]: an end token came
-    looped: Array  # bool [b]: the repetition guard stopped the row; its repetitions are in `tokens`
 
 
 class Decoder:
@@ -49,7 +34,7 @@ class Decoder:
         self.ends = (end,) if isinstance(end, int) else tuple(end)
         self.options = options
         self.compile_seconds = 0.0  # seconds spent on it so far
-        self._compiled: dict[tuple, Callable[..., _LoopState]] = {}
+        self._compiled: dict[tuple, Callable[..., LoopState]] = {}
         self.set_model(model)
 
     def set_model(self, model: SpeechLM) -> None:
@@ -94,7 +79,7 @@ class Decoder:
         """`function`, compiled once a name; a state among its arguments is used up."""
         if name not in self._compiled:
             began = time.perf_counter()
-            used_up = tuple(i for i, x in enumerate(arguments) if isinstance(x, _LoopState))
+            used_up = tuple(i for i, x in enumerate(arguments) if isinstance(x, LoopState))
             lowered = jax.jit(function, donate_argnums=used_up).lower(*arguments)
             self._compiled[name] = lowered.compile()
             self.compile_seconds += time.perf_counter() - began
@@ -127,20 +112,6 @@ def _bucket_length(length: int) -> int:
     return size
 
 
-class _LoopState(NamedTuple):
-    """What passes from one token to the next."""
-
-    step: Array  # tokens chosen so far
-    token: Int[Array, "b"]  # the last of them; 0 in rows that are done
-    cache: list[LayerCache]  # of the prompts and all chosen tokens but the last
-    tokens: Int[Array, "b t"]
-    lengths: Int[Array, "b"]  # tokens so far
-    guard: RepetitionGuard
-    done: Array
-    ended: Array
-    looped: Array
-
-
 def _begin(
     model: SpeechLM,
     weights: DecodingWeights,
@@ -151,23 +122,10 @@ def _begin(
     ends: tuple[int, ...],
     options: DecodingOptions,
     steps: int,
-) -> _LoopState:
+) -> LoopState:
     """Reads the prompts and chooses the first token after each."""
-    b = len(limits)
     scores, cache = CachedModel(model, weights, prompt, limits, steps).prefill(prompt)
-    none = jnp.zeros_like(limits, bool)
-    nothing = _LoopState(
-        step=jnp.int32(0),
-        token=jnp.zeros_like(limits),
-        cache=cache,
-        tokens=fill_rows(b, steps, 0),
-        lengths=jnp.zeros_like(limits),
-        guard=RepetitionGuard.start(b),
-        done=limits <= 0,
-        ended=none,
-        looped=none,
-    )
-    return _choose(nothing, scores, limits, key, ends, options)
+    return LoopState.start(limits, steps, cache).choose(scores, limits, key, ends, options)
 
 
 def _go_on(
@@ -177,49 +135,21 @@ def _go_on(
     limits: Int[Array, "b"],
     key: Array,
     stop: Array,
-    state: _LoopState,
+    state: LoopState,
     *,
     ends: tuple[int, ...],
     options: DecodingOptions,
     steps: int,
-) -> _LoopState:
+) -> LoopState:
     """Goes on until all rows are done, or `stop` tokens are chosen, at most `steps`."""
     cached = CachedModel(model, weights, prompt, limits, steps)
 
-    def unfinished(state: _LoopState) -> Array:
+    def unfinished(state: LoopState) -> Array:
         return (state.step < jnp.minimum(stop, steps)) & ~jnp.all(state.done)
 
-    def next_token(state: _LoopState) -> _LoopState:
+    def next_token(state: LoopState) -> LoopState:
         scores, cache = cached.decode(state.token, state.step - 1, state.cache)
-        return _choose(state._replace(cache=cache), scores, limits, key, ends, options)
+        state = state._replace(cache=cache)
+        return state.choose(scores, limits, key, ends, options)
 
     return jax.lax.while_loop(unfinished, next_token, state)
-
-
-def _choose(
-    state: _LoopState,
-    scores: Float[Array, "b v"],
-    limits: Int[Array, "b"],
-    key: Array,
-    ends: tuple[int, ...],
-    options: DecodingOptions,
-) -> _LoopState:
-    """The state with each row's next token, chosen from its scores."""
-    i = state.step
-    token = sample_tokens(scores, options, jax.random.fold_in(key, i))
-    is_end = functools.reduce(jnp.logical_or, (token == end for end in ends), token < 0)
-    ended = state.ended | (~state.done & is_end)
-    valid = ~(state.done | ended)
-    token = jnp.where(valid, token, 0)
-    guard, repeats = state.guard.update(token)
-    looped = state.looped | (options.guard & valid & repeats)
-    return state._replace(
-        step=i + 1,
-        token=token,
-        tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, i)),
-        lengths=state.lengths + valid.astype(jnp.int32),
-        guard=guard,
-        done=state.done | ended | looped | (i + 1 >= limits),
-        ended=ended,
-        looped=looped,
-    )

@@ -50,19 +50,34 @@ class CacheLayout:
         return jnp.repeat(seen_bts, self.split_heads, axis=0, out_sharding=spec)
 
     def attend(
-        self, qkv: Sequence[Array], cache: LayerCache, slot: Array, seen: Array
+        self, qkv: Sequence[Array], cache: LayerCache, slot: Array | int, seen: Array
     ) -> tuple[Array, LayerCache]:
         """Attention over a layer's cache once new keys and values are in it from `slot` on.
 
         `qkv` are queries [b t n h], keys and values [b t k h]; `seen` is the mask of the cache's
         rows. Gives what the queries read, [b t n h], and the new cache.
         """
-        q, k, v = (heads_as_rows(x, self.split_heads) for x in qkv)
-        new_k, new_v = update_cache(cache[0], k, slot), update_cache(cache[1], v, slot)
-        heads = self.k // self.split_heads
-        shape = (self.b * self.split_heads, heads, self.slots, self.h)
-        y = attention.attend_cached(q, new_k.reshape(shape), new_v.reshape(shape), seen)
-        return rows_as_heads(y, self.split_heads), (new_k, new_v)
+        q, k, v = qkv
+        new_k, new_v = (
+            update_cache(old, heads_as_rows(x, self.split_heads), slot)
+            for old, x in zip(cache, (k, v), strict=True)
+        )
+        return self.read(q, (new_k, new_v), seen), (new_k, new_v)
+
+    def filled(self, k_bskh: Array, v_bskh: Array) -> LayerCache:
+        """A cache of these keys and values, of all slots."""
+        rows = (heads_as_rows(x, self.split_heads) for x in (k_bskh, v_bskh))
+        k, v = (attention.heads_first(x) for x in rows)
+        if self.split_heads > 1:
+            k, v = (x[:, 0] for x in (k, v))
+        return k, v
+
+    def read(self, q_btnh: Array, cache: LayerCache, seen: Array) -> Array:
+        """Attention of queries [b t n h] over a layer's cache as it is."""
+        shape = (self.b * self.split_heads, self.k // self.split_heads, self.slots, self.h)
+        k, v = (x.reshape(shape) for x in cache)
+        q = heads_as_rows(q_btnh, self.split_heads)
+        return rows_as_heads(attention.attend_cached(q, k, v, seen), self.split_heads)
 
 
 def heads_as_rows(x_btnh: Array, heads: int) -> Array:
@@ -84,7 +99,7 @@ def rows_as_heads(x_btnh: Array, heads: int) -> Array:
     return jax.reshard(x, sharding.a("b t n h"))
 
 
-def update_cache(cache: Array, new_btkh: Array, slot: Array) -> Array:
+def update_cache(cache: Array, new_btkh: Array, slot: Array | int) -> Array:
     """The cache with new keys or values written from `slot` on."""
     new = attention.heads_first(new_btkh).astype(cache.dtype)
     new = new.reshape(*cache.shape[:-2], -1, cache.shape[-1])

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from melllm_jax import sharding
 from melllm_jax.config.model import FrontSpec, ModelSpec
+from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.encoders.whisper import EncoderAlone
 from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.models.whisper import WhisperModel
 from melllm_jax.nn.layers import NonTrainable
 
 # What brings a front end's output to the LLM's width: all of a linear one, the end of the others.
@@ -94,6 +96,12 @@ def abstract_encoder(spec: FrontSpec) -> tuple[Skeleton[EncoderAlone], Weights]:
     """As `abstract_from_spec`, of an encoder alone."""
     with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
         return abstract_model(lambda rngs: EncoderAlone(rngs, spec))
+
+
+def abstract_whisper(spec: WhisperSpec) -> tuple[Skeleton[WhisperModel], Weights]:
+    """As `abstract_from_spec`, of a Whisper."""
+    with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
+        return abstract_model(lambda rngs: WhisperModel(rngs, spec))
 
 
 def is_front(name: str) -> bool:

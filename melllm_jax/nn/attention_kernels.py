@@ -117,9 +117,9 @@ def make_attend_fn(kernel: str, ranges: VisibleRange, *, window: int, both_ways:
 
 
 def _blocks(q_btnh: Array, k_bskh: Array, v_bskh: Array, first_bt: Array, last_bt: Array) -> Array:
-    """Attention with scores of BLOCK queries at a time, computed again in the backward pass."""
+    """Attention with scores of BLOCK queries at a time at most, made again in the backward pass."""
     t = q_btnh.shape[1]
-    size = math.gcd(t, BLOCK)
+    size = next(size for size in range(min(t, BLOCK), 0, -1) if t % size == 0)
     k_bksh, v_bksh = (jnp.swapaxes(x, 1, 2) for x in (k_bskh, v_bskh))
 
     @jax.checkpoint
@@ -282,6 +282,11 @@ def _mask(ranges: VisibleRange) -> Bool[Array, "b t s"]:
 def _split_time(x: Array, parts: int) -> Array:
     """[b t …] as [parts b t/parts …]."""
     return jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0)
+
+
+def on_one_cpu() -> bool:
+    """Whether the mesh in force is one CPU."""
+    return jax.sharding.get_abstract_mesh().size == 1 and _platform() == "cpu"
 
 
 def _platform() -> str | None:

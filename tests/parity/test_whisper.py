@@ -34,10 +34,12 @@ M = 8
 def weights_of(cfg, m, theirs, prefix=""):
     """Our encoder alone, with the weights of their model."""
     skeleton, shapes = abstract_model(lambda rngs: WhisperEncoder(rngs, cfg, m))
-    ours = {f"{names.OURS}{name}": x.shape for name, x in shapes.items()}
+    ours = {f"{names.OUR_ENCODER}{name}": x.shape for name, x in shapes.items()}
     read = converted(names.encoder_rules(prefix), theirs, ours)
     assert read.keys() == ours.keys()
-    return skeleton.model({k.removeprefix(names.OURS): jnp.asarray(x) for k, x in read.items()})
+    return skeleton.model(
+        {k.removeprefix(names.OUR_ENCODER): jnp.asarray(x) for k, x in read.items()}
+    )
 
 
 @pytest.fixture(scope="module")

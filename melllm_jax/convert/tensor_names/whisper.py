@@ -1,56 +1,93 @@
-"""Maps the encoder's tensors of a Whisper checkpoint to those of the front end `whisper`.
+"""Maps the tensors of a Whisper checkpoint to ours: the encoder's to those of a front end.
 
-The decoder is left out by reason. Source: transformers' `modeling_whisper.py`, whose classes with a
-decoder put "model." before these names.
+Source: transformers' `modeling_whisper.py`, whose class with a head puts "model." before these
+names. The head is the embedding.
 """
 
 from collections.abc import Iterator
 
 from melllm_jax.convert.weight_map import LAYER, IgnoredTensors, Rule
 
-ENCODER, OURS = "encoder.", "front.encoder."
-BLOCK, OUR_BLOCK = f"{ENCODER}layers.{LAYER}.", f"{OURS}stack.blocks."
+ENCODER, OUR_ENCODER = "encoder.", "front.encoder."
+DECODER = "decoder."  # ours as well
+ENCODER_BLOCK, OUR_ENCODER_BLOCK = f"{ENCODER}layers.{LAYER}.", f"{OUR_ENCODER}stack.blocks."
+DECODER_BLOCK, OUR_DECODER_BLOCK = f"{DECODER}layers.{LAYER}.", f"{DECODER}blocks."
 VECTOR, HEADS, CONV = "d -> d", "(n h) d -> d n h", "d m x -> x m d"
 
 # Theirs, ours, and the patterns of weight and bias; an empty one where there is no bias.
-OUTSIDE = (
+CONVOLUTIONS = (
     ("conv1", "first", CONV, VECTOR),
     ("conv2", "second", CONV, VECTOR),
 )
-IN_BLOCK = (
-    ("self_attn.q_proj", "attn.q", HEADS, "(n h) -> n h"),
-    ("self_attn.k_proj", "attn.k", HEADS, ""),
-    ("self_attn.v_proj", "attn.v", HEADS, "(n h) -> n h"),
-    ("self_attn.out_proj", "attn.o", "d (n h) -> n h d", VECTOR),
+ATTENTION = (
+    ("q_proj", "q", HEADS, "(n h) -> n h"),
+    ("k_proj", "k", HEADS, ""),
+    ("v_proj", "v", HEADS, "(n h) -> n h"),
+    ("out_proj", "o", "d (n h) -> n h d", VECTOR),
+)
+MLP = (
     ("fc1", "mlp.up", "f d -> d f", VECTOR),
     ("fc2", "mlp.down", "d f -> f d", VECTOR),
 )
-NORMS = (
-    (f"{BLOCK}self_attn_layer_norm", f"{OUR_BLOCK}attn_norm"),
-    (f"{BLOCK}final_layer_norm", f"{OUR_BLOCK}mlp_norm"),
-    (f"{ENCODER}layer_norm", f"{OURS}stack.norm"),
-)
-IGNORED_TENSORS = (
-    IgnoredTensors("*decoder.*", "decoder"),
-    IgnoredTensors("proj_out.weight", "decoder's head, which is its embedding"),
-)
+NORMS = (("self_attn_layer_norm", "attn_norm"), ("final_layer_norm", "mlp_norm"))
+CROSS_NORM = ("encoder_attn_layer_norm", "cross_norm")
+HEAD = IgnoredTensors("proj_out.weight", "decoder's head, which is its embedding")
 
 
 def encoder_rules(prefix: str = "model.") -> list[Rule]:
     """Rules of all of the encoder's tensors; `prefix` is what stands before their names."""
-    return list(_rules(prefix))
+    return list(_encoder_rules(prefix))
 
 
-def _rules(prefix: str) -> Iterator[Rule]:
-    yield Rule(f"{prefix}{ENCODER}embed_positions.weight", (f"{OURS}positions",), ("t d -> t d",))
-    matrices = [(f"{ENCODER}{theirs}", f"{OURS}{ours}", *rest) for theirs, ours, *rest in OUTSIDE]
-    matrices += [
-        (f"{BLOCK}{theirs}", f"{OUR_BLOCK}{ours}", *rest) for theirs, ours, *rest in IN_BLOCK
-    ]
-    for theirs, ours, pattern, bias in matrices:
-        yield Rule(f"{prefix}{theirs}.weight", (ours,), (pattern,))
-        if bias:
-            yield Rule(f"{prefix}{theirs}.bias", (f"{ours}_bias",), (bias,))
-    for theirs, ours in NORMS:
-        yield Rule(f"{prefix}{theirs}.weight", (f"{ours}.scale",), (VECTOR,))
-        yield Rule(f"{prefix}{theirs}.bias", (f"{ours}.bias",), (VECTOR,))
+def whisper_rules(prefix: str = "model.") -> list[Rule]:
+    """Rules of all tensors, as `encoder_rules`."""
+    return [*_encoder_rules(prefix), *_decoder_rules(prefix)]
+
+
+def has_decoder(name: str) -> bool:
+    """Whether a tensor is a decoder's."""
+    return name.removeprefix("model.").startswith(DECODER)
+
+
+def _encoder_rules(prefix: str) -> Iterator[Rule]:
+    theirs, ours = f"{prefix}{ENCODER}", OUR_ENCODER
+    yield Rule(f"{theirs}embed_positions.weight", (f"{ours}positions",), ("t d -> t d",))
+    for name, our_name, pattern, bias in CONVOLUTIONS:
+        yield from _matrix(f"{theirs}{name}", f"{ours}{our_name}", pattern, bias)
+    yield from _block(f"{prefix}{ENCODER_BLOCK}", OUR_ENCODER_BLOCK)
+    yield from _norm(f"{theirs}layer_norm", f"{ours}stack.norm")
+
+
+def _decoder_rules(prefix: str) -> Iterator[Rule]:
+    theirs, block = f"{prefix}{DECODER}", f"{prefix}{DECODER_BLOCK}"
+    yield Rule(f"{theirs}embed_tokens.weight", (f"{DECODER}embed",), ("v d -> v d",))
+    yield Rule(f"{theirs}embed_positions.weight", (f"{DECODER}positions",), ("t d -> t d",))
+    yield from _block(block, OUR_DECODER_BLOCK)
+    yield from _attention(f"{block}encoder_attn.", f"{OUR_DECODER_BLOCK}cross.")
+    yield from _norm(f"{block}{CROSS_NORM[0]}", f"{OUR_DECODER_BLOCK}{CROSS_NORM[1]}")
+    yield from _norm(f"{theirs}layer_norm", f"{DECODER}norm")
+
+
+def _block(theirs: str, ours: str) -> Iterator[Rule]:
+    """What a block of either has."""
+    yield from _attention(f"{theirs}self_attn.", f"{ours}attn.")
+    for name, our_name, pattern, bias in MLP:
+        yield from _matrix(f"{theirs}{name}", f"{ours}{our_name}", pattern, bias)
+    for name, our_name in NORMS:
+        yield from _norm(f"{theirs}{name}", f"{ours}{our_name}")
+
+
+def _attention(theirs: str, ours: str) -> Iterator[Rule]:
+    for name, our_name, pattern, bias in ATTENTION:
+        yield from _matrix(f"{theirs}{name}", f"{ours}{our_name}", pattern, bias)
+
+
+def _matrix(theirs: str, ours: str, pattern: str, bias: str) -> Iterator[Rule]:
+    yield Rule(f"{theirs}.weight", (ours,), (pattern,))
+    if bias:
+        yield Rule(f"{theirs}.bias", (f"{ours}_bias",), (bias,))
+
+
+def _norm(theirs: str, ours: str) -> Iterator[Rule]:
+    yield Rule(f"{theirs}.weight", (f"{ours}.scale",), (VECTOR,))
+    yield Rule(f"{theirs}.bias", (f"{ours}.bias",), (VECTOR,))

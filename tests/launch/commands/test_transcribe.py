@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -7,6 +9,8 @@ import soundfile
 
 from launch import cli
 from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.config.overrides import to_json
 from tests.support.runs import compiled_once, refused, two_updates
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
@@ -58,6 +62,20 @@ def test_transcribe_of_one_file_says_its_text_alone(run, files, capsys):
     alone = capsys.readouterr().out
     assert alone.count("\n") == 1
     assert files[0] not in alone
+
+
+def test_an_import_transcribes_as_the_run_of_its_weights_does(run, files, tmp_path, capsys):
+    words = ["--dtype", "float32", "--batch", "8", *files[:2]]
+    assert cli.main(transcribe(run, *words)) == 0
+    expected = capsys.readouterr().out
+    imported = shutil.copytree(run, tmp_path / "import")
+    cfg = run_folder.read_run(str(run))
+    text = dataclasses.replace(cfg.text, tokenizer="bytes")
+    spec = ModelSpec(cfg.model, cfg.mel, text, cfg.lora)
+    (imported / run_folder.SPEC).write_text(to_json(spec))
+    (imported / run_folder.RUN).unlink()
+    assert cli.main(transcribe(imported, *words[2:])) == 0
+    assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize(

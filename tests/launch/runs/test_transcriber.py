@@ -6,8 +6,8 @@ from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch.runs import transcriber
 from launch.runs.transcriber import Transcriber
-from melllm_jax.inference.generate import Generation
 from melllm_jax.inference.sampling import GREEDY
+from melllm_jax.inference.token_loop import Generation
 
 
 class Decoder:

@@ -1,9 +1,11 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from melllm_jax import sharding
 from melllm_jax.nn import attention
 from melllm_jax.nn.attention import PositionIds
 from tests.support import models
@@ -111,3 +113,20 @@ def test_attend_of_bfloat16_keeps_its_scores_in_float32():
     y = attention.attend(*short, jnp.ones((1, 1, 2), bool))
     assert y.dtype == jnp.bfloat16
     assert float(y[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-0.5)), rel=2**-8)
+
+
+@pytest.mark.parametrize(("queries", "heads"), [(4, 1), (4, 2), (6, 5), (250, 1)])
+def test_attention_to_all_is_attention_without_a_mask(monkeypatch, queries, heads):
+    """Six queries in pieces of three, or at once; heads of both rows by one, two and three."""
+    monkeypatch.setattr(attention, "QUERIES", queries)
+    monkeypatch.setattr(attention, "HEADS", heads)
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, t, 3, 4)).astype(np.float32) for t in (6, 5, 5))
+    with models.one_device():
+        expected = attention.attend(*on_devices(q, k, v), jnp.ones((2, 6, 5), bool))
+        found = models.jitted(attention.attend_all)(*on_devices(q, k, v))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def on_devices(*arrays):
+    return [jax.device_put(x, sharding.a("b t n h")) for x in arrays]

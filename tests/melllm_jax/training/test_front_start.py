@@ -61,6 +61,11 @@ def stored(folder):
     return {name: found.read(name) for name in found.shapes}
 
 
+def heard_by(folder):
+    """What of a Whisper is a front end: all but its decoder."""
+    return {name: x for name, x in stored(folder).items() if is_front(name)}
+
+
 def begun(folder, init, front, **changes):
     """The run of both starts, or of a front end alone."""
     init, front = (str(folder / name) if name else "" for name in (init, front))
@@ -95,7 +100,7 @@ def test_the_encoder_is_the_checkpoint_s_and_the_projector_is_made_anew(folder, 
     run = begun(folder, init, "whisper")
     with models.split_as("fsdp4-tp2"):
         whole = state_of(run)
-    theirs = stored(folder / "whisper")
+    theirs = heard_by(folder / "whisper")
     assert set(theirs) == {name for name in whole if is_encoder(name)}
     for name, x in theirs.items():
         np.testing.assert_array_equal(whole[name], x.astype(np.float32))
@@ -146,7 +151,7 @@ def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys,
     find_one_device(monkeypatch)
     frozen = ["--init.front", folder / "whisper", "--optim.encoder", "frozen"]
     assert cli.main(words(folder, tmp_path / "one", *frozen)) == 0
-    whole, before = stored(tmp_path / "one"), stored(folder / "whisper")
+    whole, before = stored(tmp_path / "one"), heard_by(folder / "whisper")
     for name, x in before.items():
         np.testing.assert_array_equal(whole[name], x.astype(np.float32), err_msg=name)
     run = run_folder.read_run(str(tmp_path / "one"))
@@ -182,7 +187,7 @@ def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys,
             "front.encoder.stack.blocks.mlp.down is (2, 24, 16), the run's is (2, 32, 16)",
         ),
         (["{}/whisper", "--mel.r", "1"], "mel.r=1: must be 2 or more for the whisper front end"),
-        (["{}/whisper", "--init", "{}/whisper"], "holds a front end alone: --init.front takes it"),
+        (["{}/whisper", "--init", "{}/whisper"], "and --init.front its encoder"),
         (
             ["{}/whisper", "--model.front", "linear", "--optim.encoder", "frozen"],
             'optim.encoder=frozen: model.front="linear" has no encoder to be frozen',
