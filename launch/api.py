@@ -42,7 +42,7 @@ from melllm_jax.config.run import Run
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.objectives.next_token import NextToken
-from melllm_jax.objectives.objective import Companion, LossSums, Objective
+from melllm_jax.objectives.objective import Companion, LossSums, Objective, Term
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets.catalog import PRESETS, preset
 from melllm_jax.sharding import shard_batch
@@ -66,6 +66,7 @@ __all__ = [
     "Run",
     "Source",
     "SplitScore",
+    "Term",
     "Tokenizer",
     "Training",
     "Transcript",
