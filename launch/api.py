@@ -198,7 +198,7 @@ def configure(
     Mistake for names and fields that do not exist, and for values that they do not take.
     """
     found = preset(run) if isinstance(run, str) else run
-    found = run_from(found, *map(os.fspath, (init, front, teacher)))
+    found = run_from(found, os.fspath(init), os.fspath(front), os.fspath(teacher))
     sources = {} if data is None else {"data.sources": _sources(data)}
     return override(found, {**sources, **overrides})
 

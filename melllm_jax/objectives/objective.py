@@ -92,9 +92,13 @@ def trainable_names(cfg: Optim, kinds: Kinds) -> frozenset[str]:
 
     A frozen encoder leaves of the front end its projector.
     """
-    kept = {"all": nnx.Param, "lora": LoraParam, "front": ()}[cfg.train]
+    kept: Mapping[str, tuple[type[nnx.Param], ...]] = {
+        "all": (nnx.Param,),
+        "lora": (LoraParam,),
+        "front": (),
+    }
     chosen = lambda name, kind: (
-        (isinstance(kind, kept) or is_front(name))
+        (isinstance(kind, kept[cfg.train]) or is_front(name))
         and not (cfg.encoder == "frozen" and is_encoder(name))
     )
     return frozenset(

@@ -1,9 +1,15 @@
+import dataclasses
 import functools
 
 import pytest
 
 from launch.sweep import budgets, spec
 from melllm_jax import flops
+from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.features import Mel, Text
+from melllm_jax.config.model import FrontSpec, ModelSpec
+from melllm_jax.config.overrides import to_json
+from melllm_jax.presets.smollm2 import SMOLLM2_135M
 
 CELLS = {
     "scaling": 25,
@@ -15,6 +21,12 @@ CELLS = {
     "synthetic_rate": 5,
     "text": 20,
 }
+FROM_CHECKPOINTS = {  # of the folder where they are run
+    "smollm2_front": 5,
+    "smollm2_init": 9,
+    "smollm2_layers": 3,
+    "smollm2_rate": 2,
+}
 
 
 @functools.cache
@@ -24,12 +36,35 @@ def runs(name):
 
 def test_every_ready_spec_is_known_here():
     found = {path.stem for path in spec.SPECS.glob("*.py")} - {"__init__"}
-    assert found == set(CELLS)
+    assert found == set(CELLS) | set(FROM_CHECKPOINTS)
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_ready_spec_makes_its_cells(name):
     assert len(runs(name)) == CELLS[name]
+
+
+@pytest.mark.parametrize("name", FROM_CHECKPOINTS)
+def test_ready_spec_from_checkpoints_makes_runs_of_what_they_hold(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    llm = dataclasses.replace(SMOLLM2_135M, front="none", family="llama")
+    text = Text(tokenizer="tokenizer", template="chat")
+    specs = {
+        "smollm2/model.json": ModelSpec(llm, text=text),
+        "whisper/front.json": FrontSpec("whisper", Mel("whisper", normalize="none"), Whisper()),
+    }
+    for file, made in specs.items():
+        path = tmp_path / "checkpoints" / file
+        path.parent.mkdir(parents=True)
+        path.write_text(to_json(made))
+    found = [one.run for one in spec.load(name, {}).cells]
+    assert len(found) == FROM_CHECKPOINTS[name]
+    starts = {(run.init.path, run.init.front, run.model.front, run.mel.kind) for run in found}
+    assert ("checkpoints/smollm2", "", "linear", "whisper") in starts
+    heard = {front for _, folder, front, _ in starts if folder}
+    assert heard <= {"whisper"}
+    assert all(run.text.tokenizer == "checkpoints/smollm2/tokenizer" for run in found)
+    assert all((run.init.path == "") == (run.optim.train == "all") for run in found)
 
 
 def test_scaling_spends_each_budget_at_five_sizes():
