@@ -51,110 +51,114 @@ def folder(tmp_path_factory):
     return folder
 
 
-SIZES = {"model.d": 32, "model.n": 4, "model.k": 2, "model.l": 2, "data.b": 8, "optim.warmup": 0}
-SIZES |= {"distill.windows": 16}
+# The weight of the terms falls from 2 at the first update to 0 at the fifth.
+SMALLER = {"model.d": 32, "model.n": 4, "model.k": 2, "model.l": 2, "data.b": 8, "optim.steps": 4}
+FALLING = {"distill.windows": 16, "distill.weight": 2.0, "distill.schedule": "linear"}
 
 
 def run_of(folder, **changes):
     """A run of two layers that are taught by two."""
     taught = run_start.adopt_teacher(tiny(folder / "data"), str(folder / "whisper"))
-    return override(taught, SIZES | changes)
-
-
-def batch_of(run):
-    with contextlib.closing(batches_of(run)) as batches:
-        return next(batches)
-
-
-def update_of(run, batch, place=models.one_device):
-    """The metrics of an update, and the state before and after."""
-    with place():
-        update = Update(objective_of(run))
-        before = update.init_state()
-        after, metrics = jax.jit(update)(before, sharding.shard_batch(batch))
-        numbers = {k: float(x) for k, x in jax.device_get(metrics).items() if np.ndim(x) == 0}
-        return numbers, jax.device_get(before), jax.device_get(after)
+    return override(taught, SMALLER | FALLING | changes)
 
 
 @pytest.fixture(scope="module")
-def update(folder):
-    """A run, its batch, and what its first update on one device tells, finds and leaves."""
-    run = run_of(folder)
-    batch = batch_of(run)
-    return run, batch, *update_of(run, batch)
+def batch(folder):
+    with contextlib.closing(batches_of(run_of(folder))) as batches:
+        return next(batches)
 
 
-def test_an_update_has_the_token_s_loss_and_a_term_for_each_layer(update):
-    run, batch, numbers, before, after = update
+class Graded:
+    """The loss of a run's first state and its gradients, as of any update."""
+
+    def __init__(self, run, batch, place=models.one_device):
+        self.place, self.batch = place, batch
+        with place():
+            self.update = Update(objective_of(run))
+            self.state = self.update.init_state()
+        self._compiled = jax.jit(self._grade)
+
+    def _grade(self, state, batch):
+        sums, grads = self.update._gradients(state, batch, jax.random.key(0))
+        terms = self.update.objective.terms(batch, state.step)
+        means = {name: total / terms[name].weight for name, total in sums.terms.items()}
+        return {"loss": sums.loss / sums.weight, **means}, grads
+
+    def at(self, step):
+        with self.place():
+            state = self.state._replace(step=jnp.int32(step))
+            found, grads = self._compiled(state, sharding.shard_batch(self.batch))
+            return {name: float(x) for name, x in found.items()}, jax.device_get(grads)
+
+
+@pytest.fixture(scope="module")
+def graded(folder, batch):
+    """On one device."""
+    return Graded(run_of(folder), batch)
+
+
+def test_a_run_has_the_token_s_loss_and_a_term_for_each_layer(folder, batch, graded):
+    numbers, grads = graded.at(0)
     with models.one_device():
-        alone = Update(objective_of(override(run, {"distill.teacher": "none"})))
+        alone = Update(objective_of(run_of(folder, **{"distill.teacher": "none"})))
         bare = alone.init_state()
         sums = jax.jit(alone.loss_sums)(bare, sharding.shard_batch(batch))
     assert numbers["loss"] == pytest.approx(float(sums.loss / sums.weight), rel=1e-6)
     assert numbers["taught"] == 1
     # Nothing is aligned yet: states of random directions.
     assert all(0.5 < numbers[name] < 1.5 for name in ("align_0", "align_1"))
-    heads = {name for name in before.trained if is_alignment_head(name)}
+    heads = set(filter(is_alignment_head, grads))
     assert heads == {"align.kernel", "align.norm.scale"}
     # The same model as without a teacher, to the bit, and heads beside it.
-    assert before.trained.keys() - heads == bare.trained.keys()
-    assert all(np.array_equal(before.trained[name], x) for name, x in bare.trained.items())
-    assert all(np.any(after.trained[name] != before.trained[name]) for name in heads)
-    for name, x in before.companions["teacher"].items():
-        assert x.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(x, after.companions["teacher"][name])
+    own = graded.state.trained
+    assert own.keys() - heads == bare.trained.keys()
+    assert all(np.array_equal(own[name], x) for name, x in bare.trained.items())
+    assert {x.dtype for x in graded.state.companions["teacher"].values()} == {
+        jnp.dtype(jnp.bfloat16)
+    }
 
 
-def test_terms_are_the_distances_that_their_definition_gives(update):
+def test_terms_are_the_distances_that_their_definition_gives(batch, graded):
     """Written out in NumPy: states at speech, the mean of a position's four, a norm, a matrix."""
-    run, batch, numbers, before, _ = update
+    numbers, _ = graded.at(0)
+    update, state = graded.update, graded.state
     with models.one_device():
-        update, placed = Update(objective_of(run)), sharding.shard_batch(batch)
-        on_device = jax.tree.map(jnp.asarray, before)
-        model = update.skeleton.model(on_device.trained | on_device.frozen)
+        placed = sharding.shard_batch(batch)
+        model = update.skeleton.model(state.trained | state.frozen)
         outputs = np.asarray(jax.jit(lambda m, b: m.with_layers(b, (0, 1))[1])(model, placed))
         skeleton = update.companions["teacher"][1]
-        teacher = skeleton.model(on_device.companions["teacher"], jnp.dtype("float32"))
+        teacher = skeleton.model(state.companions["teacher"], jnp.dtype("float32"))
         targets = np.asarray(jax.jit(lambda m, b: m.states(b, (0, 1)))(teacher, placed))
+    scales, kernels = (
+        np.asarray(state.trained[f"align.{name}"]) for name in ("norm.scale", "kernel")
+    )
     for layer in range(2):
-        scale = before.trained["align.norm.scale"][layer]
         off = []
         for row, at in np.argwhere(batch.is_speech):
             x = outputs[layer, row, at]
-            x = x / np.sqrt(np.mean(x**2) + run.model.eps) * scale
-            x = x @ before.trained["align.kernel"][layer]
+            x = x / np.sqrt(np.mean(x**2) + update.run.model.eps) * scales[layer]
+            x = x @ kernels[layer]
             own = -(-int(batch.frames[row, at]) // 2)
             target = targets[layer, row, at, :own].mean(axis=0)
             off.append(1 - x @ target / np.linalg.norm(x) / np.linalg.norm(target))
         assert numbers[f"align_{layer}"] == pytest.approx(np.mean(off), rel=1e-4)
 
 
-def test_the_terms_count_in_the_gradient_by_their_weight(folder):
-    """The gradient is linear in the weight, which falls from 2 to 0 over the updates."""
-    run = run_of(folder, **{"distill.weight": 2.0, "distill.schedule": "linear", "optim.steps": 4})
-    batch = batch_of(run)
-    with models.one_device():
-        update = Update(objective_of(run))
-        state, placed = update.init_state(), sharding.shard_batch(batch)
-        gradients = jax.jit(lambda s, b: update._gradients(s, b, jax.random.key(0))[1])
-        at = lambda step: jax.device_get(gradients(state._replace(step=jnp.int32(step)), placed))
-        two, one, none = at(0), at(2), at(4)
+def test_the_terms_count_in_the_gradient_by_their_weight(graded):
+    (_, two), (_, one), (_, none) = (graded.at(step) for step in (0, 2, 4))
     assert np.all(none["align.kernel"] == 0) and np.any(one["align.kernel"])
     for name, x in none.items():
         expected = x + 2 * (one[name] - x)
         np.testing.assert_allclose(two[name], expected, rtol=1e-3, atol=2e-6)
 
 
-def test_eight_devices_in_micro_batches_make_the_update_of_one(folder):
-    run = run_of(folder)
-    batch = batch_of(run)
-    batch = jax.tree.map(lambda x: np.concatenate([x] * 2), batch)
-    one, _, after = update_of(run, batch)
-    split = override(run, {"optim.micro": 2})
-    also, _, split = update_of(split, batch, lambda: models.split_as("fsdp4-tp2"))
-    assert one == pytest.approx(also, rel=1e-4)
-    for name, x in after.trained.items():
-        np.testing.assert_allclose(split.trained[name], x, rtol=0, atol=2e-5, err_msg=name)
+def test_eight_devices_in_micro_batches_have_the_gradients_of_one(folder, batch, graded):
+    run = run_of(folder, **{"optim.micro": 2})
+    numbers, grads = Graded(run, batch, lambda: models.split_as("fsdp4-tp2")).at(0)
+    own, expected = graded.at(0)
+    assert numbers == pytest.approx(own, rel=1e-4)
+    for name, x in expected.items():
+        np.testing.assert_allclose(grads[name], x, rtol=0, atol=1e-5 * np.abs(x).max() + 1e-6)
 
 
 def test_training_by_the_command_leaves_a_model_without_its_teacher(folder, tmp_path, capsys):
@@ -215,7 +219,7 @@ def test_distances_are_those_worked_out_by_hand():
 
 
 def test_the_weight_follows_its_schedule(folder):
-    run = run_of(folder, **{"optim.steps": 8, "distill.weight": 2.0})
+    run = run_of(folder, **{"optim.steps": 8, "distill.schedule": "constant"})
     at = lambda step, **changes: float(
         distillation.weight_at(override(run, changes), jnp.int32(step))
     )
