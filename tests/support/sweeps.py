@@ -6,9 +6,11 @@ import pathlib
 import signal
 
 from launch.sweep.ledger import Ledger
+from tests.support.paths import ROOT
 from tests.support.patience import HANG
 from tests.support.runs import SMALL, started
 
+PAUSE = pathlib.Path(__file__).parent / "pause"
 HERE = {"JAX_NUM_CPU_DEVICES": "1"}
 ONE_ROW = SMALL | {"data.b": "1"}  # for one device
 COMMON = [word for name, value in ONE_ROW.items() for word in ("--set", f"{name}={value}")]
@@ -39,6 +41,12 @@ def words(path, corpus, workdir, *more):
 def sweep(path, corpus, workdir, *more):
     """`melllm sweep run` as a process."""
     return started(words(path, corpus, workdir, *more), **HERE)
+
+
+def paused(path, corpus, workdir, after, *more):
+    """`melllm sweep run` as a process whose cells stop, as by SIGSTOP, after that update."""
+    pause = {"PYTHONPATH": f"{ROOT}:{PAUSE}", "MELLLM_TESTS_PAUSE_AFTER": str(after)}
+    return started(words(path, corpus, workdir, *more), **HERE, **pause)
 
 
 def resumed(workdir, *more):

@@ -38,10 +38,11 @@ def plain(tmp_path_factory, data):
     return sweeps.losses(folder / "sweep")
 
 
-def held(process, workdir, past=EVERY + 5):
-    """Hold every cell some updates past a checkpoint; their processes and names."""
-    reached(process, lambda: sweeps.held(workdir, past))
-    return sweeps.at_work(workdir), [cell.id for cell in sweeps.cells(workdir)]
+def held(path, data, workdir):
+    """A sweep whose cells all stopped some updates past a checkpoint; their processes and names."""
+    process = sweeps.paused(path, data, workdir, EVERY + 6, "--local.at-once", "2")
+    reached(process, lambda: sweeps.held(workdir, EVERY + 5))
+    return process, sweeps.at_work(workdir), [cell.id for cell in sweeps.cells(workdir)]
 
 
 def went_on(workdir, names):
@@ -57,8 +58,7 @@ def went_on(workdir, names):
 @pytest.mark.slow
 def test_cells_killed_lose_what_follows_their_checkpoint_and_end_the_same(tmp_path, data, plain):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
-    process = sweep(path, data, workdir, "--local.at-once", "2")
-    pids, names = held(process, workdir)
+    process, pids, names = held(path, data, workdir)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     _, err = finished(process, status=1)
@@ -71,8 +71,7 @@ def test_cells_killed_lose_what_follows_their_checkpoint_and_end_the_same(tmp_pa
 @pytest.mark.slow
 def test_launcher_killed_takes_no_cell_with_it_and_the_next_waits_for_them(tmp_path, data, plain):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
-    process = sweep(path, data, workdir, "--local.at-once", "2")
-    pids, _ = held(process, workdir)
+    process, pids, _ = held(path, data, workdir)
     process.kill()
     process.communicate()
     sweeps.let_go(pids)
@@ -84,8 +83,7 @@ def test_launcher_killed_takes_no_cell_with_it_and_the_next_waits_for_them(tmp_p
 @pytest.mark.slow
 def test_machine_killed_loses_what_follows_the_checkpoints(tmp_path, data, plain):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
-    process = sweep(path, data, workdir, "--local.at-once", "2")
-    pids, names = held(process, workdir)
+    process, pids, names = held(path, data, workdir)
     for pid in [process.pid, *pids]:
         os.kill(pid, signal.SIGKILL)
     process.communicate()
@@ -98,8 +96,7 @@ def test_machine_killed_loses_what_follows_the_checkpoints(tmp_path, data, plain
 @pytest.mark.parametrize("how", ["interrupt", "cancel"])
 def test_stopped_cells_save_where_they_are_and_go_on_from_there(tmp_path, data, plain, how):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
-    process = sweep(path, data, workdir, "--local.at-once", "2")
-    pids, names = held(process, workdir)
+    process, pids, names = held(path, data, workdir)
     if how == "interrupt":
         process.send_signal(signal.SIGTERM)
     else:
