@@ -151,12 +151,13 @@ def update_flops(run: Run) -> float:
     it once, as does a teacher. What remat computes again does not count.
     """
     forward, positions = forward_flops(run) * run.data.b * run.data.t, run.data.b * run.data.t
-    spared = 2 * _frozen_encoder_flops(run) * positions - teacher_flops(run) * run.data.b
+    spared = 2 * _frozen_encoder_flops(run) * positions
+    taught = teacher_flops(run) * run.data.b
     if run.optim.train == "all":
-        return 3 * forward - spared
+        return 3 * forward - spared + taught
     p = count_parameters(run)
     frozen = 2 * (p.layers + run.model.v * run.model.d) * positions
-    return 3 * forward - frozen - spared
+    return 3 * forward - frozen - spared + taught
 
 
 def matmul_parameters(run: Run) -> int:
@@ -183,7 +184,7 @@ def training_flops(run: Run, speech: float, text: float) -> float:
 def trained_parameters(run: Run) -> int:
     """Weights that change."""
     p = count_parameters(run)
-    trained = p.total if run.optim.train == "all" else p.front + p.lora
+    trained = {"all": p.total, "lora": p.front + p.lora, "front": p.front}[run.optim.train]
     return trained - (encoder_parameters(run) if run.optim.encoder == "frozen" else 0)
 
 

@@ -127,7 +127,7 @@ def whisper_examples(
     if corpus.mel is not None:
         rule = "a Whisper needs the sound, since it hears silence after it"
         raise Mistake(f"data={corpus.path}: holds ready mel: {rule}")
-    yield from _map_corpus(corpus, make.eval_example, order, Data(t=1, b=1).threads)
+    yield from _map_corpus(corpus, make.eval_example, order, Data.threads)
 
 
 def _map_corpus(

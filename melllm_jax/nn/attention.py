@@ -127,7 +127,7 @@ def attend_all(
     of all heads take.
     """
     (b, t, n, h), s = q_btnh.shape, k_bsnh.shape[1]
-    size, g = _divisor(t, QUERIES), _divisor(b * n, HEADS)
+    size, g = largest_divisor(t, QUERIES), largest_divisor(b * n, HEADS)
     whole = jax.P(None, None, None, None)
     q, k, v = (jnp.swapaxes(jax.reshard(x, whole), 1, 2) for x in (q_btnh, k_bsnh, v_bsnh))
     q = (q * (1 / math.sqrt(h))).reshape(b * n // g, g, t // size, size, h)
@@ -148,7 +148,7 @@ def attend_all(
     return jax.reshard(jnp.swapaxes(y_bnth, 1, 2), sharding.a("b t n h"))
 
 
-def _divisor(number: int, most: int) -> int:
+def largest_divisor(number: int, most: int) -> int:
     """The largest divisor of a number that is `most` or less."""
     return next(x for x in range(min(number, most), 0, -1) if number % x == 0)
 

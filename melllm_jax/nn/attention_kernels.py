@@ -21,7 +21,12 @@ import numpy as np
 
 from melllm_jax import sharding
 from melllm_jax.errors import Mistake
-from melllm_jax.nn.attention import PositionIds, gather_time, softmax_attention
+from melllm_jax.nn.attention import (
+    PositionIds,
+    gather_time,
+    largest_divisor,
+    softmax_attention,
+)
 from melllm_jax.nn.remat import name_activation
 
 WHOLE = 1024  # positions up to which "auto" lets [t, s] stand whole
@@ -119,7 +124,7 @@ def make_attend_fn(kernel: str, ranges: VisibleRange, *, window: int, both_ways:
 def _blocks(q_btnh: Array, k_bskh: Array, v_bskh: Array, first_bt: Array, last_bt: Array) -> Array:
     """Attention with scores of BLOCK queries at a time at most, made again in the backward pass."""
     t = q_btnh.shape[1]
-    size = next(size for size in range(min(t, BLOCK), 0, -1) if t % size == 0)
+    size = largest_divisor(t, BLOCK)
     k_bksh, v_bksh = (jnp.swapaxes(x, 1, 2) for x in (k_bskh, v_bskh))
 
     @jax.checkpoint

@@ -84,9 +84,15 @@ def _front_per_chip(run: Run, sizes: Mapping[str, int]) -> tuple[float, float]:
 def _trainable_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
     """Numbers on a chip that change."""
     here = _weights_per_chip(run, sizes)
-    trained = sum(here.values()) - here["ends"] - here["layers"]
-    trained -= here["encoder"] if run.optim.encoder == "frozen" else 0
-    return trained + (here["ends"] + here["layers"] if run.optim.train == "all" else 0)
+    trained = sum(here.values()) - _frozen_llm_per_chip(run, sizes)
+    return trained - (here["encoder"] if run.optim.encoder == "frozen" else 0)
+
+
+def _frozen_llm_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
+    """Numbers on a chip of the LLM, its LoRA included, that stay as they are: in bfloat16."""
+    here = _weights_per_chip(run, sizes)
+    llm = here["ends"] + here["layers"]
+    return {"all": 0.0, "lora": llm, "front": llm + here["lora"]}[run.optim.train]
 
 
 def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
@@ -94,7 +100,7 @@ def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     p, m, tp = flops.count_parameters(run), run.model, sizes["tp"]
     here, trained = _weights_per_chip(run, sizes), _trainable_per_chip(run, sizes)
     all_trained = run.optim.train == "all"
-    state = trained * (4 + 8) + (0 if all_trained else (here["ends"] + here["layers"]) * 2)
+    state = trained * (4 + 8) + _frozen_llm_per_chip(run, sizes) * 2
     state += here["encoder"] * 4 if run.optim.encoder == "frozen" else 0
     if run.model.front == "whisper":
         state += 4 * run.model.whisper.positions * run.model.whisper.d  # its table, never trained

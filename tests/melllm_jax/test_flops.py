@@ -7,6 +7,7 @@ import pytest
 from melllm_jax import flops, sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Data
+from melllm_jax.config.distillation import Distill
 from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model, Rope
@@ -172,6 +173,32 @@ def test_a_frozen_encoder_costs_its_forward_pass_once():
         assert flops.training_flops(frozen, positions, 0.0) == flops.update_flops(frozen)
         left = flops.trained_parameters(run) - flops.trained_parameters(frozen)
         assert left == flops.encoder_parameters(run) > 0
+
+
+def test_a_teacher_adds_its_forward_pass_of_what_it_hears():
+    """Of the rows' clips as that encoder before the model; of whole windows so many times one's."""
+    mel = Mel(kind="whisper", r=8, normalize="none")
+    plain = models.run(mel=mel)
+    before = models.run(dataclasses.replace(models.MODEL, front="whisper", whisper=HEARS), mel=mel)
+    added = {}
+    for frame in ("clip", "whole"):
+        cfg = Distill(teacher="whisper", whisper=HEARS, frame=frame, windows=3)
+        run = dataclasses.replace(plain, distill=cfg)
+        added[frame] = flops.update_flops(run) - flops.update_flops(plain)
+        positions = float(run.data.b * run.data.t)
+        assert flops.training_flops(run, positions, 0.0) == flops.update_flops(run)
+    rows, t = plain.data.b, plain.data.t
+    assert added["clip"] == pytest.approx(rows * t * flops.encoder_flops(before))
+    windows = t * 4 / HEARS.positions  # that the rows would fill
+    assert added["whole"] == pytest.approx(added["clip"] * 3 / windows)
+
+
+def test_what_is_trained_is_counted():
+    counted = flops.count_parameters(models.run())
+    trained = lambda name: flops.trained_parameters(models.run(train=name))
+    assert trained("all") == counted.total
+    assert trained("lora") == counted.front + counted.lora
+    assert trained("front") == counted.front
 
 
 def test_a_step_that_trains_lora_alone_spares_the_frozen_weights_gradients():

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from data_pipelines.corpora.shard_index import ShardIndex
 from data_pipelines.prepare.validate import RecordConfig
 from data_pipelines.synthetic import spoken_text, synthetic_shards
 from data_pipelines.synthetic.grammar import Split
@@ -87,24 +86,25 @@ def main(argv: Sequence[str]) -> int:
     spoken_text.check_voices(arguments.voices)
     manner = Manner(arguments.voices, arguments.clean, arguments.seed)
     jobs = synthetic_shards.text_jobs(drawn, manner, arguments.noise)
-    index = _write(arguments.out, jobs, record_config)
-    print(_format_sentences(found, drawn, index))
+    _write(arguments.out, jobs, record_config)
+    print(_format_sentences(found, drawn))
     return 0
 
 
-def _write(out: str, jobs: synthetic_shards.Jobs, record_config: RecordConfig) -> ShardIndex:
+def _write(out: str, jobs: synthetic_shards.Jobs, record_config: RecordConfig) -> None:
+    """Writes the shards, and says what they hold and what could not be used."""
     total = sum(map(len, jobs.values()))
     with count_progress(total, "utterances") as advance:
         index = synthetic_shards.write_utterances(out, jobs, record_config, progress=advance)
     shards = [shard for listed in index.splits.values() for shard in listed]
     hours = sum(shard.seconds for shard in shards) / 3600
     print(f"{sum(shard.count for shard in shards):,} utterances, {hours:.1f} h: {out}")
-    return index
+    for split, facts in index.facts.items():
+        for reason, count in facts.rejects.items():
+            print(f"{split}: {count:,} unusable: {reason}")
 
 
-def _format_sentences(
-    found: Sentences, drawn: Mapping[Split, Sequence[str]], index: ShardIndex
-) -> str:
+def _format_sentences(found: Sentences, drawn: Mapping[Split, Sequence[str]]) -> str:
     """What is known of the sentences: the words of train and test, and what was left out."""
     known, new = ({*_words(drawn[split])} for split in ("train", "test"))
     said = _words(drawn["test"])
@@ -117,8 +117,6 @@ def _format_sentences(
     lines.append(f"sentences in the text: {there}")
     left_out = [f"{count:,} {reason}" for reason, count in found.left_out.items()]
     lines += [f"left out: {', '.join(left_out)}"] if left_out else []
-    for split, facts in index.facts.items():
-        lines += [f"{split}: {count:,} unusable: {why}" for why, count in facts.rejects.items()]
     return "\n".join(lines)
 
 

@@ -329,6 +329,7 @@ def test_override_with_a_value_of_another_type_is_refused(name, value, message):
         ({"mel.mean": [0.0]}, "mel.mean=1 values: needs 80 values"),
         ({"model.front": "conv", "mel.r": 4}, "mel.r=4: must be 8 for the conv front end"),
         ({"lora.r": 0, "optim.train": "lora"}, "lora.r=0"),
+        ({"model.front": "none", "optim.train": "front"}, 'optim.train=front: model.front="none"'),
         ({"lora.r": -1}, "lora.r=-1"),
         ({"lora.dropout": 1.0}, "lora.dropout=1.0"),
         ({"data.b": 0}, "data.b=0"),

@@ -24,6 +24,7 @@ OPTIMS = {
     "adamw": {},
     "muon": {"optim.kind": "muon"},
     "lora": {"optim.train": "lora"},
+    "front": {"optim.train": "front"},
     "muon of lora": {"optim.train": "lora", "optim.kind": "muon"},
     "head apart": {"model.tied": False},
     "text alone": {"model.front": "none"},

@@ -54,6 +54,8 @@ def test_lora_training_trains_lora_and_the_front_end(kinds):
     chosen = trainable_names(dataclasses.replace(COSINE, train="lora"), kinds)
     expected = {name for name in kinds if "_lora." in name or name.startswith("front.")}
     assert chosen == expected - {"front.mean", "front.invstd"}
+    front = {name for name in chosen if name.startswith("front.")}
+    assert trainable_names(dataclasses.replace(COSINE, train="front"), kinds) == front
 
 
 def test_a_frozen_encoder_leaves_its_projector_to_train(kinds):
