@@ -35,10 +35,7 @@ def check_teacher(run: Run) -> str:
         shape = stored[name][1]
         if shape != x.shape:
             raise Mistake(f"distill.path={cfg.path}: {name} is {shape}, the run's is {x.shape}")
-    digest = integrity.checkpoint_digest(checkpoint)
-    if cfg.digest not in ("", digest):
-        raise Mistake(f"distill.path={cfg.path}: holds {digest}, not the teacher {cfg.digest}")
-    return digest
+    return integrity.checkpoint_digest(checkpoint)
 
 
 def load_teacher(cfg: Distill, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Weights:
