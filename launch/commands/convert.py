@@ -19,7 +19,7 @@ from launch.terminal.progress_bar import byte_progress
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.whisper import WhisperSpec
-from melllm_jax.convert import from_hf, to_hf, whisper_to_hf
+from melllm_jax.convert import adapter_tensors, from_hf, to_hf, whisper_to_hf
 from melllm_jax.errors import Mistake
 
 HF = Annotated[str, Positional, arg(metavar="HF_DIR")]
@@ -166,15 +166,21 @@ def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
         to_hf.export_checkpoint(plan, arguments.target, moved)
     seconds = time.perf_counter() - began
     count = len(plan.main) + len(plan.adapter)
+    lines = [f"{count} tensors, {format_bytes(plan.bytes)}, in {seconds:.1f} s: {arguments.target}"]
+    if plan.adapter and plan.spec.lora.at == "speech":
+        lines.append(
+            f"{adapter_tensors.FOLDER}: switch it on at positions of speech alone, as it was "
+            "trained (lora.at=speech); PEFT by itself adds it at all"
+        )
     return {
         "checkpoint": str(arguments.target),
         "tensors": len(plan.main),
         "adapter": len(plan.adapter),
+        "adapter_at": plan.spec.lora.at if plan.adapter else None,
         "merged": len(plan.merged),
         "bytes": plan.bytes,
         "seconds": seconds,
-        "text": f"{count} tensors, {format_bytes(plan.bytes)}, in {seconds:.1f} s: "
-        f"{arguments.target}",
+        "text": "\n".join(lines),
     }
 
 

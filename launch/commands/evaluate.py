@@ -37,6 +37,7 @@ class EvaluateArguments:
     text: str = ""  # a text, or .jsonl with a text a line: its perplexity; - is standard input
     window: int = 0  # of text: tokens; 0: 2,048, or all positions of a model with fewer
     stride: int = 0  # of text: tokens from one window to the next; 0: half a window
+    against: str = ""  # of text: folder of another run or import: KL(that ‖ run), a token
     choice: ChoiceRule = "sum"  # an option's log-probability, or its mean by token or byte
     name: str = ""  # of the files in RUN/eval; by default the folder's and the split's
     json: bool = False  # print one JSON object on standard output and nothing else
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(EvaluateArguments, argv, prog="melllm evaluate")
     if bool(arguments.data) == bool(arguments.text):
         raise Mistake("evaluate: give --data DIR, to transcribe, or --text FILE")
+    if arguments.against and not arguments.text:
+        raise Mistake(f"against={arguments.against}: compares on a text: give --text FILE")
     if arguments.text:
         return _print_text_score(arguments)
     scored = score_split(
@@ -81,7 +84,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _print_text_score(arguments: EvaluateArguments) -> int:
     found: dict[str, Any] = score_text(
-        arguments.run, arguments.text, window=arguments.window, stride=arguments.stride
+        arguments.run,
+        arguments.text,
+        window=arguments.window,
+        stride=arguments.stride,
+        against=arguments.against,
     )
     if arguments.json:
         print(json.dumps(found))
@@ -92,6 +99,12 @@ def _print_text_score(arguments: EvaluateArguments) -> int:
         f"{found['texts']} texts ({found['text']}); windows of {found['window']} tokens every "
         f"{found['stride']}"
     )
+    if arguments.against:
+        drift = found["against"]
+        print(
+            f"KL(base ‖ run) {drift['kl']:.6g} nats a token: perplexity {drift['perplexity']:.4f}, "
+            f"{drift['base_perplexity']:.4f} of the base ({drift['checkpoint']})"
+        )
     return 0
 
 

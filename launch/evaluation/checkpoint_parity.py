@@ -28,6 +28,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.convert.from_hf import ORIGIN_FILE
 from melllm_jax.errors import Mistake
+from melllm_jax.evaluation.drift import kl_divergence
 from melllm_jax.features.mel_filters import SAMPLE_RATE, mel_rate
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.models.whisper import WhisperModel, whole_windows
@@ -146,7 +147,7 @@ def parity_report(
     log_p, log_q = (
         scipy.special.log_softmax(x.astype(np.float64), axis=-1) for x in (their_logits, logits)
     )
-    kl = np.sum(np.exp(log_p) * (log_p - log_q), axis=-1)
+    kl = kl_divergence(log_p, log_q)
     same = their_logits.argmax(-1) == logits.argmax(-1)
     return ParityReport(
         positions=len(kl),

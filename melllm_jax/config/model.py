@@ -117,6 +117,9 @@ class Lora:
     r: int = 0  # rank
     alpha: float = 640.0  # the addition is scaled by alpha / r
     dropout: float = 0.0  # share of the low-rank input dropped in training
+    at: Literal["all", "speech"] = dataclasses.field(
+        default="all", metadata=LATER
+    )  # positions that it adds at; speech: text alone is answered as by the LLM without it
 
     def __post_init__(self) -> None:
         require("lora.r", self.r, self.r >= 0, "must be 0 or more")

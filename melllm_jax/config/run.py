@@ -148,6 +148,11 @@ class Run:
             require("mel.r", self.mel.r, self.mel.r >= 2, rule)
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
+        if self.lora.at == "speech":
+            rule = "lora.r=0 is no LoRA, and what else is trained is not kept to speech"
+            require("lora.at", "speech", self.lora.r > 0, rule)
+            rule = f'model.front="{self.model.front}" reads no speech that LoRA could be at'
+            require("lora.at", "speech", self.model.front != "none", rule)
         if self.optim.train == "front":
             rule = f'model.front="{self.model.front}" leaves nothing to train'
             require("optim.train", "front", self.model.front != "none", rule)

@@ -65,8 +65,8 @@ def plan_export(
     """Plan the export of the newest checkpoint in `folder`.
 
     `sound_token` is the id at the positions of speech; transformers has one of its own without.
-    Raises Mistake for a folder without a whole checkpoint, and for a front end that no class of
-    transformers has.
+    Raises Mistake for a folder without a whole checkpoint, for a front end that no class of
+    transformers has, and where LoRA that adds at speech alone is to be merged.
     """
     spec = run_folder.read_spec(str(folder))
     stored = weight_store.WeightReader(integrity.newest_checkpoint(folder / run_folder.CHECKPOINTS))
@@ -96,6 +96,11 @@ def plan_export(
         lora = expand_rules(names.lora(), shapes)
         lora |= {copy: lora[name] for copy, name in names.lora_copies(spec.model.l).items()}
     if lora and adapter == "merge":
+        if spec.lora.at == "speech":
+            raise Mistake(
+                'lora.at="speech": merged, LoRA would add at text as well: --lora keep writes it '
+                "beside the LLM, --lora drop leaves it out"
+            )
         pairs = {name: names.lora_pair(name) for name in main}
         merged = {name: (lora[p[0]], lora[p[1]]) for name, p in pairs.items() if p}
         lora = {}

@@ -31,7 +31,7 @@ def measure_loss(
     """
     with jax.set_mesh(mesh):
         sums = jax.jit(update.loss_sums)
-        return _means(lambda batch: sums(state, batch), batches)
+        return mean_over_batches(lambda batch: sums(state, batch), batches)
 
 
 def measure_next_token_loss(model: SpeechLM, batches: Iterable[Batch]) -> HeldOutLoss:
@@ -40,10 +40,11 @@ def measure_next_token_loss(model: SpeechLM, batches: Iterable[Batch]) -> HeldOu
     `batches` are as those of `measure_loss`.
     """
     sums = jax.jit(next_token_loss)
-    return _means(lambda batch: sums(model, batch), batches)
+    return mean_over_batches(lambda batch: sums(model, batch), batches)
 
 
-def _means(sums: Callable[[Batch], LossSums], batches: Iterable[Batch]) -> HeldOutLoss:
+def mean_over_batches(sums: Callable[[Batch], LossSums], batches: Iterable[Batch]) -> HeldOutLoss:
+    """The means of what `sums` gives for each batch, once it lies on the mesh in force."""
     loss = weight = 0.0
     metrics: dict[str, float] = {}
     for batch in batches:

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from melllm_jax.batch import Batch
 from melllm_jax.inference.decoding_weights import DecodingWeights
 from melllm_jax.inference.kv_cache import CacheLayout, LayerCache
 from melllm_jax.inference.sampling import fill_rows
-from melllm_jax.models.speech_lm import Block, SpeechLM
+from melllm_jax.models.decoder_stack import Block, LayerContext
+from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn import attention
 from melllm_jax.nn.attention import PositionIds
 from melllm_jax.nn.layers import rotary
@@ -52,7 +53,8 @@ class CachedModel:
         """
         x = self._model.inputs(prompt)
         empty = self._layout.empty(x.dtype)
-        through = self._layer_function(attention.position_ids(prompt), jnp.int32(0))
+        ids, lora_at = attention.position_ids(prompt), self._model.lora_at(prompt)
+        through = self._layer_function(ids, jnp.int32(0), lora_at)
         blocks, count = self._model.stack.blocks, self._model.cfg.l
         x, stacked = jax.lax.scan(lambda x, layer: through(layer, x, empty), x, blocks)
         cache = [(stacked[0][i], stacked[1][i]) for i in range(count)]
@@ -75,7 +77,7 @@ class CachedModel:
         return self._scores(x), new_cache
 
     def _layer_function(
-        self, ids: PositionIds, slot: Array
+        self, ids: PositionIds, slot: Array, lora_at: Bool[Array, "b t"] | None = None
     ) -> Callable[[Block, Array, LayerCache], tuple[Array, LayerCache]]:
         """A layer over positions `ids`, whose keys and values fill its cache from `slot` on."""
         model, layout = self._model, self._layout
@@ -91,7 +93,7 @@ class CachedModel:
                 kept.append(new)
                 return y
 
-            return layer(x, angles, attend), kept[0]
+            return layer(x, LayerContext(angles, attend, lora_at)), kept[0]
 
         return through
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from melllm_jax.models.speech_lm import Block, SpeechLM
+from melllm_jax.models.decoder_stack import Block
+from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.blocked_weight import BlockedWeight, has_blocks, to_blocks
 from melllm_jax.nn.layers import einsum
 

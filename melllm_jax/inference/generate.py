@@ -21,6 +21,7 @@ from melllm_jax.inference.cached_model import CachedModel
 from melllm_jax.inference.decoding_weights import DecodingWeights
 from melllm_jax.inference.sampling import GREEDY, DecodingOptions
 from melllm_jax.inference.token_loop import Generation, LoopState
+from melllm_jax.models.parameters import text_model
 from melllm_jax.models.speech_lm import SpeechLM
 
 
@@ -39,8 +40,8 @@ class Decoder:
 
     def set_model(self, model: SpeechLM) -> None:
         """Use another model of the same shape, with the functions compiled so far."""
-        self.model = model
-        self.weights = decoding_weights.make_ready(model)
+        self.model, self.text_model = model, text_model(model)
+        self.weights = decoding_weights.make_ready(self.text_model)
 
     def __call__(self, prompt: Batch, limits: np.ndarray, key: Array | None = None) -> Generation:
         """Generate after each row of `prompt` (see `prompt_batch`), at most limits [b] tokens.
@@ -61,15 +62,16 @@ class Decoder:
         steps = _bucket_length(most)
         key = jax.random.key(0) if key is None else key
         limits = jax.device_put(np.asarray(limits, np.int32), sharding.a("b"))
-        given = self.model, self.weights, sharding.shard_batch(prompt), limits, key
+        model = self.model if prompt.clips.any() else self.text_model
+        given = self.weights, sharding.shard_batch(prompt), limits, key
         options: dict[str, Any] = {"ends": self.ends, "options": self.options, "steps": steps}
         shape = prompt.tokens.shape, steps
         begin, go_on = functools.partial(_begin, **options), functools.partial(_go_on, **options)
-        state = self._run(("begin", *shape), begin, *given)
+        state = self._run(("begin", model is self.model, *shape), begin, model, *given)
         for stop in range(every, most + every, every):
             if stop > 1:  # the first token is the beginning's
                 upto = jax.device_put(np.int32(stop), jax.P())
-                state = self._run(("go on", *shape), go_on, *given, upto, state)
+                state = self._run(("go on", *shape), go_on, self.text_model, *given, upto, state)
             last = stop >= most or bool(jax.device_get(state.done).all())
             yield Generation(state.tokens, state.lengths, state.ended, state.looped)
             if last:
@@ -141,7 +143,10 @@ def _go_on(
     options: DecodingOptions,
     steps: int,
 ) -> LoopState:
-    """Goes on until all rows are done, or `stop` tokens are chosen, at most `steps`."""
+    """Goes on until all rows are done, or `stop` tokens are chosen, at most `steps`.
+
+    What is generated is text, so that `model` need be no more than reads text.
+    """
     cached = CachedModel(model, weights, prompt, limits, steps)
 
     def unfinished(state: LoopState) -> Array:

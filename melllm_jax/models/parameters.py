@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from melllm_jax import sharding
-from melllm_jax.config.model import FrontSpec, ModelSpec
+from melllm_jax.config.features import Mel
+from melllm_jax.config.model import FrontSpec, Lora, ModelSpec
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.encoders.whisper import EncoderAlone
 from melllm_jax.models.speech_lm import SpeechLM
@@ -102,6 +103,18 @@ def abstract_whisper(spec: WhisperSpec) -> tuple[Skeleton[WhisperModel], Weights
     """As `abstract_from_spec`, of a Whisper."""
     with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
         return abstract_model(lambda rngs: WhisperModel(rngs, spec))
+
+
+def text_model(model: SpeechLM) -> SpeechLM:
+    """The model that rows of text alone need: no front end, and no LoRA that adds at speech.
+
+    It has the model's own arrays, on the mesh in force. What it says of text is what `model` says,
+    computed just as by a model that never had these parts.
+    """
+    cfg = dataclasses.replace(model.cfg, front="none")
+    lora = Lora() if model.lora.at == "speech" else model.lora
+    skeleton = abstract_model(lambda rngs: SpeechLM(cfg, Mel(), lora, rngs=rngs))[0]
+    return skeleton.model(split_model(model)[1])
 
 
 def is_front(name: str) -> bool:

@@ -11,7 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from melllm_jax import sharding
 from melllm_jax.config.features import Mel
@@ -172,13 +172,18 @@ class LowRank(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b t ..."], key: Array | None
+        self, x: Float[Array, "b t ..."], key: Array | None, at: Bool[Array, "b t"] | None = None
     ) -> list[Float[Array, "b t ..."]]:
-        """One addition an output; `key` drops inputs in training, None drops nothing."""
+        """One addition an output; `key` drops inputs in training, None drops nothing.
+
+        It is 0 where `at` does not hold; None is everywhere.
+        """
         if key is not None and self.dropout:
             x = jnp.where(uniform_like(key, x) < 1 - self.dropout, x / (1 - self.dropout), 0)
         dims = self.dims.replace(" ", "")
         x_btr = einsum(f"bt{dims},{dims}r->btr", x, self.a[...]) * self.scale
+        if at is not None:
+            x_btr = jnp.where(at[..., None], x_btr, 0)
         return [
             einsum(f"btr,r{o.replace(' ', '')}->bt{o.replace(' ', '')}", x_btr, b[...])
             for o, b in zip(self.outs, self.b, strict=True)

@@ -9,9 +9,10 @@ import pytest
 from launch import cli
 from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.model import Lora
 from melllm_jax.config.overrides import from_json, override
 from melllm_jax.config.run import Run
-from tests.support import phi_files
+from tests.support import models, phi_files
 from tests.support.families import FAMILIES, write_checkpoint
 from tests.support.runs import (
     compiled_once,
@@ -19,6 +20,7 @@ from tests.support.runs import (
     done,
     everything,
     refused,
+    saved,
     tiny,
     two_updates,
 )
@@ -228,6 +230,80 @@ def test_evaluate_refuses_what_is_no_text(imported, tmp_path, capsys, content, m
     if content is not None:
         (tmp_path / "a.jsonl").write_bytes(content)
     assert rule in refused(on_text(imported, tmp_path / "a.jsonl", *more), capsys)
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """Runs of one LLM: with LoRA at speech, with LoRA at all positions, and before it had any."""
+    folder = tmp_path_factory.mktemp("moved")
+    heard = dataclasses.replace(models.MODEL, v=320)  # 56 rows more than the LLM had, their mean
+    bare = dataclasses.replace(models.MODEL, v=264, front="none")
+    runs = {
+        "speech": models.run(heard, dataclasses.replace(models.LORA, at="speech")),
+        "all": models.run(heard),
+        "base": models.run(bare, Lora()),
+        "other": models.run(dataclasses.replace(bare, v=256), Lora()),
+    }
+    with models.one_device():
+        drawn = models.made(runs["all"])[1]
+        drawn["embed"] = drawn["embed"].at[264:].set(drawn["embed"][:264].mean(axis=0))
+        for name, cfg in runs.items():
+            values = {key: drawn[key] for key in models.made(cfg)[0].kinds}
+            saved(folder / name, cfg, values | {"embed": drawn["embed"][: cfg.model.v]})
+    (folder / "a.txt").write_text("One two é three, four. " * 9)
+    return folder
+
+
+def against(moved, name, *more, base="base"):
+    words = ["evaluate", "--run", moved / name, "--text", moved / "a.txt", "--window", 128]
+    return [str(x) for x in [*words, "--against", moved / base, *more]]
+
+
+def test_evaluate_against_its_start_finds_no_change_of_lora_at_speech(moved, capsys):
+    """To the bit, though the run has a front end, and rows more for what is no text."""
+    assert cli.main(against(moved, "speech", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    drift = found["against"]
+    assert (drift["checkpoint"], drift["step"], drift["kl"]) == (str(moved / "base"), 1, 0.0)
+    assert drift["perplexity"] == drift["base_perplexity"] < found["perplexity"]
+    assert cli.main(against(moved, "speech")) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"perplexity {found['perplexity']:.4f}: ")
+    assert second == (
+        f"KL(base ‖ run) 0 nats a token: perplexity {drift['perplexity']:.4f}, "
+        f"{drift['perplexity']:.4f} of the base ({moved / 'base'})"
+    )
+    assert cli.main(against(moved, "all", "--json")) == 0
+    other = json.loads(capsys.readouterr().out)["against"]
+    assert other["kl"] > 0.1
+    assert other["base_perplexity"] == pytest.approx(drift["perplexity"])
+
+
+def test_generate_of_a_run_with_lora_at_speech_writes_what_its_start_writes(moved, capsys):
+    texts = {}
+    for name in ("speech", "all", "base"):
+        words = ["generate", "--checkpoint", moved / name, "--tokens", 12, "One two", "é"]
+        assert cli.main([str(x) for x in words]) == 0
+        texts[name] = capsys.readouterr().out
+    assert texts["speech"] == texts["base"] != texts["all"]
+
+
+@pytest.mark.parametrize(
+    ("base", "more", "rule"),
+    [
+        ("other", [], "other: the model has v=256: its tokenizer has 261 ids"),
+        ("imported", [], "has another tokenizer than "),
+        ("none", [], "none: holds neither model.json nor run.json"),
+        ("base", ["--text", "", "--data", "x"], "base: compares on a text: give --text FILE"),
+        ("base", ["--window", "5000"], "window=5000: the model has 4096 positions"),
+    ],
+    ids=["rows", "tokenizer", "missing", "no text", "window"],
+)
+def test_evaluate_against_what_cannot_be_compared_is_refused(
+    moved, imported, capsys, base, more, rule
+):
+    base = imported / "ours" if base == "imported" else base
+    assert rule in refused(against(moved, "speech", *more, base=base), capsys)
 
 
 @pytest.fixture(scope="module")

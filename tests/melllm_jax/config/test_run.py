@@ -146,6 +146,7 @@ DECIDES = {
     "lora.r": 8,
     "lora.alpha": 8.0,
     "lora.dropout": 0.1,
+    "lora.at": "speech",
     "init.digest": "f00d",
     "init.front_digest": "f00d",
     "distill.teacher": "whisper",
@@ -250,7 +251,7 @@ def test_run_with_any_value_reads_back_equal_from_json(name):
 
 def test_a_field_that_came_later_is_written_only_where_it_says_something():
     """So that identities and files of runs from before it stay what they were."""
-    assert "placeholder" not in to_json(RUN)
+    assert not any(name in to_json(RUN) for name in ("placeholder", '"at"'))
     assert json.loads(to_json(override(RUN, {"text.placeholder": 7})))["text"]["placeholder"] == 7
 
 
@@ -331,6 +332,11 @@ def test_override_with_a_value_of_another_type_is_refused(name, value, message):
         ({"lora.r": 0, "optim.train": "lora"}, "lora.r=0"),
         ({"model.front": "none", "optim.train": "front"}, 'optim.train=front: model.front="none"'),
         ({"lora.r": -1}, "lora.r=-1"),
+        ({"lora.r": 0, "lora.at": "speech"}, "lora.at=speech: lora.r=0 is no LoRA"),
+        (
+            {"model.front": "none", "lora.at": "speech"},
+            'lora.at=speech: model.front="none" reads no speech',
+        ),
         ({"lora.dropout": 1.0}, "lora.dropout=1.0"),
         ({"data.b": 0}, "data.b=0"),
         ({"data.max_reject_share": 2.0}, "data.max_reject_share=2.0"),

@@ -37,9 +37,9 @@ def rows():
     return [models.segment(*pieces, seed=i) for i, pieces in enumerate(PROMPTS)]
 
 
-def attentive():
+def attentive(run=RUN):
     """A small model that listens to attention most, so that a wrong mask or angle is heard."""
-    skeleton, values = models.made(RUN)
+    skeleton, values = models.made(run)
     return skeleton, values | {
         name: 8 * values[name] for name in ("stack.blocks.attn.o", "stack.blocks.attn.q")
     }
@@ -48,8 +48,8 @@ def attentive():
 class Tiny:
     """A small model on one device with its decoders, each compiled once."""
 
-    def __init__(self):
-        self.skeleton, self.values = attentive()
+    def __init__(self, run=RUN):
+        self.skeleton, self.values = attentive(run)
         self.model = self.skeleton.model(self.values)
         self.logits = models.jitted(lambda w, b: (lambda m: m.logits(m(b)))(self.skeleton.model(w)))
 
@@ -138,6 +138,31 @@ def test_what_is_streamed_grows_to_what_is_given_at_once(tiny, greedy):
                 longest = min((i + 1) * every, 12)
                 np.testing.assert_array_equal(part.lengths, np.minimum(found.lengths, longest))
                 np.testing.assert_array_equal(part.tokens[:, :longest], found.tokens[:, :longest])
+
+
+def test_lora_at_speech_is_in_the_clips_of_prompts_and_in_no_token_after_them():
+    """Cached tokens equal those of whole sequences; of text they are those without LoRA."""
+    lora = dataclasses.replace(models.LORA, at="speech")
+    prompts, limits = [rows()[i] for i in (0, 2)], np.array([5, 5])
+    with models.one_device():
+        heard = Tiny(dataclasses.replace(RUN, lora=lora))
+        bare = models.made(dataclasses.replace(RUN, lora=Lora()))[0].model(heard.values)
+        make = lambda model: Decoder(model, 64, DecodingOptions(guard=False))
+        decoder = make(heard.model)
+        assert decoder.weights.layers[0].attn.lora is False
+        both, text, due = (
+            np.asarray(decode(prompt_batch(given, 2), limits).tokens[:, :5])
+            for decode, given in (
+                (decoder, prompts),
+                (decoder, prompts[1:] * 2),
+                (make(bare), prompts[1:] * 2),
+            )
+        )
+        np.testing.assert_array_equal(both, [heard.uncached(row, 5) for row in prompts])
+        everywhere = Tiny().uncached(prompts[1], 5)
+    np.testing.assert_array_equal(text, due)
+    np.testing.assert_array_equal(both[1], due[1])
+    assert due[1].tolist() != everywhere
 
 
 def test_each_of_several_ends_ends_a_row(tiny, greedy):

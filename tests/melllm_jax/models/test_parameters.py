@@ -74,6 +74,19 @@ def test_a_cast_leaves_fixed_statistics_in_float32(drawn):
     assert {x.dtype for x in cast.values()} == {jnp.dtype("bfloat16")}
 
 
+def test_what_text_needs_of_a_model_is_its_own_arrays_without_front_end_or_lora_at_speech(drawn):
+    skeleton, values, _ = drawn
+    lora = dataclasses.replace(models.LORA, at="speech")
+    at_speech = models.run(RUN.model, lora)
+    bare = {name for name in values if not name.startswith("front.")}
+    with models.split_as("fsdp4-tp2"):
+        other = models.made(at_speech)[0]
+        for whole, kept in ((skeleton, bare), (other, {x for x in bare if "_lora." not in x})):
+            found, weights = parameters.split_model(parameters.text_model(whole.model(values)))
+            assert weights.keys() == found.kinds.keys() == kept
+            assert all(weights[name] is values[name] for name in kept)
+
+
 def test_a_missing_weight_is_named(drawn):
     skeleton, values, _ = drawn
     rest = {name: x for name, x in values.items() if name != "front.up"}

@@ -168,7 +168,7 @@ def test_gradients_of_a_position_are_zero_at_every_later_patch():
 def test_weights_of_bfloat16_are_never_promoted_silently():
     """Strict promotion raises where two dtypes meet without a cast."""
     model = dataclasses.replace(models.MODEL, front="conv", rope=LONG, l=1)
-    run = models.run(model, lora=dataclasses.replace(models.LORA, dropout=0.1))
+    run = models.run(model, lora=dataclasses.replace(models.LORA, dropout=0.1, at="speech"))
 
     def loss(values, batch):
         model = skeleton.model(values, jnp.dtype("bfloat16"))
@@ -200,6 +200,45 @@ def test_dropout_changes_the_output_only_where_a_key_is_given():
     np.testing.assert_array_equal(still, again)
     assert np.abs(still - other).max() > 0.01
     assert np.abs(still - plain).max() > 0.01
+
+
+def text_and_speech(t=24):
+    """Eight rows: text alone, two segments of it, where the number is odd; else with a clip."""
+    texts = [[models.segment(9, seed=i), models.segment(5, seed=i + 9)] for i in range(8)]
+    clips = [[models.segment(3, Clip(40), 5, seed=i)] for i in range(8)]
+    return models.pack([texts[i] if i % 2 else clips[i] for i in range(8)], t)
+
+
+@pytest.mark.parametrize("split", [None, "fsdp2-seq2-tp2"])
+def test_lora_at_speech_leaves_rows_of_text_bit_equal_to_those_without_it(split):
+    """In every layer, beside rows with a clip, whose positions up to it stay as they were too."""
+    model = dataclasses.replace(models.MODEL, front="conv", speech="bidirectional")
+    with models.one_device() if split is None else models.split_as(split):
+        batch, found = sharding.shard_batch(text_and_speech()), {}
+        at_speech = dataclasses.replace(models.LORA, at="speech")
+        values = models.made(models.run(model))[1]
+        for name, lora in {"speech": at_speech, "none": Lora(), "all": models.LORA}.items():
+            skeleton = models.made(models.run(model, lora))[0]
+            run = models.jitted(lambda m, b: (m.hidden(b), m.logits(m(b))))
+            found[name] = jax.device_get(run(skeleton.model(values), batch))
+    for speech, none, everywhere in zip(*found.values(), strict=True):
+        speech, none, everywhere = (np.moveaxis(x, -3, 0) for x in (speech, none, everywhere))
+        np.testing.assert_array_equal(speech[1::2], none[1::2])
+        np.testing.assert_array_equal(speech[::2, ..., :3, :], none[::2, ..., :3, :])
+        by_speech, by_all = (np.abs(x - none).max(axis=-1) for x in (speech, everywhere))
+        assert by_speech[::2, ..., 3:13].min() > 1e-3
+        assert by_all[1::2, ..., :14].min() > 1e-3
+
+
+def test_lora_at_speech_learns_from_positions_of_speech_alone():
+    """Of its inputs and outputs elsewhere nothing reaches its gradient: here there is no speech."""
+    run = models.run(lora=dataclasses.replace(models.LORA, at="speech"))
+    with models.one_device():
+        _, grads = models.graded(run, models.pack([[models.segment(9, seed=1)]], 12))
+    lora = {name: np.abs(x).max() for name, x in grads.items() if "_lora." in name}
+    assert len(lora) == 4 + 7
+    assert not any(lora.values())
+    assert np.abs(grads["stack.blocks.attn.q"]).max() > 0
 
 
 def test_a_layer_taken_apart_equals_its_share_of_the_stack():

@@ -26,7 +26,8 @@ def single():
     model = dataclasses.replace(
         models.MODEL, front="conv", speech="bidirectional", qkv_bias=True, qk_norm=True
     )
-    run, batch = models.run(model), models.speech_rows(8, 32)
+    run = models.run(model, dataclasses.replace(models.LORA, at="speech"))
+    batch = models.speech_rows(8, 32)
     with models.one_device():
         return run, batch, *graded(run, batch)
 

@@ -1,10 +1,13 @@
 """LoRA where q, k and v, gate and up lie apart: PEFT's seven matrices from our four, and back."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from launch import cli
+from melllm_jax import sharding
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.model import Lora, Model
 from tests.support import llama_files, models, phi_files
@@ -37,14 +40,26 @@ def opened(folder):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 
 
+CFG = models.run(MODEL, Lora(r=4, alpha=6.0))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a run of Qwen2 with LoRA, whose B are not zero, and its weights."""
-    folder, cfg = tmp_path_factory.mktemp("run"), models.run(MODEL, Lora(r=4, alpha=6.0))
+    folder = tmp_path_factory.mktemp("run")
     with models.one_device():
-        values = models.made(cfg)[1]
-        saved(folder / "run", cfg, values)
+        values = models.made(CFG)[1]
+        saved(folder / "run", CFG, values)
     return folder / "run", values
+
+
+def own_logits(values):
+    """What the run itself says of the tokens."""
+    row = models.segment(len(TOKENS[0]), seed=0) | {"tokens": np.array(TOKENS[0])}
+    with models.one_device():
+        model = models.made(CFG)[0].model(values)
+        batch = sharding.shard_batch(models.pack([[row]], len(TOKENS[0])))
+        return np.asarray(models.jitted(lambda m, b: m.logits(m(b)))(model, batch))
 
 
 def test_peft_loads_what_we_share_as_equal_copies_and_computes_what_is_merged(run, tmp_path):
@@ -59,7 +74,8 @@ def test_peft_loads_what_we_share_as_equal_copies_and_computes_what_is_merged(ru
     np.testing.assert_array_equal(a("mlp.gate"), a("mlp.up"))
     plain, merged = (logits(opened(tmp_path / x)) for x in ("drop", "merge"))
     found = peft.PeftModel.from_pretrained(opened(tmp_path / "keep"), tmp_path / "keep/speech-lora")
-    np.testing.assert_allclose(logits(found), merged, rtol=0, atol=1e-5 * np.abs(merged).max())
+    for kept in (logits(found), own_logits(run[1])):
+        np.testing.assert_allclose(kept, merged, rtol=0, atol=1e-5 * np.abs(merged).max())
     assert np.abs(merged - plain).max() > 0.1 * np.abs(plain).max()
 
 
@@ -73,6 +89,28 @@ def test_an_exported_adapter_is_read_back_to_the_same_numbers(run, tmp_path):
     assert stored.shapes.keys() == values.keys()
     for name, x in values.items():
         np.testing.assert_array_equal(stored.read(name), np.asarray(x), err_msg=name)
+
+
+def test_lora_at_speech_is_never_merged_and_its_adapter_comes_with_a_word(tmp_path, capsys):
+    cfg = models.run(
+        dataclasses.replace(MODEL, front="linear"), Lora(r=4, alpha=6.0, at="speech"), train="lora"
+    )
+    with models.one_device():
+        saved(tmp_path / "run", cfg, models.made(cfg)[1])
+    words = ["convert", "export", tmp_path / "run", tmp_path / "hf", "--front", "drop"]
+    assert refused([*words, "--lora", "merge"], capsys) == (
+        'lora.at="speech": merged, LoRA would add at text as well: --lora keep writes it beside '
+        "the LLM, --lora drop leaves it out"
+    )
+    assert not (tmp_path / "hf").exists()
+    assert cli.main([*map(str, words)]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "speech-lora: switch it on at positions of speech alone, as it was trained "
+        "(lora.at=speech); PEFT by itself adds it at all"
+    )
+    assert (tmp_path / "hf/speech-lora/adapter_model.safetensors").exists()
+    bare = phi_files.told(*words[1:3], tmp_path / "bare", *words[4:], "--lora", "drop")
+    assert bare["adapter_at"] is None
 
 
 def beside(folder, targets):
