@@ -4,13 +4,15 @@ import math
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from launch import cli
 from launch.runs.run_inputs import complete_run
+from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.model import Lora
-from melllm_jax.config.overrides import from_json, override
+from melllm_jax.config.model import Lora, ModelSpec
+from melllm_jax.config.overrides import from_json, override, to_json
 from melllm_jax.config.run import Run
 from tests.support import models, phi_files
 from tests.support.families import FAMILIES, write_checkpoint
@@ -246,10 +248,13 @@ def moved(tmp_path_factory):
     }
     with models.one_device():
         drawn = models.made(runs["all"])[1]
-        drawn["embed"] = drawn["embed"].at[264:].set(drawn["embed"][:264].mean(axis=0))
+        rows = np.asarray(drawn["embed"])[:264]
+        drawn["embed"] = np.concatenate([rows, np.repeat(rows.mean(0, keepdims=True), 56, 0)])
         for name, cfg in runs.items():
             values = {key: drawn[key] for key in models.made(cfg)[0].kinds}
-            saved(folder / name, cfg, values | {"embed": drawn["embed"][: cfg.model.v]})
+            embed = jax.device_put(drawn["embed"][: cfg.model.v], sharding.w("v d"))
+            saved(folder / name, cfg, values | {"embed": embed})
+    (folder / "base" / run_folder.SPEC).write_text(to_json(ModelSpec(bare)))  # as an import has it
     (folder / "a.txt").write_text("One two é three, four. " * 9)
     return folder
 

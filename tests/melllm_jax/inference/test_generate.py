@@ -140,7 +140,7 @@ def test_what_is_streamed_grows_to_what_is_given_at_once(tiny, greedy):
                 np.testing.assert_array_equal(part.tokens[:, :longest], found.tokens[:, :longest])
 
 
-def test_lora_at_speech_is_in_the_clips_of_prompts_and_in_no_token_after_them():
+def test_lora_at_speech_is_in_the_clips_of_prompts_and_in_no_token_after_them(tiny):
     """Cached tokens equal those of whole sequences; of text they are those without LoRA."""
     lora = dataclasses.replace(models.LORA, at="speech")
     prompts, limits = [rows()[i] for i in (0, 2)], np.array([5, 5])
@@ -159,7 +159,7 @@ def test_lora_at_speech_is_in_the_clips_of_prompts_and_in_no_token_after_them():
             )
         )
         np.testing.assert_array_equal(both, [heard.uncached(row, 5) for row in prompts])
-        everywhere = Tiny().uncached(prompts[1], 5)
+        everywhere = tiny.uncached(prompts[1], 5)
     np.testing.assert_array_equal(text, due)
     np.testing.assert_array_equal(both[1], due[1])
     assert due[1].tolist() != everywhere
