@@ -239,6 +239,24 @@ def test_the_flags_reach_the_run_that_is_planned(capsys, monkeypatch):
     assert (told["preset"], told["micro"], told["positions"]) == ("digits", 2, 8 * 128)
 
 
+def test_a_teacher_is_told_apart_from_the_model(capsys, monkeypatch):
+    words = ["aura_smollm2", "--topology", "v5e:1x2", "--optim.compute", "bfloat16"]
+    told, _ = reckoned(capsys, monkeypatch, *words)
+    run = catalog.preset("aura_smollm2")
+    count = flops.count_parameters(run)
+    assert told["parameters"] == {
+        "total": count.total,
+        "trained": count.front + count.lora + count.align,
+        "teacher": flops.teacher_parameters(run),
+    }
+    assert told["flops"]["distillation"] == flops.distillation_flops(run)
+    assert told["flops"]["executed"] >= sum(told["flops"][x] for x in ("useful", "distillation"))
+    out, _ = planned(capsys, *words)
+    assert f"teacher       {flops.teacher_parameters(run):,} parameters, frozen; " in out
+    plain, _ = planned(capsys, "smollm2_asr", *words[1:])
+    assert "teacher" not in plain
+
+
 def test_search_leaves_out_what_the_compiler_fails_at_and_says_so(capsys, monkeypatch):
     """libtpu 0.0.52 ends some programs in an error of its own."""
     monkeypatch.setattr(topology, "has_compiler", lambda pod: True)
