@@ -29,7 +29,7 @@ def state_bytes(run: Run, sizes: Mapping[str, int]) -> float:
 
 
 def activation_bytes(run: Run, sizes: Mapping[str, int]) -> float:
-    """Bytes of what a teacher makes of a micro-batch, and of the heads, as if all were there at once.
+    """Bytes of what a teacher and the heads make of a micro-batch, as if all were there at once.
 
     Of the teacher: what each layer gives, once more of those that teach, the layer at work, and the
     scores of one block of queries where rows are no multiple of the kernel's tiles. Of the model:

@@ -208,7 +208,11 @@ def test_a_compiled_plan_is_told_in_lines_and_the_same_in_json(capsys, monkeypat
     assert (out.count("\n"), err) == (1, "")
     told = json.loads(out)
     assert told["hbm"]["needed"] == found.memory.needed
-    assert told["flops"] == {"useful": found.useful_flops, "executed": found.executed_flops}
+    assert told["flops"] == {
+        "useful": found.useful_flops,
+        "distillation": 0,
+        "executed": found.executed_flops,
+    }
     assert told["seconds"] == dict(found.limits) | {"xla": found.xla_seconds}
     assert [each["kind"] for each in told["collectives"]] == [one.kind for one in found.collectives]
 
@@ -252,7 +256,7 @@ def test_a_teacher_is_told_apart_from_the_model(capsys, monkeypatch):
     assert told["flops"]["distillation"] == flops.distillation_flops(run)
     assert told["flops"]["executed"] >= sum(told["flops"][x] for x in ("useful", "distillation"))
     out, _ = planned(capsys, *words)
-    assert f"teacher       {flops.teacher_parameters(run):,} parameters, frozen; " in out
+    assert f"teacher      {flops.teacher_parameters(run):,} parameters, frozen; " in out
     plain, _ = planned(capsys, "smollm2_asr", *words[1:])
     assert "teacher" not in plain
 

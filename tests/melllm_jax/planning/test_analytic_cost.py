@@ -182,8 +182,8 @@ def taught(seq=2, **fields):
 def test_a_teacher_takes_the_memory_and_sends_the_bytes_that_it_does_by_hand():
     """A chip has 2 rows of 4 positions and half of the window of 6 of each, 6 heard in all.
 
-    Two heads of 20 weights are 10 a chip. Of the teacher's, in bfloat16, 224 of blocks are 28, 1,008
-    of convolutions 252, and the table of 24 is whole.
+    Two heads of 20 weights are 10 a chip. Of the teacher's, in bfloat16, 224 of blocks are 28,
+    1,008 of convolutions 252, and the table of 24 is whole.
     """
     state, activations, sent = taught()
     assert state == 10 * 12 + 2 * (28 + 252 + 24)

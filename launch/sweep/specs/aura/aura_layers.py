@@ -25,5 +25,5 @@ def cells() -> list[spec.Cell]:
 
 
 def _evenly(first: int, count: int) -> list[int]:
-    """As many layers as the teacher has, evenly among `count` from `first` on, the last included."""
+    """As many layers as the teacher has, evenly among `count` from `first` on."""
     return [first + -(-(i + 1) * count // TEACHERS) - 1 for i in range(TEACHERS)]
