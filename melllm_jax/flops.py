@@ -54,11 +54,12 @@ class ParameterCounts:
     layers: int  # the stack with its norms and the last norm
     front: int  # front end, fixed statistics and positions left out
     lora: int
+    align: int  # heads that layers are taught through: training's alone
 
     @property
     def total(self) -> int:
-        """All of them."""
-        return self.embed + self.head + self.layers + self.front + self.lora
+        """All of them; a teacher's are no part of the model (`teacher_parameters`)."""
+        return self.embed + self.head + self.layers + self.front + self.lora + self.align
 
 
 def find_chip(kind: str) -> Chip | None:
@@ -77,6 +78,7 @@ def count_parameters(run: Run) -> ParameterCounts:
         layers=stack_parameters(m),
         front=_front_parameters(run),
         lora=m.l * lora,
+        align=_alignment_parameters(run),
     )
 
 
@@ -120,15 +122,34 @@ def encoder_flops(run: Run) -> float:
     return r / 2 * _whisper_flops(w, run.mel.m, min(run.data.t * r // 2, w.positions))
 
 
+def teacher_positions(run: Run) -> int:
+    """Positions of 20 ms that a run's teacher makes of one row: 0 where it has none."""
+    cfg = run.distill
+    if cfg.teacher == "none":
+        return 0
+    if cfg.frame == "whole":
+        return cfg.windows * cfg.whisper.positions
+    return run.data.t * run.mel.r // 2
+
+
 def teacher_flops(run: Run) -> float:
     """FLOPs of the forward pass of a run's teacher, of one row: 0 where it has none."""
-    cfg, positions = run.distill, run.data.t * run.mel.r // 2
+    w, positions = run.distill.whisper, teacher_positions(run)
+    return positions * _whisper_flops(w, run.mel.m, min(positions, w.positions))
+
+
+def distillation_flops(run: Run) -> float:
+    """FLOPs that a teacher adds to one update: 0 where there is none.
+
+    Its own forward pass, which nothing differentiates; at every position the heads, forward and
+    backward, and the mean of its states within the position, which is made once.
+    """
+    cfg = run.distill
     if cfg.teacher == "none":
         return 0.0
-    if cfg.frame == "whole":
-        positions = cfg.windows * cfg.whisper.positions
-    seen = min(positions, cfg.whisper.positions)
-    return positions * _whisper_flops(cfg.whisper, run.mel.m, seen)
+    numbers = run.mel.r // 2 * len(cfg.pairs(run.model.l)) * cfg.width
+    heads = 3 * 2.0 * _alignment_parameters(run) + 2.0 * numbers
+    return run.data.b * (teacher_flops(run) + run.data.t * heads)
 
 
 def _whisper_flops(w: Whisper, bands: int, seen: int) -> float:
@@ -148,16 +169,17 @@ def update_flops(run: Run) -> float:
 
     Weights that are frozen still pass gradients to the activations before them, so they cost 2
     and not 3 times the forward pass; those of a frozen encoder, before which nothing learns, cost
-    it once, as does a teacher. What remat computes again does not count.
+    it once. What remat computes again does not count, nor do a teacher and the heads that it
+    teaches through (`distillation_flops`): model FLOPs utilisation is that of the model that stays,
+    and has the same numerator in a run with a teacher and in the same run without one.
     """
     forward, positions = forward_flops(run) * run.data.b * run.data.t, run.data.b * run.data.t
     spared = 2 * _frozen_encoder_flops(run) * positions
-    taught = teacher_flops(run) * run.data.b
     if run.optim.train == "all":
-        return 3 * forward - spared + taught
+        return 3 * forward - spared
     p = count_parameters(run)
     frozen = 2 * (p.layers + run.model.v * run.model.d) * positions
-    return 3 * forward - frozen - spared + taught
+    return 3 * forward - frozen - spared
 
 
 def matmul_parameters(run: Run) -> int:
@@ -172,19 +194,22 @@ def matmul_parameters(run: Run) -> int:
 def training_flops(run: Run, speech: float, text: float) -> float:
     """FLOPs of training on so many positions of speech and of text, padding left out.
 
-    As `update_flops` counts them, but the front end at speech alone. The model runs it at every
-    position and drops what is not speech, and scores tokens at every position, speech as well: so
-    the head counts at both, as the layers do, while what the front end makes of text is no use.
+    As `update_flops` and `distillation_flops` count them, but the front end at speech alone. The
+    model runs it at every position and drops what is not speech, and scores tokens at every
+    position, speech as well: so the head counts at both, as the layers do, while what the front end
+    makes of text is no use.
     """
     row = run.data.b * run.data.t
     front = 3 * front_flops(run) - 2 * _frozen_encoder_flops(run)
-    return (speech + text) * update_flops(run) / row - text * front
+    update = update_flops(run) + distillation_flops(run)
+    return (speech + text) * update / row - text * front
 
 
 def trained_parameters(run: Run) -> int:
-    """Weights that change."""
+    """Weights that change; the heads that layers are taught through always do."""
     p = count_parameters(run)
-    trained = {"all": p.total, "lora": p.front + p.lora, "front": p.front}[run.optim.train]
+    front = p.front + p.align
+    trained = {"all": p.total, "lora": front + p.lora, "front": front}[run.optim.train]
     return trained - (encoder_parameters(run) if run.optim.encoder == "frozen" else 0)
 
 
@@ -211,6 +236,21 @@ def conformer_parameters(m: Model) -> int:
     convolution = c * 2 * c + 2 * c + 2 * c + c * own.taps + c + 2 * (c * c + c)
     norms = 5 * 2 * c
     return own.l * (2 * mlp + attention + convolution + norms) + 2 * own.distance * own.n
+
+
+def teacher_parameters(run: Run) -> int:
+    """Weights of a run's teacher, which never change: 0 where it has none."""
+    cfg = run.distill
+    return 0 if cfg.teacher == "none" else whisper_parameters(cfg.whisper, run.mel.m)
+
+
+def _alignment_parameters(run: Run) -> int:
+    """Weights of the heads: a matrix to the teacher's width a layer, and the scale of its norm."""
+    m, cfg = run.model, run.distill
+    if cfg.teacher == "none" or cfg.head == "none":
+        return 0
+    scale = m.d if cfg.head == "norm" else 0
+    return len(cfg.pairs(m.l)) * (m.d * cfg.width + scale)
 
 
 def _front_parameters(run: Run) -> int:

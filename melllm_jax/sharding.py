@@ -82,17 +82,16 @@ def resolve_mesh(cfg: Mesh, devices: int, where: str = "here") -> Mesh:
     return dataclasses.replace(cfg, fsdp=fsdp)
 
 
-def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Refuse a mesh that does not divide what it splits. Raises Mistake naming both."""
-    model, data, size = run.model, run.data, dict(mesh.shape)
-    rows = data.b // run.optim.micro
+def split_dimensions(run: Run) -> list[tuple[str, str, int]]:
+    """Mesh axis, field and size of every dimension of a run that an axis must divide."""
+    model, teacher = run.model, run.distill.whisper
     splits = [
         ("fsdp", "model.d", model.d),
         ("tp", "model.n", model.n),
         ("tp", "model.k", model.k),
         ("tp", "model.f", model.f),
         ("tp", "model.v", model.v),
-        ("seq", "data.t", data.t),
+        ("seq", "data.t", run.data.t),
     ]
     if model.front == "conformer":
         splits += [
@@ -101,10 +100,22 @@ def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
             ("tp", "model.conformer.n", model.conformer.n),
             ("tp", "model.conformer.f", model.conformer.f),
         ]
+    encoder = (("fsdp", "d"), ("tp", "n"), ("tp", "f"))
     if model.front == "whisper":
-        for axis, name in (("fsdp", "d"), ("tp", "n"), ("tp", "f")):
+        for axis, name in encoder:
             splits.append((axis, f"model.whisper.{name}", getattr(model.whisper, name)))
-    for axis, name, value in splits:
+    if run.distill.teacher == "whisper":
+        heard = (("seq", "positions"),) if run.distill.frame == "whole" else ()
+        for axis, name in (*encoder, *heard):
+            splits.append((axis, f"distill.whisper.{name}", getattr(teacher, name)))
+    return splits
+
+
+def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Refuse a mesh that does not divide what it splits. Raises Mistake naming both."""
+    model, data, size = run.model, run.data, dict(mesh.shape)
+    rows = data.b // run.optim.micro
+    for axis, name, value in split_dimensions(run):
         if value % size[axis]:
             raise Mistake(f"mesh.{axis}={size[axis]}: does not divide {name}={value}")
     if model.attention == "splash" and data.t // size["seq"] % 128:

@@ -20,13 +20,14 @@ class FeedRate:
 def feed_rate(run: Run, positions: float, chip: str, mfu: float) -> FeedRate:
     """`positions` a second against what a chip trains on: peak · mfu / FLOPs a position.
 
-    FLOPs a position are those of `flops.update_flops`, which counts every position of a row. Raises
-    Mistake for a chip that is not known and a share that is none.
+    FLOPs a position are those of `flops.update_flops`, which counts every position of a row, and of
+    a teacher. Raises Mistake for a chip that is not known and a share that is none.
     """
     known = flops.find_chip(chip)
     if known is None:
         raise Mistake(f"chip={chip}: is none of {', '.join(flops.CHIPS)}")
     if not 0 < mfu <= 1:
         raise Mistake(f"mfu={mfu}: must lie in (0, 1]")
-    trained = known.flops * mfu * run.data.b * run.data.t / flops.update_flops(run)
+    work = flops.update_flops(run) + flops.distillation_flops(run)
+    trained = known.flops * mfu * run.data.b * run.data.t / work
     return FeedRate(chip, mfu, trained, positions / trained)

@@ -149,9 +149,13 @@ def figures(one: Plan, estimate: RunEstimate) -> dict[str, Any]:
         "source": one.source,
         "compile_seconds": one.compile_seconds,
         "estimate": True,
-        "parameters": {"total": one.total, "trained": one.trained},
+        "parameters": {"total": one.total, "trained": one.trained, "teacher": one.teacher},
         "positions": one.positions,
-        "flops": {"useful": one.useful_flops, "executed": one.executed_flops},
+        "flops": {
+            "useful": one.useful_flops,
+            "distillation": one.distillation_flops,
+            "executed": one.executed_flops,
+        },
         "hbm": dataclasses.asdict(one.memory),
         "fits": one.fits,
         "collectives": [dataclasses.asdict(each) for each in one.collectives],
@@ -190,15 +194,16 @@ def _ranking(plans: Sequence[Plan]) -> RenderableType:
 
 def _report(one: Plan, estimate: RunEstimate) -> RenderableType:
     """A plan in labelled lines."""
-    compiled = one.source == "compiled"
+    compiled, taught = one.source == "compiled", one.teacher > 0
     how = f"compiled in {one.compile_seconds:.0f} s" if compiled else "arithmetic alone"
     rows = [
         ("parameters", f"{one.total:,}, trained {one.trained:,}"),
         (
             "FLOPs",
             f"{one.useful_flops:.3e} an update of {one.positions:,} positions; "
-            f"{one.executed_flops:.3e} with what is done twice",
+            f"{one.executed_flops:.3e} with what is done twice{' and the teacher' * taught}",
         ),
+        *_teacher_rows(one),
         ("HBM a device", _memory_text(one)),
         *(("collective", _collective_text(each)) for each in one.collectives),
         *_time_rows(one, estimate),
@@ -210,6 +215,17 @@ def _report(one: Plan, estimate: RunEstimate) -> RenderableType:
         Text(f"  {how}; every time and rate below is an estimate"),
         text_table.label_grid(rows),
     )
+
+
+def _teacher_rows(one: Plan) -> Iterator[tuple[str, str]]:
+    """What a teacher is and costs, heads included; MFU leaves it out."""
+    if one.teacher:
+        share = one.distillation_flops / one.useful_flops
+        yield (
+            "teacher",
+            f"{one.teacher:,} parameters, frozen; {one.distillation_flops:.3e} FLOPs an update, "
+            f"{share:.1%} of the model's, which alone count in MFU",
+        )
 
 
 def _memory_text(one: Plan) -> str:

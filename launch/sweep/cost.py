@@ -43,7 +43,8 @@ def plan_cells(
 
 def _plan_cell(cell: SweepCell, topology: str, price: float, rate: Rate) -> dict[str, Any]:
     run = cell.run
-    total_flops = flops.update_flops(run) * run.optim.steps
+    work = flops.update_flops(run) + flops.distillation_flops(run)
+    total_flops = work * run.optim.steps
     topology = topology or run.mesh.topology
     seconds: float | None
     if topology:

@@ -164,7 +164,7 @@ def _describe(cell: Mapping[str, Any]) -> str:
 
 
 def _find_file(path: str) -> pathlib.Path:
-    ready = {one.stem: one for one in sorted(SPECS.glob("*.py")) if one.stem != "__init__"}
+    ready = {one.stem: one for one in sorted(SPECS.rglob("*.py")) if one.stem != "__init__"}
     file = pathlib.Path(path)
     if file.is_file():
         return file

@@ -11,6 +11,7 @@ from melllm_jax import flops
 from melllm_jax.config.run import Run
 from melllm_jax.nn.remat import NAMES
 from melllm_jax.nn.vocab_parallel import CHUNK
+from melllm_jax.planning import distillation_cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,18 +20,21 @@ class AnalyticCost:
 
     state: float  # bytes of weights and the optimiser's state
     activations: float  # bytes at the fullest moment of what comes and goes
-    executed_flops: float  # FLOPs of all chips, what remat does twice included
+    executed_flops: float  # FLOPs of all chips, a teacher's and what remat does twice included
     bytes_sent: Mapping[str, float]  # bytes by mesh axis
 
 
 def estimate_cost(run: Run, sizes: Mapping[str, int]) -> AnalyticCost:
     """What `run` needs on a mesh of these axes and sizes."""
     held, kept = _bytes_of_weights(run, sizes), _saved_names(run)
+    passing = held["passing"] + _activations(run, sizes, kept)
+    executed = flops.update_flops(run) + flops.distillation_flops(run)
+    sent, taught = _bytes_sent(run, sizes, kept), distillation_cost.sent_bytes(run, sizes)
     return AnalyticCost(
-        state=held["state"],
-        activations=held["passing"] + _activations(run, sizes, kept),
-        executed_flops=flops.update_flops(run) + _recomputed_flops(run, sizes, kept),
-        bytes_sent=_bytes_sent(run, sizes, kept),
+        state=held["state"] + distillation_cost.state_bytes(run, sizes),
+        activations=passing + distillation_cost.activation_bytes(run, sizes),
+        executed_flops=executed + _recomputed_flops(run, sizes, kept),
+        bytes_sent={axis: sent[axis] + taught[axis] for axis in sent},
     )
 
 
@@ -59,6 +63,7 @@ def _weights_per_chip(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
         "lora": m.l * run.lora.r * (4 * m.d / fsdp + inner / tp),
         "encoder": encoder,
         "projector": projector,
+        "align": p.align / fsdp,
     }
 
 
@@ -223,13 +228,15 @@ def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dic
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _positions_per_chip(run, sizes), run.optim.micro
     ring = {axis: (size - 1) / size for axis, size in sizes.items()}
-    weights = (p.layers + p.lora + m.v * m.d + blocks) * number / tp
+    # The heads that layers are taught through are not split by tp.
+    weights = (p.layers + p.lora + m.v * m.d + blocks) * number / tp + p.align * number
+    scattered = (trained - p.align) * number / tp + p.align * number
     twice = 2 if kept >= set(NAMES) else 3  # sums over tp: forward, again, backward
     summed = m.l * 2 * twice * 2 * m.d + 2 * m.d
     gathered = m.l * 2 * (2 if "qkv" in kept else 3) * 2 * m.k * m.h / tp
     return {
         "replica": 2 * ring["replica"] * summed_up * number,
-        "fsdp": micro * ring["fsdp"] * (2 * weights + trained * number / tp),
+        "fsdp": micro * ring["fsdp"] * (2 * weights + scattered),
         "seq": micro * (ring["seq"] * sizes["seq"] * tokens * gathered * number / 2)
         + 2 * ring["seq"] * summed_up * number,
         "tp": micro * ring["tp"] * tokens * summed * number,

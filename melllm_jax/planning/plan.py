@@ -53,9 +53,11 @@ class Plan:
     source: Literal["compiled", "arithmetic"]  # arithmetic: nothing was compiled
     total: int  # parameters
     trained: int
+    teacher: int  # parameters of the frozen network that teaches, no part of the total
     positions: int  # b · t
     useful_flops: float  # FLOPs of all chips that the model asks for
-    executed_flops: float  # with what is done twice
+    distillation_flops: float  # FLOPs that the teacher and the heads add to them
+    executed_flops: float  # both, with what is done twice
     memory: Memory
     fits: bool
     collectives: tuple[Collective, ...]
@@ -84,7 +86,10 @@ class Plan:
 
     @property
     def mfu(self) -> float:
-        """Share of the peak that useful products have in `step`: what the roofline allows."""
+        """Share of the peak that useful products have in `step`: what the roofline allows.
+
+        Useful are those of the model that stays; a teacher's take time and count as none.
+        """
         return self.useful_flops / self.peak / self.step_seconds
 
 
@@ -207,8 +212,10 @@ def estimate_plan(run: Run, pod: topology.Pod, sizes: Mapping[str, int]) -> Plan
         source="arithmetic",
         total=count.total,
         trained=flops.trained_parameters(run),
+        teacher=flops.teacher_parameters(run),
         positions=run.data.b * run.data.t,
         useful_flops=flops.update_flops(run),
+        distillation_flops=flops.distillation_flops(run),
         executed_flops=cost.executed_flops,
         memory=Memory(capacity, needed, cost.state, cost.activations, 0.0),
         fits=needed <= capacity,
@@ -258,7 +265,12 @@ def remat_label(run: Run) -> str:
 
 
 def _computed_tile_share(run: Run, mesh: jax.sharding.Mesh) -> float:
-    """Share of its grid that the run's attention kernel computes."""
+    """Share of its grid that the run's attention kernel computes.
+
+    All of it where a teacher has kernels as well, that see both ways and are most of the work.
+    """
+    if run.distill.teacher != "none" and run.distill.frame == "clip":
+        return 1.0
     with jax.set_mesh(mesh):
         kernel = attention_kernels.choose_kernel(run.model.attention, run.data.t, run.optim.compute)
     if mesh.shape["seq"] > 1 or run.model.speech == "bidirectional" or kernel == "blocks":

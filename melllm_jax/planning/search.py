@@ -11,6 +11,7 @@ from melllm_jax.config.overrides import override
 from melllm_jax.config.run import Run
 from melllm_jax.planning import plan, topology
 from melllm_jax.planning.plan import Plan
+from melllm_jax.sharding import split_dimensions
 
 REMAT_CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (  # from most kept to least
     ("none", ()),
@@ -38,14 +39,15 @@ def candidate_plans(run: Run, pod: topology.Pod) -> Iterator[tuple[Run, Plan]]:
 
 def candidate_meshes(chips: int, slices: int, run: Run) -> list[dict[str, int]]:
     """Meshes of so many chips that split the run evenly, `replica` over the slices alone."""
-    m, data = run.model, run.data
-    found = []
+    data, found = run.data, []
+    splits = split_dimensions(run)
     for tp in (1, 2, 4, 8):
         for seq in (1, 2, 4, 8):
             fsdp, rest = divmod(chips, slices * seq * tp)
-            splits = [(m.n, tp), (m.k, tp), (m.f, tp), (m.v, tp), (data.t, seq), (m.d, fsdp or 1)]
+            size = {"fsdp": fsdp or 1, "seq": seq, "tp": tp}
             rows, odd = divmod(data.b, slices * fsdp or 1)
-            if rest or not fsdp or odd or not rows or any(x % y for x, y in splits):
+            uneven = any(value % size[axis] for axis, _, value in splits)
+            if rest or not fsdp or odd or not rows or uneven:
                 continue
             if data.t // seq % 128 and math.prod((seq, tp)) > 1:
                 continue

@@ -8,6 +8,7 @@ import types
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import ladder
+from melllm_jax.presets.aura import aura_phi4_mini, aura_qwen2_5_7b
 from melllm_jax.presets.conformer_baseline import (
     conformer_asr,
     conformer_asr_frozen,
@@ -51,6 +52,8 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
             conformer_asr_random_frozen,
             smollm2_asr,
             aura_smollm2,
+            aura_qwen2_5_7b,
+            aura_phi4_mini,
         )
     }
     | {name: functools.partial(ladder.rung, name) for name in ladder.RUNGS}

@@ -16,6 +16,7 @@ from melllm_jax.models import parameters
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.layers import LoraParam, NonTrainable
 from melllm_jax.objectives import next_token
+from melllm_jax.objectives.run_objective import objective_of
 from tests.support import models
 
 PHI = Run(
@@ -175,22 +176,69 @@ def test_a_frozen_encoder_costs_its_forward_pass_once():
         assert left == flops.encoder_parameters(run) > 0
 
 
+SOUND = Mel(kind="whisper", r=8, normalize="none")
+TAUGHT = Distill(teacher="whisper", whisper=HEARS, windows=3)
+
+
+def taught(run=None, **fields):
+    """A run with a teacher of two layers of width 16, which leads both of the model's."""
+    run = models.run(mel=SOUND) if run is None else run
+    return dataclasses.replace(run, distill=dataclasses.replace(TAUGHT, **fields))
+
+
 def test_a_teacher_adds_its_forward_pass_of_what_it_hears():
     """Of the rows' clips as that encoder before the model; of whole windows so many times one's."""
-    mel = Mel(kind="whisper", r=8, normalize="none")
-    plain = models.run(mel=mel)
-    before = models.run(dataclasses.replace(models.MODEL, front="whisper", whisper=HEARS), mel=mel)
-    added = {}
-    for frame in ("clip", "whole"):
-        cfg = Distill(teacher="whisper", whisper=HEARS, frame=frame, windows=3)
-        run = dataclasses.replace(plain, distill=cfg)
-        added[frame] = flops.update_flops(run) - flops.update_flops(plain)
-        positions = float(run.data.b * run.data.t)
-        assert flops.training_flops(run, positions, 0.0) == flops.update_flops(run)
-    rows, t = plain.data.b, plain.data.t
-    assert added["clip"] == pytest.approx(rows * t * flops.encoder_flops(before))
-    windows = t * 4 / HEARS.positions  # that the rows would fill
-    assert added["whole"] == pytest.approx(added["clip"] * 3 / windows)
+    plain = models.run(mel=SOUND)
+    encoder = dataclasses.replace(models.MODEL, front="whisper", whisper=HEARS)
+    before = models.run(encoder, mel=SOUND)
+    clip, whole = (flops.teacher_flops(taught(frame=frame)) for frame in ("clip", "whole"))
+    assert clip == pytest.approx(plain.data.t * flops.encoder_flops(before))
+    windows = plain.data.t * 4 / HEARS.positions  # that a row would fill
+    assert whole == pytest.approx(clip * 3 / windows)
+    assert flops.teacher_flops(plain) == flops.distillation_flops(plain) == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "width", "weights"),
+    [("norm", 16, 32 * 16 + 32), ("linear", 16, 32 * 16), ("none", 32, 0)],
+)
+def test_heads_of_a_teacher_cost_three_passes_and_its_mean_one(head, width, weights):
+    """Two layers learn: a head each, and four states of a position added up to one."""
+    hears = dataclasses.replace(HEARS, d=width)
+    run = taught(head=head, whisper=hears)
+    each = 3 * 2 * 2 * weights + 2 * (4 * 2 * width)
+    rows, t = run.data.b, run.data.t
+    assert flops.distillation_flops(run) == rows * (flops.teacher_flops(run) + t * each)
+    assert flops.count_parameters(run).align == 2 * weights
+
+
+def test_a_teacher_is_no_part_of_what_mfu_counts_but_of_what_training_costs():
+    plain, run = models.run(mel=SOUND), taught()
+    assert flops.update_flops(run) == flops.update_flops(plain)
+    positions = float(run.data.b * run.data.t)
+    spent = flops.update_flops(run) + flops.distillation_flops(run)
+    assert flops.training_flops(run, positions, 0.0) == pytest.approx(spent)
+    silent = flops.training_flops(plain, 10.0, 5.0)
+    share = 15 / positions * flops.distillation_flops(run)
+    assert flops.training_flops(run, 10.0, 5.0) == pytest.approx(silent + share)
+
+
+def test_a_teacher_and_its_heads_are_counted_as_the_networks_own_shapes():
+    run = taught(teacher_layers=(1,), student_layers=(0,))
+    objective = objective_of(run)
+    sizes = lambda shapes: {name: math.prod(x.shape) for name, x in shapes.items()}
+    with models.one_device():
+        skeleton, own = parameters.abstract_model(objective.build)
+        teacher, theirs = parameters.abstract_model(objective.companions()["teacher"].build)
+    fixed = {k for k, kind in teacher.kinds.items() if isinstance(kind, NonTrainable)}
+    learnt = {name: size for name, size in sizes(theirs).items() if name not in fixed}
+    assert flops.teacher_parameters(run) == sum(learnt.values())
+    count = flops.count_parameters(run)
+    assert count.total == sum(sizes(own).values())
+    for train in ("all", "lora", "front"):
+        changed = dataclasses.replace(run, optim=dataclasses.replace(run.optim, train=train))
+        names = objective_of(changed).trained(skeleton.kinds)
+        assert flops.trained_parameters(changed) == sum(sizes(own)[name] for name in names)
 
 
 def test_what_is_trained_is_counted():

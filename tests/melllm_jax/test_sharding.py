@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 
 from melllm_jax import sharding
+from melllm_jax.config.distillation import Distill
+from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.features import Mel
 from melllm_jax.config.run import Mesh, ScoreInterval
 from melllm_jax.errors import Mistake
 from tests.support import models
@@ -63,6 +66,24 @@ def test_a_mesh_that_does_not_divide_what_it_splits_is_refused(mesh, model, data
     with pytest.raises(Mistake) as caught:
         sharding.check_mesh(run, sharding.make_mesh(mesh))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sizes", "message"),
+    [
+        (FSDP8, {"d": 12}, "mesh.fsdp=8: does not divide distill.whisper.d=12"),
+        (TP2, {"n": 3}, "mesh.tp=2: does not divide distill.whisper.n=3"),
+        (TP2, {"f": 25}, "mesh.tp=2: does not divide distill.whisper.f=25"),
+        (SEQ2, {"positions": 25}, "mesh.seq=2: does not divide distill.whisper.positions=25"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_a_teacher_is_refused(mesh, sizes, message):
+    whisper = Whisper(**{"d": 48, "n": 2, "f": 24, "l": 2} | sizes)
+    run = models.run(mel=Mel(kind="whisper", normalize="none"))
+    cfg = Distill(teacher="whisper", whisper=whisper)
+    with pytest.raises(Mistake) as caught:
+        sharding.check_mesh(dataclasses.replace(run, distill=cfg), sharding.make_mesh(mesh))
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("name", models.SPLITS)

@@ -208,7 +208,11 @@ def test_a_compiled_plan_is_told_in_lines_and_the_same_in_json(capsys, monkeypat
     assert (out.count("\n"), err) == (1, "")
     told = json.loads(out)
     assert told["hbm"]["needed"] == found.memory.needed
-    assert told["flops"] == {"useful": found.useful_flops, "executed": found.executed_flops}
+    assert told["flops"] == {
+        "useful": found.useful_flops,
+        "distillation": 0,
+        "executed": found.executed_flops,
+    }
     assert told["seconds"] == dict(found.limits) | {"xla": found.xla_seconds}
     assert [each["kind"] for each in told["collectives"]] == [one.kind for one in found.collectives]
 
@@ -237,6 +241,24 @@ def test_the_flags_reach_the_run_that_is_planned(capsys, monkeypatch):
     )
     assert told["parameters"]["total"] == flops.count_parameters(run).total
     assert (told["preset"], told["micro"], told["positions"]) == ("digits", 2, 8 * 128)
+
+
+def test_a_teacher_is_told_apart_from_the_model(capsys, monkeypatch):
+    words = ["aura_smollm2", "--topology", "v5e:1x2", "--optim.compute", "bfloat16"]
+    told, _ = reckoned(capsys, monkeypatch, *words)
+    run = catalog.preset("aura_smollm2")
+    count = flops.count_parameters(run)
+    assert told["parameters"] == {
+        "total": count.total,
+        "trained": count.front + count.lora + count.align,
+        "teacher": flops.teacher_parameters(run),
+    }
+    assert told["flops"]["distillation"] == flops.distillation_flops(run)
+    assert told["flops"]["executed"] >= sum(told["flops"][x] for x in ("useful", "distillation"))
+    out, _ = planned(capsys, *words)
+    assert f"teacher      {flops.teacher_parameters(run):,} parameters, frozen; " in out
+    plain, _ = planned(capsys, "smollm2_asr", *words[1:])
+    assert "teacher" not in plain
 
 
 def test_search_leaves_out_what_the_compiler_fails_at_and_says_so(capsys, monkeypatch):

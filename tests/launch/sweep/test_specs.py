@@ -5,10 +5,12 @@ import pytest
 
 from launch.sweep import budgets, spec
 from melllm_jax import flops
+from melllm_jax.config.distillation import Distill
 from melllm_jax.config.encoders import Whisper
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.overrides import to_json
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets.smollm2 import SMOLLM2_135M
 
 CELLS = {
@@ -26,6 +28,12 @@ FROM_CHECKPOINTS = {  # of the folder where they are run
     "smollm2_init": 9,
     "smollm2_layers": 3,
     "smollm2_rate": 2,
+    "aura_systems": 3,
+    "aura_layers": 5,
+    "aura_loss": 6,
+    "aura_weight": 7,
+    "aura_data": 6,
+    "aura_seeds": 6,
 }
 
 
@@ -34,9 +42,9 @@ def runs(name):
     return [one.run for one in spec.load(name, {}).cells]
 
 
-def test_every_ready_spec_is_known_here():
-    found = {path.stem for path in spec.SPECS.glob("*.py")} - {"__init__"}
-    assert found == set(CELLS) | set(FROM_CHECKPOINTS)
+def test_every_ready_spec_is_known_here_and_none_shares_its_stem():
+    found = [path.stem for path in spec.SPECS.rglob("*.py") if path.stem != "__init__"]
+    assert sorted(found) == sorted({*CELLS, *FROM_CHECKPOINTS})
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -44,8 +52,9 @@ def test_ready_spec_makes_its_cells(name):
     assert len(runs(name)) == CELLS[name]
 
 
-@pytest.mark.parametrize("name", FROM_CHECKPOINTS)
-def test_ready_spec_from_checkpoints_makes_runs_of_what_they_hold(name, tmp_path, monkeypatch):
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    """The folder where they are run, with the sizes alone of SmolLM2 and of Whisper's encoder."""
     monkeypatch.chdir(tmp_path)
     llm = dataclasses.replace(SMOLLM2_135M, front="none", family="llama")
     text = Text(tokenizer="tokenizer", template="chat")
@@ -57,6 +66,11 @@ def test_ready_spec_from_checkpoints_makes_runs_of_what_they_hold(name, tmp_path
         path = tmp_path / "checkpoints" / file
         path.parent.mkdir(parents=True)
         path.write_text(to_json(made))
+
+
+@pytest.mark.usefixtures("checkpoints")
+@pytest.mark.parametrize("name", [name for name in FROM_CHECKPOINTS if name != "aura_seeds"])
+def test_ready_spec_from_checkpoints_makes_runs_of_what_they_hold(name):
     found = [one.run for one in spec.load(name, {}).cells]
     assert len(found) == FROM_CHECKPOINTS[name]
     starts = {(run.init.path, run.init.front, run.model.front, run.mel.kind) for run in found}
@@ -65,6 +79,80 @@ def test_ready_spec_from_checkpoints_makes_runs_of_what_they_hold(name, tmp_path
     assert heard <= {"whisper"}
     assert all(run.text.tokenizer == "checkpoints/smollm2/tokenizer" for run in found)
     assert all((run.init.path == "") == (run.optim.train == "all") for run in found)
+    taught = {run.distill.path for run in found if run.distill.teacher != "none"}
+    assert taught == ({"checkpoints/whisper"} if name.startswith("aura") else set())
+    for run in found:
+        objective_of(run)  # whose layers meet
+
+
+def sweep_of(name):
+    return [one.run for one in spec.load(name, {}).cells]
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_aura_s_systems_read_the_same_and_train_what_each_has():
+    bridge, lora, aura = sweep_of("aura_systems")
+    read = {(run.data, run.optim.steps, run.optim.lr, run.mel) for run in (bridge, lora, aura)}
+    assert len(read) == 1
+    front = (bridge.model.front, bridge.optim.train, bridge.optim.encoder)
+    assert front == ("whisper", "front", "frozen")
+    projector = flops.count_parameters(bridge).front - flops.encoder_parameters(bridge)
+    assert flops.trained_parameters(bridge) == projector
+    plain = dataclasses.replace(aura, name=lora.name, distill=Distill())
+    assert plain == lora
+    assert aura.distill.frame == "clip"
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_aura_s_layers_are_spread_over_all_and_each_third_or_one():
+    found = [run.distill.pairs(run.model.l) for run in sweep_of("aura_layers")]
+    students = [[student for _, student in pairs] for pairs in found]
+    assert students == [[7, 14, 22, 29], [2, 4, 7, 9], [12, 14, 17, 19], [22, 24, 27, 29], [9]]
+    assert [[teacher for teacher, _ in pairs] for pairs in found] == [[0, 1, 2, 3]] * 4 + [[3]]
+    # What `depth` would spread.
+    assert Distill(teacher="whisper", depth=10).pairs(30) == found[1]
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_aura_s_other_sweeps_change_one_thing_from_the_same_start():
+    start = sweep_of("aura_systems")[2]
+    for name in ("aura_loss", "aura_weight"):
+        for run in sweep_of(name):
+            off = dataclasses.replace(run, name="", distill=Distill())
+            assert off == dataclasses.replace(start, name="", distill=Distill())
+    cfg = [run.distill for run in sweep_of("aura_loss")]
+    assert [(one.loss, one.head, one.time) for one in cfg] == [
+        ("cosine", "norm", "mean"),
+        ("mse", "norm", "mean"),
+        ("both", "norm", "mean"),
+        ("cosine", "linear", "mean"),
+        ("cosine", "norm", "strided"),
+        ("cosine", "norm", "linear"),
+    ]
+    cfg = [run.distill for run in sweep_of("aura_weight")]
+    assert [(one.weight, one.schedule, one.until) for one in cfg[1:]] == [
+        *((weight, "constant", 0) for weight in (0.1, 0.3, 1.0, 3.0)),
+        (1.0, "linear", 0),
+        (1.0, "off", 400),
+    ]
+    assert cfg[0].teacher == "none"
+    amounts = [
+        (run.data.sources[0].hours, run.distill.teacher, run.optim.steps)
+        for run in sweep_of("aura_data")
+    ]
+    assert amounts == [(h, who, 400) for h in (0.5, 2.0, 8.0) for who in ("none", "whisper")]
+
+
+@pytest.mark.usefixtures("checkpoints")
+def test_aura_s_seeds_are_pairs_of_a_small_run_at_random():
+    found = sweep_of("aura_seeds")
+    pairs = [(run.seed, run.distill.teacher) for run in found]
+    assert pairs == [(seed, who) for seed in (0, 1, 2) for who in ("none", "whisper")]
+    assert {(run.mel.kind, run.mel.normalize, run.init.path) for run in found} == {
+        ("whisper", "none", "")
+    }
+    for run in found:
+        objective_of(run)
 
 
 def test_scaling_spends_each_budget_at_five_sizes():

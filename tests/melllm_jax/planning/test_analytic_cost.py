@@ -20,6 +20,17 @@ WHISPER = {"model.front": "whisper", "model.whisper.d": 16, "model.whisper.n": 2
     "model.whisper.l": 2,
     "model.whisper.positions": 12,
 }
+SOUND = {"mel.kind": "whisper", "mel.m": 80, "mel.normalize": "none"}
+TEACHER = (
+    SOUND
+    | {"distill.teacher": "whisper", "distill.whisper.d": 16}
+    | {
+        "distill.whisper.n": 2,
+        "distill.whisper.f": 24,
+        "distill.whisper.l": 2,
+        "distill.whisper.positions": 12,
+    }
+)
 OPTIMS = {
     "adamw": {},
     "muon": {"optim.kind": "muon"},
@@ -32,6 +43,7 @@ OPTIMS = {
     "stem frozen": {"model.front": "conv", "optim.encoder": "frozen"},
     "whisper": WHISPER,
     "whisper frozen": WHISPER | {"optim.encoder": "frozen", "optim.train": "lora"},
+    "taught": TEACHER | {"optim.train": "lora"},
 }
 
 pytestmark = pytest.mark.libtpu
@@ -53,6 +65,9 @@ def test_state_is_that_of_the_arrays_but_for_norms_biases_and_counts(split, opti
     if run.model.front == "whisper":
         w = run.model.whisper
         vectors += w.l * (8 * w.d + w.f) + 4 * w.d
+    if run.distill.teacher != "none":
+        w = run.distill.whisper
+        vectors += w.l * (8 * w.d + w.f) + 4 * w.d + run.model.l * run.model.d
     told = analytic_cost.estimate_cost(run, dict(mesh.shape)).state
     assert told <= device_memory.bytes_per_device(shapes) <= told + 12 * vectors + 100
 
@@ -150,6 +165,52 @@ def test_bytes_sent_along_each_axis_are_those_by_hand(model, optim, sent):
     assert found == pytest.approx(sent)
 
 
+def taught(seq=2, **fields):
+    """What a teacher adds to `hand`, for a front end that hears 20 ms a position."""
+    sizes = {"d": 4, "n": 2, "f": 6, "l": 2, "positions": 6}
+    cfg = {f"distill.whisper.{name}": size for name, size in sizes.items()}
+    cfg |= {"distill.teacher": "whisper", "distill.windows": 1}
+    plain = override(hand({"front": "linear"}), SOUND | {"mel.r": 2})
+    run = override(plain, cfg | {f"distill.{name}": value for name, value in fields.items()})
+    more, less = (analytic_cost.estimate_cost(one, GRID | {"seq": seq}) for one in (run, plain))
+    sent = {axis: more.bytes_sent[axis] - less.bytes_sent[axis] for axis in GRID}
+    products = more.executed_flops - less.executed_flops
+    assert products == pytest.approx(flops.distillation_flops(run))
+    return more.state - less.state, more.activations - less.activations, sent
+
+
+def test_a_teacher_takes_the_memory_and_sends_the_bytes_that_it_does_by_hand():
+    """A chip has 2 rows of 4 positions and half of the window of 6 of each, 6 heard in all.
+
+    Two heads of 20 weights are 10 a chip. Of the teacher's, in bfloat16, 224 of blocks are 28,
+    1,008 of convolutions 252, and the table of 24 is whole.
+    """
+    state, activations, sent = taught()
+    assert state == 10 * 12 + 2 * (28 + 252 + 24)
+    # Gradients and their cast; four outputs of 4 and the layer at work, of 6 · 4 + 2 · 3; scores of
+    # 3 queries and 6 keys of one head in two windows. Of the model 4 outputs of 4, and of each
+    # position and layer one state in bfloat16 and two in float32.
+    teacher = 2 * 6 * (4 * 4 + 30) + 2 * 3 * 6 * 4
+    assert activations == 6 * 10 + teacher + 8 * (2 * 4 * 4 + 2 * 4 * (2 + 4 + 4))
+    # Heads: summed over copies; 40 weights gathered twice and scattered once. Of the teacher 1,324
+    # weights of which tp has half; keys and values of two layers and two states of 4; two sums.
+    assert sent == pytest.approx(
+        {
+            "replica": 2 * 1 / 2 * 10 * 2,
+            "fsdp": 3 / 4 * (3 * 40 * 2 + 1324),
+            "seq": 2 * 1 / 2 * 10 * 2 + 6 * (2 * 2 * 4 / 2 + 2 * 4) * 2,
+            "tp": 1 / 2 * 6 * 2 * 2 * 2 * 4 * 2,
+        }
+    )
+
+
+def test_what_a_teacher_hears_of_clips_is_the_row():
+    """Rows of 8 positions, 2 a chip and half of each: 8 heard, not 6; the scores of 4 queries."""
+    _, whole, _ = taught()
+    _, clips, _ = taught(frame="clip")
+    assert clips - whole == 2 * (8 - 6) * (4 * 4 + 30) + 2 * (4 * 8 - 3 * 6) * 4
+
+
 def test_what_is_kept_takes_memory_and_saves_products():
     ways = [
         {"model_remat": "full"},
@@ -188,6 +249,10 @@ def test_an_axis_of_one_device_sends_nothing_and_one_of_two_does(axis):
         {"model_n": 4, "model_k": 2, "data_t": 1026},  # in four parts, two over
         {"model_n": 4, "model_k": 2, "model_d": 36},
         {"model_n": 4, "model_k": 2, "data_b": 12},
+        {"model_n": 4, "model_k": 4, "model_front": "whisper", "model_whisper.n": 2},
+        {"model_n": 4, "model_k": 4, "mel_kind": "whisper", "mel_m": 80, "mel_normalize": "none"}
+        | {"distill_teacher": "whisper", "distill_whisper.n": 2, "distill_whisper.l": 2}
+        | {"distill_whisper.positions": 12},
     ],
     ids=str,
 )

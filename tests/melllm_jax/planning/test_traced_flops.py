@@ -8,6 +8,9 @@ import pytest
 
 from melllm_jax import flops, sharding
 from melllm_jax.batch import Batch
+from melllm_jax.config.distillation import Distill
+from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.planning import traced_flops
@@ -229,3 +232,22 @@ def test_a_position_of_text_leaves_out_what_the_front_end_executes():
         run, 0.0, float(rows)
     )
     assert stated == executed + rows * (2 * run.mel.p * m.d + 3 * 2 * m.d) > 0
+
+
+@pytest.mark.parametrize(("frame", "head"), [("whole", "norm"), ("clip", "linear")])
+def test_a_teacher_executes_what_flops_states(frame, head):
+    """`flops.distillation_flops` counts norms and biases as if they were matrices, and of a row of
+    clips the scores of a window, where the whole row's are made.
+    """
+    w = Whisper(d=16, n=2, f=24, l=2, positions=12)
+    plain = models.run(lora=Lora(), mel=Mel(kind="whisper", r=8, normalize="none"))
+    cfg = Distill(teacher="whisper", whisper=w, frame=frame, windows=3, head=head)
+    run = dataclasses.replace(plain, distill=cfg)
+    with models.one_device():
+        added = traced(run).dot - traced(plain).dot
+    rows, t = run.data.b, run.data.t
+    heard = 3 * w.positions if frame == "whole" else 4 * t
+    vectors = heard * 2 * (w.l * (8 * w.d + w.f) + 5 * w.d)
+    vectors += t * 3 * 2 * 2 * run.model.d * (head == "norm")
+    unseen = 0 if frame == "whole" else heard * 4 * w.l * w.d * (heard - w.positions)
+    assert added == flops.distillation_flops(run) + rows * (unseen - vectors)

@@ -7,7 +7,7 @@ melllm sweep run smollm2_rate --workdir sweeps/smollm2_rate
 """
 
 from launch.sweep import budgets, spec
-from launch.sweep.specs.smollm2_front import COMMON
+from launch.sweep.specs.smollm2.smollm2_front import COMMON
 
 TEXT = 11.0  # positions of text and of the chat template a second of sound
 

@@ -7,7 +7,7 @@ melllm sweep run smollm2_layers --workdir sweeps/smollm2_layers
 """
 
 from launch.sweep import spec
-from launch.sweep.specs.smollm2_front import COMMON
+from launch.sweep.specs.smollm2.smollm2_front import COMMON
 
 LAYERS = 30
 UPPER = (7, 15, 22)  # layers whose LoRA stays as it starts

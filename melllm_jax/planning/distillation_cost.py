@@ -1,0 +1,94 @@
+"""Estimates what a teacher adds to a training step: bytes of its weights, activations and sends.
+
+By arithmetic alone, as `analytic_cost`, whose part this is; FLOPs are `flops.distillation_flops`.
+Bytes are of one chip, and all are 0 without a teacher.
+"""
+
+from collections.abc import Mapping
+
+from melllm_jax import flops
+from melllm_jax.config.run import Run
+from melllm_jax.nn.attention import largest_divisor
+from melllm_jax.nn.attention_kernels import BLOCK, LANES
+
+BFLOAT16 = 2  # bytes of a teacher's weights, whatever the run computes in
+
+
+def state_bytes(run: Run, sizes: Mapping[str, int]) -> float:
+    """Bytes of a teacher's weights: matrices split as the LLM's, convolutions by fsdp alone.
+
+    Its table of positions is whole; norms and biases, which are not split, are left out.
+    """
+    w, m = run.distill.whisper, run.mel.m
+    if run.distill.teacher == "none":
+        return 0.0
+    blocks = w.l * (4 * w.d * w.d + 2 * w.d * w.f)
+    taps = 3 * m * w.d + 3 * w.d * w.d
+    split = blocks / (sizes["fsdp"] * sizes["tp"]) + taps / sizes["fsdp"]
+    return BFLOAT16 * (split + w.positions * w.d)
+
+
+def activation_bytes(run: Run, sizes: Mapping[str, int]) -> float:
+    """Bytes of what a teacher and the heads make of a micro-batch, as if all were there at once.
+
+    Of the teacher: what each layer gives, once more of those that teach, the layer at work, and the
+    scores of one block of queries where rows are no multiple of the kernel's tiles. Of the model:
+    what its layers give, the states within each position, and in float32 what the heads make of
+    the one and the mean of the other.
+    """
+    cfg, w = run.distill, run.distill.whisper
+    if cfg.teacher == "none":
+        return 0.0
+    number, count = _number(run), len(cfg.pairs(run.model.l))
+    heard, inside = _heard(run, sizes), 6 * w.d + 2 * w.f / sizes["tp"]
+    teacher = number * heard * ((w.l + count) * w.d + inside) + _score_bytes(run, sizes)
+    tokens = _rows(run, sizes) * run.data.t / sizes["seq"]
+    outputs = number * (run.model.l + count) * run.model.d
+    states = count * w.d * (number * run.mel.r // 2 + 4 + 4)
+    return teacher + tokens * (outputs + states)
+
+
+def sent_bytes(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bytes that a chip sends of an update, by mesh axis, for the teacher alone.
+
+    Its weights are gathered over fsdp, two sums of each layer go over tp, keys and values and at
+    the end the states that teach over seq: all in one pass of each micro-batch.
+    """
+    cfg, w, micro = run.distill, run.distill.whisper, run.optim.micro
+    if cfg.teacher == "none":
+        return dict.fromkeys(sizes, 0.0)
+    ring = {axis: (size - 1) / size for axis, size in sizes.items()}
+    number, tp, heard = _number(run), sizes["tp"], _heard(run, sizes)
+    gathered = w.l * 2 * w.d / tp + len(cfg.pairs(run.model.l)) * w.d
+    return {
+        "replica": 0.0,
+        "fsdp": micro * ring["fsdp"] * flops.teacher_parameters(run) * number / tp,
+        "seq": micro * (sizes["seq"] - 1) * heard * gathered * number,
+        "tp": micro * ring["tp"] * heard * w.l * 2 * 2 * w.d * number,
+    }
+
+
+def _number(run: Run) -> int:
+    """Bytes of a number that is computed with."""
+    return 2 if run.optim.compute == "bfloat16" else 4
+
+
+def _rows(run: Run, sizes: Mapping[str, int]) -> float:
+    """Rows of a micro-batch on one chip."""
+    return run.data.b / run.optim.micro / (sizes["replica"] * sizes["fsdp"])
+
+
+def _heard(run: Run, sizes: Mapping[str, int]) -> float:
+    """Positions of the teacher's on one chip, of a micro-batch."""
+    return _rows(run, sizes) * flops.teacher_positions(run) / sizes["seq"]
+
+
+def _score_bytes(run: Run, sizes: Mapping[str, int]) -> float:
+    """Bytes in float32 of the scores that stand at once: none where a kernel holds them."""
+    cfg, w = run.distill, run.distill.whisper
+    length = w.positions if cfg.frame == "whole" else flops.teacher_positions(run)
+    if length // sizes["seq"] % LANES == 0:
+        return 0.0
+    queries = largest_divisor(length // sizes["seq"], BLOCK)
+    sequences = _rows(run, sizes) * flops.teacher_positions(run) / length
+    return sequences * w.n / sizes["tp"] * queries * length * 4
