@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.model import Model
 from melllm_jax.config.run import Run
 
@@ -113,8 +113,7 @@ def encoder_flops(run: Run) -> float:
     """
     m, w, r = run.model, run.model.whisper, run.mel.r
     if m.front == "conformer":
-        seen = min(run.data.t, CONFORMER_WINDOW)
-        return 2.0 * encoder_parameters(run) + 4.0 * m.conformer.l * m.c * seen
+        return _conformer_flops(m.c, m.conformer, run.mel.m, run.data.t)
     if m.front != "whisper":
         return 2.0 * encoder_parameters(run)
     return r / 2 * _whisper_flops(w, run.mel.m, min(run.data.t * r // 2, w.positions))
@@ -125,6 +124,8 @@ def teacher_flops(run: Run) -> float:
     cfg, positions = run.distill, run.data.t * run.mel.r // 2
     if cfg.teacher == "none":
         return 0.0
+    if cfg.teacher == "conformer":
+        return run.data.t * _conformer_flops(cfg.c, cfg.conformer, run.mel.m, run.data.t)
     if cfg.frame == "whole":
         positions = cfg.windows * cfg.whisper.positions
     seen = min(positions, cfg.whisper.positions)
@@ -135,6 +136,13 @@ def _whisper_flops(w: Whisper, bands: int, seen: int) -> float:
     """FLOPs of one position of a Whisper encoder that attends to `seen`, of two mel frames."""
     first = 3 * bands * w.d + w.d
     return 2.0 * (whisper_parameters(w, bands) + first) + 4.0 * w.l * w.d * seen
+
+
+def _conformer_flops(c: int, own: Conformer, bands: int, t: int) -> float:
+    """FLOPs of one position of a stem and Conformer in rows of `t`."""
+    seen = min(t, CONFORMER_WINDOW)
+    weights = stem_parameters(c, bands) + conformer_parameters(c, own)
+    return 2.0 * weights + 4.0 * own.l * c * seen
 
 
 def mean_attended_positions(model: Model, t: int) -> float:
@@ -195,17 +203,19 @@ def encoder_parameters(run: Run) -> int:
         return 0
     if m.front == "whisper":
         return whisper_parameters(w, mel.m)
-    bands = mel.m
+    blocks = conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
+    return stem_parameters(m.c, mel.m) + blocks
+
+
+def stem_parameters(c: int, bands: int) -> int:
+    """Weights of the conv stem."""
     for _ in range(3):
         bands = (bands + 1) // 2
-    c = m.c
-    blocks = conformer_parameters(m) if m.front == "conformer" else 0
-    return 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c + blocks
+    return 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c
 
 
-def conformer_parameters(m: Model) -> int:
-    """Weights of the Conformer's blocks and of its bias of distances."""
-    c, own = m.c, m.conformer
+def conformer_parameters(c: int, own: Conformer) -> int:
+    """Weights of the blocks of a Conformer of width `c`, and of its bias of distances."""
     mlp = c * 2 * own.f + 2 * own.f + own.f * c + c
     attention = 4 * (c * c + c)
     convolution = c * 2 * c + 2 * c + 2 * c + c * own.taps + c + 2 * (c * c + c)

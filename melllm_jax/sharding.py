@@ -18,6 +18,8 @@ from jax.experimental import mesh_utils
 import numpy as np
 
 from melllm_jax.batch import Batch
+from melllm_jax.config.distillation import Distill
+from melllm_jax.config.model import Model
 from melllm_jax.config.run import Mesh, Run
 from melllm_jax.errors import Mistake
 
@@ -94,16 +96,8 @@ def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
         ("tp", "model.v", model.v),
         ("seq", "data.t", data.t),
     ]
-    if model.front == "conformer":
-        splits += [
-            ("fsdp", "model.c", model.c),
-            ("tp", "model.c", model.c),
-            ("tp", "model.conformer.n", model.conformer.n),
-            ("tp", "model.conformer.f", model.conformer.f),
-        ]
-    if model.front == "whisper":
-        for axis, name in (("fsdp", "d"), ("tp", "n"), ("tp", "f")):
-            splits.append((axis, f"model.whisper.{name}", getattr(model.whisper, name)))
+    splits += _encoder_splits(model.front, "model", model)
+    splits += _encoder_splits(run.distill.teacher, "distill", run.distill)
     for axis, name, value in splits:
         if value % size[axis]:
             raise Mistake(f"mesh.{axis}={size[axis]}: does not divide {name}={value}")
@@ -121,6 +115,20 @@ def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
             f"mesh replica={size['replica']} × fsdp={size['fsdp']}: "
             f"does not divide the {rows} rows of data.b={data.b} / optim.micro={run.optim.micro}"
         )
+
+
+def _encoder_splits(kind: str, group: str, cfg: Model | Distill) -> list[tuple[str, str, int]]:
+    """(axis, field, size) of what a mesh splits of an encoder whose sizes `cfg` has."""
+    if kind == "conformer":
+        own = cfg.conformer
+        return [
+            ("fsdp", f"{group}.c", cfg.c),
+            ("tp", f"{group}.c", cfg.c),
+            ("tp", f"{group}.conformer.n", own.n),
+            ("tp", f"{group}.conformer.f", own.f),
+        ]
+    axes = {"whisper": (("fsdp", "d"), ("tp", "n"), ("tp", "f"))}.get(kind, ())
+    return [(axis, f"{group}.whisper.{x}", getattr(cfg.whisper, x)) for axis, x in axes]
 
 
 def parts_of_time() -> int:

@@ -135,8 +135,9 @@ class Distillation(NextToken):
     def companions(self) -> Mapping[str, Companion]:
         """The teacher, from the folder that distill.path names."""
         cfg, mel = self.run.distill, self.run.mel
-        build = lambda rngs: TEACHERS[cfg.teacher](rngs, cfg, mel)
-        return {TEACHER: Companion(build, lambda shapes: load_teacher(cfg, shapes))}
+        kind = TEACHERS[cfg.teacher]
+        load = lambda shapes: load_teacher(cfg, shapes)
+        return {TEACHER: Companion(lambda rngs: kind(rngs, cfg, mel), load, kind.EXACT)}
 
     @property
     def _names(self) -> list[str]:

@@ -45,13 +45,15 @@ class Term(NamedTuple):
 class Companion:
     """A frozen network beside the one that learns, such as a teacher.
 
-    Its weights are kept in bfloat16 and computed with in the run's dtype. They have no gradient and
-    no optimiser state, and are in no checkpoint of the run: every start loads them again.
+    Its weights are kept in bfloat16, but for those of `exact`, and computed with in the run's
+    dtype. They have no gradient and no optimiser state, and are in no checkpoint of the run: every
+    start loads them again.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
     # Given shapes, dtypes and layouts by name, the weights themselves.
     load: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Weights]
+    exact: frozenset[str] = frozenset()  # names of weights that stay in float32
 
 
 @runtime_checkable

@@ -73,7 +73,7 @@ def _front_per_chip(run: Run, sizes: Mapping[str, int]) -> tuple[float, float]:
     wide = p.front - whole  # the projector: matrices, and a bias or two
     if m.front != "whisper":
         biases = {"none": 0, "linear": m.d}.get(m.front, 2 * m.d)
-        blocks = flops.conformer_parameters(m) if m.front == "conformer" else 0
+        blocks = flops.conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
         split = blocks / (fsdp * sizes["tp"])
         return whole - blocks + split, (wide - biases) / fsdp + biases
     w = m.whisper
@@ -207,7 +207,7 @@ def _conformer_again(run: Run, kept: frozenset[str]) -> float:
         "out": 2 * m.c * m.c,
         "gate_up": 8 * m.c * own.f,
     }
-    whole = 2.0 * flops.conformer_parameters(m) + own.l * cost["attended"]
+    whole = 2.0 * flops.conformer_parameters(m.c, m.conformer) + own.l * cost["attended"]
     return whole - own.l * sum(cost[name] for name in kept)
 
 
@@ -218,7 +218,7 @@ def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dic
     """
     m, p, tp = run.model, flops.count_parameters(run), sizes["tp"]
     trained = flops.trained_parameters(run)
-    blocks = flops.conformer_parameters(m) if m.front == "conformer" else 0
+    blocks = flops.conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
     summed_up = _trainable_per_chip(run, sizes)  # over copies, once an update
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _positions_per_chip(run, sizes), run.optim.micro

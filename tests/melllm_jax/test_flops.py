@@ -193,6 +193,18 @@ def test_a_teacher_adds_its_forward_pass_of_what_it_hears():
     assert added["whole"] == pytest.approx(added["clip"] * 3 / windows)
 
 
+def test_a_conformer_teaches_for_what_it_costs_as_a_front_end():
+    mel = Mel(normalize="none")
+    plain = models.run(mel=mel)
+    own = CONFORMER.model
+    cfg = Distill(teacher="conformer", c=own.c, conformer=own.conformer)
+    taught = dataclasses.replace(plain, distill=cfg)
+    positions = plain.data.b * plain.data.t
+    before = models.run(own, mel=mel)
+    added = flops.update_flops(taught) - flops.update_flops(plain)
+    assert added == pytest.approx(positions * flops.encoder_flops(before))
+
+
 def test_what_is_trained_is_counted():
     counted = flops.count_parameters(models.run())
     trained = lambda name: flops.trained_parameters(models.run(train=name))
