@@ -114,6 +114,8 @@ def encoder_flops(run: Run) -> float:
     m, w, r = run.model, run.model.whisper, run.mel.r
     if m.front == "conformer":
         return _conformer_flops(m.c, m.conformer, run.mel.m, run.data.t)
+    if m.front == "whisper_conv":
+        return r / 2 * _whisper_stem_flops(w, run.mel.m)
     if m.front != "whisper":
         return 2.0 * encoder_parameters(run)
     return r / 2 * _whisper_flops(w, run.mel.m, min(run.data.t * r // 2, w.positions))
@@ -134,8 +136,14 @@ def teacher_flops(run: Run) -> float:
 
 def _whisper_flops(w: Whisper, bands: int, seen: int) -> float:
     """FLOPs of one position of a Whisper encoder that attends to `seen`, of two mel frames."""
+    blocks = whisper_parameters(w, bands) - whisper_stem_parameters(w, bands)
+    return _whisper_stem_flops(w, bands) + 2.0 * blocks + 4.0 * w.l * w.d * seen
+
+
+def _whisper_stem_flops(w: Whisper, bands: int) -> float:
+    """FLOPs of one position of Whisper's convolutions, the first at work twice."""
     first = 3 * bands * w.d + w.d
-    return 2.0 * (whisper_parameters(w, bands) + first) + 4.0 * w.l * w.d * seen
+    return 2.0 * (whisper_stem_parameters(w, bands) + first)
 
 
 def _conformer_flops(c: int, own: Conformer, bands: int, t: int) -> float:
@@ -203,6 +211,8 @@ def encoder_parameters(run: Run) -> int:
         return 0
     if m.front == "whisper":
         return whisper_parameters(w, mel.m)
+    if m.front == "whisper_conv":
+        return whisper_stem_parameters(w, mel.m)
     blocks = conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
     return stem_parameters(m.c, mel.m) + blocks
 
@@ -229,6 +239,8 @@ def _front_parameters(run: Run) -> int:
         return 0
     if m.front == "linear":
         return mel.p * m.d + m.d
+    if m.front == "whisper_conv":
+        return encoder_parameters(run) + mel.r // 2 * m.whisper.d * m.d + m.d
     width = mel.r // 2 * m.whisper.d if m.front == "whisper" else m.c
     return encoder_parameters(run) + width * m.d + m.d + m.d * m.d + m.d
 
@@ -236,7 +248,12 @@ def _front_parameters(run: Run) -> int:
 def whisper_parameters(w: Whisper, bands: int) -> int:
     """Weights of a Whisper encoder that are learnt: all but its positions."""
     layer = 4 * w.d * w.d + 3 * w.d + 2 * w.d * w.f + w.f + w.d + 4 * w.d
-    return 3 * bands * w.d + 3 * w.d * w.d + 2 * w.d + w.l * layer + 2 * w.d
+    return whisper_stem_parameters(w, bands) + w.l * layer + 2 * w.d
+
+
+def whisper_stem_parameters(w: Whisper, bands: int) -> int:
+    """Weights of Whisper's two convolutions."""
+    return 3 * bands * w.d + 3 * w.d * w.d + 2 * w.d
 
 
 def _frozen_encoder_flops(run: Run) -> float:

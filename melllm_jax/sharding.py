@@ -127,7 +127,8 @@ def _encoder_splits(kind: str, group: str, cfg: Model | Distill) -> list[tuple[s
             ("tp", f"{group}.conformer.n", own.n),
             ("tp", f"{group}.conformer.f", own.f),
         ]
-    axes = {"whisper": (("fsdp", "d"), ("tp", "n"), ("tp", "f"))}.get(kind, ())
+    axes = (("fsdp", "d"), ("tp", "n"), ("tp", "f"))
+    axes = {"whisper": axes, "whisper_conv": axes[:1]}.get(kind, ())
     return [(axis, f"{group}.whisper.{x}", getattr(cfg.whisper, x)) for axis, x in axes]
 
 

@@ -143,8 +143,9 @@ class Run:
         if self.model.front in ("conv", "conformer"):
             rule = f"must be 8 for the {self.model.front} front end"
             require("mel.r", self.mel.r, self.mel.r == 8, rule)
-        if self.model.front == "whisper":
-            rule = "must be 2 or more for the whisper front end, which halves the frames itself"
+        if self.model.front in ("whisper", "whisper_conv"):
+            rule = f"must be 2 or more for the {self.model.front} front end"
+            rule = f"{rule}, which halves the frames itself"
             require("mel.r", self.mel.r, self.mel.r >= 2, rule)
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')

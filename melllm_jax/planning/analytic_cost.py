@@ -71,6 +71,8 @@ def _front_per_chip(run: Run, sizes: Mapping[str, int]) -> tuple[float, float]:
     p, m, fsdp = flops.count_parameters(run), run.model, sizes["fsdp"]
     whole = flops.encoder_parameters(run)
     wide = p.front - whole  # the projector: matrices, and a bias or two
+    if m.front == "whisper_conv":
+        return whole / fsdp, (wide - m.d) / fsdp + m.d
     if m.front != "whisper":
         biases = {"none": 0, "linear": m.d}.get(m.front, 2 * m.d)
         blocks = flops.conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
@@ -102,7 +104,7 @@ def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     all_trained = run.optim.train == "all"
     state = trained * (4 + 8) + _frozen_llm_per_chip(run, sizes) * 2
     state += here["encoder"] * 4 if run.optim.encoder == "frozen" else 0
-    if run.model.front == "whisper":
+    if run.model.front in ("whisper", "whisper_conv"):
         state += 4 * run.model.whisper.positions * run.model.whisper.d  # its table, never trained
     if run.optim.kind == "muon" and all_trained:
         state -= here["layers"] * 4  # one moment, of the layers' matrices alone
@@ -149,9 +151,12 @@ def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> fl
 def _encoder_widths(run: Run) -> float:
     """Numbers a position that a Whisper encoder holds: its stream at the start of each layer.
 
-    A frozen one keeps that of the layer at work alone.
+    A frozen one keeps that of the layer at work alone. Of its convolutions alone what each sees,
+    three taps, and what it gives before and after GELU.
     """
     m, w = run.model, run.model.whisper
+    if m.front == "whisper_conv":
+        return run.mel.r * (3 * run.mel.m + 2 * w.d) + run.mel.r / 2 * (3 * w.d + 2 * w.d)
     if m.front != "whisper":
         return 0.0
     layers = w.l if run.optim.encoder == "trained" else 1

@@ -15,7 +15,7 @@ from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import PROJECTOR, Kinds, Weights, is_encoder, is_front
 from melllm_jax.training.warm_start import WarmStart
 
-FREE_RATE = ("whisper",)  # front ends of which the projector alone depends on mel.r
+FREE_RATE = ("whisper", "whisper_conv")  # fronts of which the projector alone depends on mel.r
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def resolve(run: Run, llm: WarmStart | None) -> FrontStart:
     folder = run.init.front
     theirs, mel = read_front_fields(folder)
     kind = run.model.front
-    if theirs["front"] != kind:
+    if theirs["front"] != kind and (theirs["front"], kind) != ("whisper", "whisper_conv"):
         raise Mistake(
             f'init.front={folder}: its front end is "{theirs["front"]}", model.front="{kind}"'
         )

@@ -56,10 +56,13 @@ def adopt_model(run: Run, folder: str) -> Run:
 def adopt_front(run: Run, folder: str) -> Run:
     """`run` with the front end in `folder`: its kind, its sizes and its mel.
 
-    The token rate stays the run's where an encoder alone was imported, which has none. Raises
-    Mistake where `folder` holds no front end.
+    The token rate stays the run's where an encoder alone was imported, which has none. A run with
+    the whisper_conv front end takes the convolutions of a Whisper. Raises Mistake where `folder`
+    holds no front end.
     """
     fields, mel = read_front_fields(folder)
+    if (fields["front"], run.model.front) == ("whisper", "whisper_conv"):
+        fields["front"] = run.model.front
     if run_folder.read_front(folder) is not None:
         mel = dataclasses.replace(mel, r=run.mel.r)
     model = dataclasses.replace(run.model, **fields)

@@ -31,6 +31,7 @@ OPTIMS = {
     "conv stem": {"model.front": "conv"},
     "stem frozen": {"model.front": "conv", "optim.encoder": "frozen"},
     "whisper": WHISPER,
+    "whisper_conv": WHISPER | {"model.front": "whisper_conv"},
     "whisper frozen": WHISPER | {"optim.encoder": "frozen", "optim.train": "lora"},
 }
 
@@ -53,6 +54,8 @@ def test_state_is_that_of_the_arrays_but_for_norms_biases_and_counts(split, opti
     if run.model.front == "whisper":
         w = run.model.whisper
         vectors += w.l * (8 * w.d + w.f) + 4 * w.d
+    if run.model.front == "whisper_conv":
+        vectors += 2 * run.model.whisper.d
     told = analytic_cost.estimate_cost(run, dict(mesh.shape)).state
     assert told <= device_memory.bytes_per_device(shapes) <= told + 12 * vectors + 100
 
