@@ -87,14 +87,25 @@ class WhisperTeacher(nnx.Module):
     def _hidden_of_windows(
         self, mels_bfm: Array, sequences_bf: Array, layers: Sequence[int]
     ) -> Float[Array, "n b s e"]:
-        """What is heard in windows of 30 s, laid out where each position of the rows is."""
+        """What is heard in windows of 30 s, laid out where each position of the rows is.
+
+        One window of every row at a time, up to as many as the fullest row has: to hear silence
+        alone costs as much as to hear speech.
+        """
         b, count, positions = len(mels_bfm), self.cfg.windows, self.cfg.whisper.positions
         silence = _silence(self.mel)
         cut = lambda mels, sequences: _cut_windows(mels, sequences, count, self.frames, silence)
-        windows = _by_rows(cut, mels_bfm, sequences_bf)
-        windows = reshape_time(windows, (b * count, self.frames, self.mel.m))
-        whole = jnp.ones_like(windows[..., 0], jnp.int32)
-        states = self._hidden(windows, whole, layers)
+        windows = jnp.moveaxis(_by_rows(cut, mels_bfm, sequences_bf), 1, 0)
+        fullest = jnp.max(_by_rows(lambda ids: _windows(ids)[-1] + 1, sequences_bf))
+
+        def hear(mels_bfm: Array) -> Array:
+            return self._hidden(mels_bfm, jnp.ones_like(mels_bfm[..., 0], jnp.int32), layers)
+
+        heard = jax.eval_shape(hear, windows[0])
+        silent = lambda _: jnp.zeros(heard.shape, heard.dtype, out_sharding=heard.sharding.spec)
+        number = jnp.arange(count, dtype=jnp.int32)
+        each = lambda _, window: (None, jax.lax.cond(window[0] < fullest, hear, silent, window[1]))
+        states = jnp.moveaxis(jax.lax.scan(each, None, (number, windows))[1], 0, 2)
         rows = jax.typeof(states).sharding.spec[1]
         shape = (len(layers), b, count * positions, self.cfg.width)
         states = jax.lax.reshape(states, shape, out_sharding=jax.P(None, rows, None, None))
