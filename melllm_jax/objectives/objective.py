@@ -6,7 +6,7 @@ methods below; `text_next_token` is the shortest, `distillation` the one that us
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -54,6 +54,8 @@ class Companion:
     # Given shapes, dtypes and layouts by name, the weights themselves.
     load: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Weights]
     exact: frozenset[str] = frozenset()  # names of weights that stay in float32
+    # What the loss is given in the network's place at an update, counted from 0.
+    at: Callable[[Any, Array], nnx.Module] = lambda network, step: network
 
 
 @runtime_checkable

@@ -69,8 +69,7 @@ def _check_fields(run: Run) -> None:
         theirs, own = fields[name], getattr(cfg, name)
         if theirs != own:
             raise Mistake(f"{where}: {_first_difference(name, theirs, own)}")
-    rate = run.mel.r if run.mel.r in cfg.traits.rates else mel.r
-    check_mel(dataclasses.replace(mel, r=rate), run.mel, where)
+    check_mel(dataclasses.replace(mel, r=run.mel.r), run.mel, where)
 
 
 def _first_difference(name: str, theirs: Any, own: Any) -> str:

@@ -189,8 +189,8 @@ class Update(Generic[Net]):
         # The one cast: masters to the compute dtype. Its gradient casts back to float32.
         model = self.skeleton.model(trained | state.frozen, self.dtype)
         companions = {
-            name: skeleton.model(state.companions[name], self.dtype)
-            for name, (_, skeleton, _) in self.companions.items()
+            name: companion.at(skeleton.model(state.companions[name], self.dtype), state.step)
+            for name, (companion, skeleton, _) in self.companions.items()
         }
         return self.objective.loss(model, batch, key, companions)
 

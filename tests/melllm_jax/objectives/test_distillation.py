@@ -1,6 +1,7 @@
 """AuRA: layers of the model follow a frozen encoder's at speech, and nothing else of it stays."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import shutil
@@ -58,9 +59,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-# The weight of the terms falls from 2 at the first update to 0 at the fifth.
-SMALLER = {"model.d": 32, "model.n": 4, "model.k": 2, "model.l": 2, "data.b": 8, "optim.steps": 4}
-FALLING = {"distill.windows": 16, "distill.weight": 2.0, "distill.schedule": "linear"}
+# The weight of the terms falls from 2 at the first update to 0 at the fifth, the last but one.
+SMALLER = {"model.d": 32, "model.n": 4, "model.k": 2, "model.l": 2, "data.b": 8, "optim.steps": 6}
+FALLING = {"distill.windows": 16, "distill.weight": 2.0, "distill.schedule": "linear"} | {
+    "distill.until": 4
+}
 
 
 def run_of(folder, teacher="whisper", **changes):
@@ -159,6 +162,21 @@ def test_the_terms_count_in_the_gradient_by_their_weight(graded):
         np.testing.assert_allclose(two[name], expected, rtol=1e-3, atol=2e-6)
 
 
+def test_a_teacher_that_counts_no_more_is_not_asked(graded):
+    """One whose weights are no numbers spoils the updates before that, and none after it."""
+    numbers, grads = graded.at(4)
+    assert (numbers["taught"], numbers["align_0"], numbers["align_1"]) == (0, 0, 0)
+    broken = {
+        name: jnp.full_like(x, jnp.nan) for name, x in graded.state.companions["teacher"].items()
+    }
+    other = copy.copy(graded)
+    other.state = graded.state._replace(companions={"teacher": broken})
+    numbers, same = other.at(4)
+    assert np.isfinite(numbers["loss"])
+    assert all(np.array_equal(same[name], x) for name, x in grads.items())
+    assert np.isnan(other.at(3)[1]["align.kernel"]).all()
+
+
 def test_eight_devices_in_micro_batches_have_the_gradients_of_one(folder, batch, graded):
     run = run_of(folder, **{"optim.micro": 2})
     numbers, grads = Graded(run, batch, lambda: models.split_as("fsdp4-tp2")).at(0)
@@ -246,7 +264,8 @@ def test_distances_are_those_worked_out_by_hand():
 
 
 def test_the_weight_follows_its_schedule(folder):
-    run = run_of(folder, **{"optim.steps": 8, "distill.schedule": "constant"})
+    always = {"distill.schedule": "constant", "distill.until": 0}
+    run = run_of(folder, **{"optim.steps": 8} | always)
     at = lambda step, **changes: float(
         distillation.weight_at(override(run, changes), jnp.int32(step))
     )
