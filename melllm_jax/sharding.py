@@ -127,9 +127,11 @@ def _encoder_splits(kind: str, group: str, cfg: Model | Distill) -> list[tuple[s
             ("tp", f"{group}.conformer.n", own.n),
             ("tp", f"{group}.conformer.f", own.f),
         ]
-    axes = (("fsdp", "d"), ("tp", "n"), ("tp", "f"))
-    axes = {"whisper": axes, "whisper_conv": axes[:1]}.get(kind, ())
-    return [(axis, f"{group}.whisper.{x}", getattr(cfg.whisper, x)) for axis, x in axes]
+    split = {"whisper": {"d": "fsdp", "n": "tp", "f": "tp"}, "whisper_conv": {"d": "fsdp"}}
+    return [
+        (axis, f"{group}.whisper.{name}", getattr(cfg.whisper, name))
+        for name, axis in split.get(kind, {}).items()
+    ]
 
 
 def parts_of_time() -> int:
