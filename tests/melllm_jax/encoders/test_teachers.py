@@ -82,9 +82,10 @@ def windows_of(batch):
                 count += 1
 
 
-@pytest.mark.parametrize("frame", ["whole", "clip"])
-def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame):
-    cfg = dataclasses.replace(WHOLE, frame=frame, windows=4)
+@pytest.mark.parametrize(("frame", "windows"), [("whole", 4), ("whole", 8), ("clip", 4)])
+def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame, windows):
+    """The fullest row has seven windows: more than four, and one less than eight."""
+    cfg = dataclasses.replace(WHOLE, frame=frame, windows=windows)
     batch = packed()
     states, there = taught(cfg, models.one_device, batch)
     found = list(windows_of(batch))
