@@ -127,11 +127,9 @@ def _encoder_splits(kind: str, group: str, cfg: Model | Distill) -> list[tuple[s
             ("tp", f"{group}.conformer.n", own.n),
             ("tp", f"{group}.conformer.f", own.f),
         ]
-    split = {"whisper": {"d": "fsdp", "n": "tp", "f": "tp"}, "whisper_conv": {"d": "fsdp"}}
-    return [
-        (axis, f"{group}.whisper.{name}", getattr(cfg.whisper, name))
-        for name, axis in split.get(kind, {}).items()
-    ]
+    axes = (("fsdp", "d"), ("tp", "n"), ("tp", "f"))
+    axes = {"whisper": axes, "whisper_conv": axes[:1]}.get(kind, ())
+    return [(axis, f"{group}.whisper.{x}", getattr(cfg.whisper, x)) for axis, x in axes]
 
 
 def parts_of_time() -> int:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 import dataclasses
 
 from melllm_jax import flops
-from melllm_jax.config.distillation import Distill
-from melllm_jax.config.model import Model
 from melllm_jax.config.run import Run
 from melllm_jax.nn.remat import NAMES
 from melllm_jax.nn.vocab_parallel import CHUNK
@@ -54,44 +52,35 @@ def _weights_per_chip(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     """
     p, m, fsdp, tp = flops.count_parameters(run), run.model, sizes["fsdp"], sizes["tp"]
     inner = 2 * (m.n + m.k) * m.h + 3 * m.f
-    cfg, heads = run.distill, 0.0  # a matrix for each layer that is taught
-    if cfg.teacher != "none" and cfg.head != "none":
-        heads = len(cfg.pairs(m.l)) * m.d * cfg.width / fsdp
+    encoder, projector = _front_per_chip(run, sizes)
     return {
         "ends": (p.embed + p.head) / (fsdp * tp),
         "layers": p.layers / (fsdp * tp),
         "lora": m.l * run.lora.r * (4 * m.d / fsdp + inner / tp),
-        "encoder": _encoder_per_chip(m.front, m, run.mel.m, sizes),
-        "projector": _projector_per_chip(run, sizes),
-        "heads": heads,
+        "encoder": encoder,
+        "projector": projector,
     }
 
 
-def _projector_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
-    """Weights on a chip of the front end's projector: matrices, and a bias or two."""
-    m, counted = run.model, flops.count_parameters(run).front - flops.encoder_parameters(run)
-    whole = {"none": 0, "linear": m.d, "whisper": 0, "whisper_conv": m.d}.get(m.front, 2 * m.d)
-    return (counted - whole) / sizes["fsdp"] + whole
-
-
-def _encoder_per_chip(
-    kind: str, cfg: Model | Distill, bands: int, sizes: Mapping[str, int]
-) -> float:
-    """Weights on a chip of a front end's encoder or stem, or of a teacher.
+def _front_per_chip(run: Run, sizes: Mapping[str, int]) -> tuple[float, float]:
+    """Weights on a chip of the front end's encoder, and of its projector.
 
     The conv stem is whole on every chip; the matrices of Whisper and of the Conformer are split as
     the LLM's are, Whisper's convolutions by fsdp alone.
     """
-    both, w = sizes["fsdp"] * sizes["tp"], cfg.whisper
-    if kind == "whisper_conv":
-        return flops.whisper_stem_parameters(w, bands) / sizes["fsdp"]
-    if kind == "whisper":
-        blocks = w.l * (4 * w.d * w.d + 2 * w.d * w.f)
-        return blocks / both + (flops.whisper_parameters(w, bands) - blocks) / sizes["fsdp"]
-    if kind == "conformer":
-        blocks = flops.conformer_parameters(cfg.c, cfg.conformer)
-        return flops.stem_parameters(cfg.c, bands) + blocks / both
-    return float(flops.stem_parameters(cfg.c, bands)) if kind == "conv" else 0.0
+    p, m, fsdp = flops.count_parameters(run), run.model, sizes["fsdp"]
+    whole = flops.encoder_parameters(run)
+    wide = p.front - whole  # the projector: matrices, and a bias or two
+    if m.front == "whisper_conv":
+        return whole / fsdp, (wide - m.d) / fsdp + m.d
+    if m.front != "whisper":
+        biases = {"none": 0, "linear": m.d}.get(m.front, 2 * m.d)
+        blocks = flops.conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
+        split = blocks / (fsdp * sizes["tp"])
+        return whole - blocks + split, (wide - biases) / fsdp + biases
+    w = m.whisper
+    blocks = w.l * (4 * w.d * w.d + 2 * w.d * w.f)
+    return blocks / (fsdp * sizes["tp"]) + (whole - blocks) / fsdp, wide / fsdp
 
 
 def _trainable_per_chip(run: Run, sizes: Mapping[str, int]) -> float:
@@ -117,10 +106,6 @@ def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     state += here["encoder"] * 4 if run.optim.encoder == "frozen" else 0
     if run.model.front in ("whisper", "whisper_conv"):
         state += 4 * run.model.whisper.positions * run.model.whisper.d  # its table, never trained
-    cfg = run.distill
-    state += 2 * _encoder_per_chip(cfg.teacher, cfg, run.mel.m, sizes)  # it is in bfloat16
-    if cfg.teacher == "whisper":
-        state += 2 * cfg.whisper.positions * cfg.whisper.d
     if run.optim.kind == "muon" and all_trained:
         state -= here["layers"] * 4  # one moment, of the layers' matrices alone
     # Gradients in float32, once more while micro-batches are added up; the cast to bfloat16.
@@ -160,20 +145,7 @@ def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> fl
     working = 6 * m.d + 2 * sum(width / split[name] for name, width in widths.items())
     scores = tokens * min(CHUNK, m.v / tp) * 4 * 2
     front = _conformer_bytes(run, sizes)
-    taught = number * tokens / run.data.t * _teacher_numbers(run)
-    each = m.l * stays + working + _encoder_widths(run)
-    return number * tokens * each + scores + front + taught
-
-
-def _teacher_numbers(run: Run) -> float:
-    """Numbers of the states that a teacher makes of one row: those of all its layers."""
-    cfg = run.distill
-    if cfg.teacher == "none":
-        return 0.0
-    positions = run.data.t * run.mel.r // cfg.traits.frames
-    if cfg.teacher == "whisper" and cfg.frame == "whole":
-        positions = cfg.windows * cfg.whisper.positions
-    return float(positions * cfg.traits.layers * cfg.width)
+    return number * tokens * (m.l * stays + working + _encoder_widths(run)) + scores + front
 
 
 def _encoder_widths(run: Run) -> float:
