@@ -23,7 +23,7 @@ def work_ours() -> None:
     from melllm_jax.presets.conformer_baseline import conformer_asr
 
     cfg = conformer_asr().model
-    size = conformer.encoder_sizes(cfg)
+    size = conformer.encoder_sizes(cfg.c, cfg.conformer)
     with jax.set_mesh(sharding.make_mesh(Mesh(fsdp=1), jax.devices()[:1])):
         skeleton, weights = init_model(lambda rngs: conformer.Block(rngs, size), seed=0)
         place = jax.reshard(jnp.arange(POSITIONS)[None], sharding.a("b s"))

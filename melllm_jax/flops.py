@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.model import Model
 from melllm_jax.config.run import Run
 
@@ -115,27 +115,31 @@ def encoder_flops(run: Run) -> float:
     """
     m, w, r = run.model, run.model.whisper, run.mel.r
     if m.front == "conformer":
-        seen = min(run.data.t, CONFORMER_WINDOW)
-        return 2.0 * encoder_parameters(run) + 4.0 * m.conformer.l * m.c * seen
+        return _conformer_flops(m.c, m.conformer, run.mel.m, run.data.t)
+    if m.front == "whisper_conv":
+        return r / 2 * _whisper_stem_flops(w, run.mel.m)
     if m.front != "whisper":
         return 2.0 * encoder_parameters(run)
     return r / 2 * _whisper_flops(w, run.mel.m, min(run.data.t * r // 2, w.positions))
 
 
 def teacher_positions(run: Run) -> int:
-    """Positions of 20 ms that a run's teacher makes of one row: 0 where it has none."""
+    """States that each layer of a run's teacher makes of one row: 0 where it has none."""
     cfg = run.distill
     if cfg.teacher == "none":
         return 0
-    if cfg.frame == "whole":
+    if cfg.teacher == "whisper" and cfg.frame == "whole":
         return cfg.windows * cfg.whisper.positions
-    return run.data.t * run.mel.r // 2
+    return run.data.t * run.mel.r // cfg.traits.frames
 
 
 def teacher_flops(run: Run) -> float:
     """FLOPs of the forward pass of a run's teacher, of one row: 0 where it has none."""
-    w, positions = run.distill.whisper, teacher_positions(run)
-    return positions * _whisper_flops(w, run.mel.m, min(positions, w.positions))
+    cfg, positions = run.distill, teacher_positions(run)
+    if cfg.teacher == "conformer":
+        return positions * _conformer_flops(cfg.c, cfg.conformer, run.mel.m, positions)
+    seen = min(positions, cfg.whisper.positions)
+    return positions * _whisper_flops(cfg.whisper, run.mel.m, seen)
 
 
 def distillation_flops(run: Run) -> float:
@@ -147,15 +151,28 @@ def distillation_flops(run: Run) -> float:
     cfg = run.distill
     if cfg.teacher == "none":
         return 0.0
-    numbers = run.mel.r // 2 * len(cfg.pairs(run.model.l)) * cfg.width
+    numbers = run.mel.r // cfg.traits.frames * len(cfg.pairs(run.model.l)) * cfg.width
     heads = 3 * 2.0 * _alignment_parameters(run) + 2.0 * numbers
     return run.data.b * (teacher_flops(run) + run.data.t * heads)
 
 
 def _whisper_flops(w: Whisper, bands: int, seen: int) -> float:
     """FLOPs of one position of a Whisper encoder that attends to `seen`, of two mel frames."""
+    blocks = whisper_parameters(w, bands) - whisper_stem_parameters(w, bands)
+    return _whisper_stem_flops(w, bands) + 2.0 * blocks + 4.0 * w.l * w.d * seen
+
+
+def _whisper_stem_flops(w: Whisper, bands: int) -> float:
+    """FLOPs of one position of Whisper's convolutions, the first at work twice."""
     first = 3 * bands * w.d + w.d
-    return 2.0 * (whisper_parameters(w, bands) + first) + 4.0 * w.l * w.d * seen
+    return 2.0 * (whisper_stem_parameters(w, bands) + first)
+
+
+def _conformer_flops(c: int, own: Conformer, bands: int, t: int) -> float:
+    """FLOPs of one position of a stem and Conformer in rows of `t`."""
+    seen = min(t, CONFORMER_WINDOW)
+    weights = stem_parameters(c, bands) + conformer_parameters(c, own)
+    return 2.0 * weights + 4.0 * own.l * c * seen
 
 
 def mean_attended_positions(model: Model, t: int) -> float:
@@ -220,17 +237,21 @@ def encoder_parameters(run: Run) -> int:
         return 0
     if m.front == "whisper":
         return whisper_parameters(w, mel.m)
-    bands = mel.m
+    if m.front == "whisper_conv":
+        return whisper_stem_parameters(w, mel.m)
+    blocks = conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
+    return stem_parameters(m.c, mel.m) + blocks
+
+
+def stem_parameters(c: int, bands: int) -> int:
+    """Weights of the conv stem."""
     for _ in range(3):
         bands = (bands + 1) // 2
-    c = m.c
-    blocks = conformer_parameters(m) if m.front == "conformer" else 0
-    return 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c + blocks
+    return 10 * c + 2 * (10 * c + c * c + c) + c * bands * c + c
 
 
-def conformer_parameters(m: Model) -> int:
-    """Weights of the Conformer's blocks and of its bias of distances."""
-    c, own = m.c, m.conformer
+def conformer_parameters(c: int, own: Conformer) -> int:
+    """Weights of the blocks of a Conformer of width `c`, and of its bias of distances."""
     mlp = c * 2 * own.f + 2 * own.f + own.f * c + c
     attention = 4 * (c * c + c)
     convolution = c * 2 * c + 2 * c + 2 * c + c * own.taps + c + 2 * (c * c + c)
@@ -240,8 +261,10 @@ def conformer_parameters(m: Model) -> int:
 
 def teacher_parameters(run: Run) -> int:
     """Weights of a run's teacher, which never change: 0 where it has none."""
-    cfg = run.distill
-    return 0 if cfg.teacher == "none" else whisper_parameters(cfg.whisper, run.mel.m)
+    cfg, bands = run.distill, run.mel.m
+    if cfg.teacher == "conformer":
+        return stem_parameters(cfg.c, bands) + conformer_parameters(cfg.c, cfg.conformer)
+    return 0 if cfg.teacher == "none" else whisper_parameters(cfg.whisper, bands)
 
 
 def _alignment_parameters(run: Run) -> int:
@@ -259,6 +282,8 @@ def _front_parameters(run: Run) -> int:
         return 0
     if m.front == "linear":
         return mel.p * m.d + m.d
+    if m.front == "whisper_conv":
+        return encoder_parameters(run) + mel.r // 2 * m.whisper.d * m.d + m.d
     width = mel.r // 2 * m.whisper.d if m.front == "whisper" else m.c
     return encoder_parameters(run) + width * m.d + m.d + m.d * m.d + m.d
 
@@ -266,7 +291,12 @@ def _front_parameters(run: Run) -> int:
 def whisper_parameters(w: Whisper, bands: int) -> int:
     """Weights of a Whisper encoder that are learnt: all but its positions."""
     layer = 4 * w.d * w.d + 3 * w.d + 2 * w.d * w.f + w.f + w.d + 4 * w.d
-    return 3 * bands * w.d + 3 * w.d * w.d + 2 * w.d + w.l * layer + 2 * w.d
+    return whisper_stem_parameters(w, bands) + w.l * layer + 2 * w.d
+
+
+def whisper_stem_parameters(w: Whisper, bands: int) -> int:
+    """Weights of Whisper's two convolutions."""
+    return 3 * bands * w.d + 3 * w.d * w.d + 2 * w.d
 
 
 def _frozen_encoder_flops(run: Run) -> float:

@@ -18,6 +18,8 @@ from jax.experimental import mesh_utils
 import numpy as np
 
 from melllm_jax.batch import Batch
+from melllm_jax.config.distillation import Distill
+from melllm_jax.config.model import Model
 from melllm_jax.config.run import Mesh, Run
 from melllm_jax.errors import Mistake
 
@@ -84,7 +86,7 @@ def resolve_mesh(cfg: Mesh, devices: int, where: str = "here") -> Mesh:
 
 def split_dimensions(run: Run) -> list[tuple[str, str, int]]:
     """Mesh axis, field and size of every dimension of a run that an axis must divide."""
-    model, teacher = run.model, run.distill.whisper
+    model, cfg = run.model, run.distill
     splits = [
         ("fsdp", "model.d", model.d),
         ("tp", "model.n", model.n),
@@ -93,21 +95,10 @@ def split_dimensions(run: Run) -> list[tuple[str, str, int]]:
         ("tp", "model.v", model.v),
         ("seq", "data.t", run.data.t),
     ]
-    if model.front == "conformer":
-        splits += [
-            ("fsdp", "model.c", model.c),
-            ("tp", "model.c", model.c),
-            ("tp", "model.conformer.n", model.conformer.n),
-            ("tp", "model.conformer.f", model.conformer.f),
-        ]
-    encoder = (("fsdp", "d"), ("tp", "n"), ("tp", "f"))
-    if model.front == "whisper":
-        for axis, name in encoder:
-            splits.append((axis, f"model.whisper.{name}", getattr(model.whisper, name)))
-    if run.distill.teacher == "whisper":
-        heard = (("seq", "positions"),) if run.distill.frame == "whole" else ()
-        for axis, name in (*encoder, *heard):
-            splits.append((axis, f"distill.whisper.{name}", getattr(teacher, name)))
+    splits += _encoder_splits(model.front, "model", model)
+    splits += _encoder_splits(cfg.teacher, "distill", cfg)
+    if cfg.teacher == "whisper" and cfg.frame == "whole":
+        splits.append(("seq", "distill.whisper.positions", cfg.whisper.positions))
     return splits
 
 
@@ -132,6 +123,21 @@ def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
             f"mesh replica={size['replica']} × fsdp={size['fsdp']}: "
             f"does not divide the {rows} rows of data.b={data.b} / optim.micro={run.optim.micro}"
         )
+
+
+def _encoder_splits(kind: str, group: str, cfg: Model | Distill) -> list[tuple[str, str, int]]:
+    """(axis, field, size) of what a mesh splits of an encoder whose sizes `cfg` has."""
+    if kind == "conformer":
+        own = cfg.conformer
+        return [
+            ("fsdp", f"{group}.c", cfg.c),
+            ("tp", f"{group}.c", cfg.c),
+            ("tp", f"{group}.conformer.n", own.n),
+            ("tp", f"{group}.conformer.f", own.f),
+        ]
+    axes = (("fsdp", "d"), ("tp", "n"), ("tp", "f"))
+    axes = {"whisper": axes, "whisper_conv": axes[:1]}.get(kind, ())
+    return [(axis, f"{group}.whisper.{x}", getattr(cfg.whisper, x)) for axis, x in axes]
 
 
 def parts_of_time() -> int:

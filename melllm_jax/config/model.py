@@ -63,8 +63,9 @@ class Model:
     rope: Rope = Rope()
     tied: bool = True  # tie_word_embeddings
     window: int = 0  # sliding_window: positions seen back, itself included; 0 sees all
-    # Text alone; patch → d; Phi-4-MM's stem; its stem and its Conformer; Whisper's encoder.
-    front: Literal["none", "linear", "conv", "conformer", "whisper"] = "linear"
+    # Text alone; patch → d; Phi-4-MM's stem; its stem and its Conformer; Whisper's encoder; its two
+    # convolutions, of whose sizes `whisper` says d and positions.
+    front: Literal["none", "linear", "conv", "conformer", "whisper", "whisper_conv"] = "linear"
     c: int = 1024  # channels of the conv stem, and the Conformer's width
     conformer: Conformer = dataclasses.field(default=Conformer(), metadata=LATER)
     whisper: Whisper = dataclasses.field(default=Whisper(), metadata=LATER)

@@ -143,8 +143,9 @@ class Run:
         if self.model.front in ("conv", "conformer"):
             rule = f"must be 8 for the {self.model.front} front end"
             require("mel.r", self.mel.r, self.mel.r == 8, rule)
-        if self.model.front == "whisper":
-            rule = "must be 2 or more for the whisper front end, which halves the frames itself"
+        if self.model.front in ("whisper", "whisper_conv"):
+            rule = f"must be 2 or more for the {self.model.front} front end"
+            rule = f"{rule}, which halves the frames itself"
             require("mel.r", self.mel.r, self.mel.r >= 2, rule)
         if self.optim.train == "lora":
             require("lora.r", self.lora.r, self.lora.r > 0, 'optim.train="lora" needs a rank')
@@ -170,16 +171,18 @@ class Run:
 
     def _check_teacher(self) -> None:
         """Raises Mistake where the run makes no sound that its teacher hears, or no head fits."""
-        teacher, width = self.distill.teacher, self.distill.width
+        teacher, traits = self.distill.teacher, self.distill.traits
         hears = self.model.front != "none"
         rule = f'model.front="{self.model.front}" reads no sound that it could hear'
         require("distill.teacher", teacher, hears, rule)
-        own = self.mel.kind == teacher and self.mel.normalize == "none"
-        rule = 'makes no sound that the teacher hears: mel.kind="whisper", mel.normalize="none"'
+        own = all(getattr(self.mel, name) == value for name, value in traits.hears.items())
+        needed = ", ".join(f'mel.{name}="{value}"' for name, value in traits.hears.items())
+        rule = f"makes no sound that the teacher hears: {needed}"
         require("mel.kind", f"{self.mel.kind}, {self.mel.normalize}", own, rule)
-        require("mel.r", self.mel.r, self.mel.r >= 2, "must be 2 or more: the teacher's is 2")
-        same = self.distill.head != "none" or width == self.model.d
-        rule = f"model.d={self.model.d} is not the teacher's width of {width}: give it a head"
+        rule = f"must be {', '.join(map(str, traits.rates))} for the {teacher} teacher"
+        require("mel.r", self.mel.r, self.mel.r in traits.rates, rule)
+        same = self.distill.head != "none" or traits.width == self.model.d
+        rule = f"model.d={self.model.d} is not the teacher's width of {traits.width}: give a head"
         require("distill.head", self.distill.head, same, rule)
 
     @property

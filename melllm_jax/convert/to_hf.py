@@ -75,9 +75,13 @@ def plan_export(
     check_shapes(folder, shapes, stored)
     if front == "drop":
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, front="none"))
-    if spec.model.front in ("linear", "whisper"):
-        what = "joins a Whisper encoder and this LLM"
-        what = "reads mel patches" if spec.model.front == "linear" else what
+    foreign = {
+        "linear": "reads mel patches",
+        "whisper": "joins a Whisper encoder and this LLM",
+        "whisper_conv": "joins a Whisper's convolutions and this LLM",
+    }
+    if spec.model.front in foreign:
+        what = foreign[spec.model.front]
         raise Mistake(
             f'model.front="{spec.model.front}": no class of transformers {what}; '
             "--front drop exports the LLM alone"

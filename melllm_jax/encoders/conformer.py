@@ -19,33 +19,67 @@ from jaxtyping import Array, Float
 
 from melllm_jax import sharding
 from melllm_jax.batch import Batch
+from melllm_jax.config.encoders import Conformer
 from melllm_jax.config.model import Model
 from melllm_jax.encoders import clip_windows
 from melllm_jax.encoders.clip_windows import WINDOW, Windows
-from melllm_jax.encoders.frontends import ConvFrontend, continues_clip
+from melllm_jax.encoders.frontends import ConvFrontend, ConvStem, continues_clip
+from melllm_jax.encoders.transformer_encoder import WrapFn
 from melllm_jax.encoders.window_attention import attend_in_windows
 from melllm_jax.nn import attention, remat
-from melllm_jax.nn.layers import LayerNorm, Sizes, constant, einsum, weight
+from melllm_jax.nn.layers import LayerNorm, Sizes, constant, einsum, stem_bands, weight
 from melllm_jax.nn.remat import name_activation
 
 AttendFn = Callable[[Array, Array, Array], Array]
+ToRowsFn = Callable[[Array], Array]  # of rows with room, [b q d], what is of the batch's: [b s d]
 
 
-class ConformerFrontend(ConvFrontend):
-    """The conv front end with Conformer blocks between its stem and its projector."""
+class ConformerBlocks(nnx.Module):
+    """The blocks over a stem's output, and the bias of distances that they share."""
 
-    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model):
-        super().__init__(rngs, size)
-        self.cfg = cfg
-        own = encoder_sizes(cfg)
+    def __init__(self, rngs: nnx.Rngs, width: int, cfg: Conformer):
+        self.sizes = cfg
+        own = encoder_sizes(width, cfg)
         self.distances = weight(rngs, own, "z n", fan_in="z")
-        self.blocks = jax.vmap(lambda layer: Block(layer, own))(rngs.split(cfg.conformer.l))
+        self.blocks = jax.vmap(lambda layer: Block(layer, own))(rngs.split(cfg.l))
 
-    def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
-        return self.project(self.encode(self.stem(batch), batch))
+    def encode(
+        self,
+        x_btu: Float[Array, "b t u"],
+        batch: Batch,
+        wrap: WrapFn = lambda layer: layer,
+        unroll: int = 1,
+    ) -> Float[Array, "b t u"]:
+        """What the blocks make of the stem's output; see `TransformerEncoder` for the rest."""
 
-    def encode(self, x_btu: Float[Array, "b t u"], batch: Batch) -> Float[Array, "b t u"]:
-        """What the blocks make of the stem's output.
+        def run(x_bsd: Array, windows: Windows, back: ToRowsFn) -> Array:
+            attend = self._attend_fn(windows)
+            layer = wrap(lambda x, block: (block(x, attend, windows), None))
+            return back(jax.lax.scan(layer, x_bsd, self.blocks, unroll=unroll)[0])
+
+        return jax.reshard(self._in_windows(run, x_btu, batch), sharding.a("b t u"))
+
+    def layer_outputs(
+        self, x_btu: Float[Array, "b t u"], batch: Batch
+    ) -> Float[Array, "layers b t u"]:
+        """The output of each block."""
+
+        def run(x_bsd: Array, windows: Windows, back: ToRowsFn) -> Array:
+            attend = self._attend_fn(windows)
+
+            def layer(x_bsd: Array, block: Block) -> tuple[Array, Array]:
+                y_bsd = block(x_bsd, attend, windows)
+                return y_bsd, back(y_bsd)
+
+            return jax.lax.scan(layer, x_bsd, self.blocks)[1]
+
+        outputs = self._in_windows(run, x_btu, batch)
+        return jax.reshard(outputs, jax.P(None, *sharding.a("b t u")))
+
+    def _in_windows(
+        self, run: Callable[[Array, Windows, ToRowsFn], Array], x_btu: Array, batch: Batch
+    ) -> Array:
+        """`run` of the rows of a batch and their windows; it hands back what is of these rows.
 
         A row of a batch in which some clip is longer than a window has room to fill it up: twice
         the work at most, which other batches do not do.
@@ -56,42 +90,63 @@ class ConformerFrontend(ConvFrontend):
         )
 
         def as_it_is(x_bsd: Array) -> Array:
-            return self._run(x_bsd, clip_windows.windows(place))
+            return run(x_bsd, clip_windows.windows(place), lambda y_bsd: y_bsd)
 
         def with_room(x_bsd: Array) -> Array:
             room = clip_windows.room(place)
-            y_bsd = self._run(clip_windows.take(x_bsd, room.sources), room.windows)
-            return clip_windows.take(y_bsd, room.targets)
+            back = lambda y_bsd: clip_windows.take(y_bsd, room.targets)
+            return run(clip_windows.take(x_bsd, room.sources), room.windows, back)
 
         if x_bsd.shape[1] <= WINDOW:
-            y_bsd = as_it_is(x_bsd)
-        else:
-            y_bsd = jax.lax.cond(jnp.any(place >= WINDOW), with_room, as_it_is, x_bsd)
-        return jax.reshard(y_bsd, sharding.a("b t u"))
+            return as_it_is(x_bsd)
+        return jax.lax.cond(jnp.any(place >= WINDOW), with_room, as_it_is, x_bsd)
 
-    def _run(self, x_bsd: Float[Array, "b s d"], windows: Windows) -> Float[Array, "b s d"]:
-        attend = functools.partial(
+    def _attend_fn(self, windows: Windows) -> AttendFn:
+        return functools.partial(
             attend_in_windows,
             distances=self.distances[...],
             windows=windows,
-            cfg=self.cfg.conformer,
+            cfg=self.sizes,
         )
-        layer = lambda x, block: (block(x, attend, windows), None)
-        unroll = 1 if self.cfg.scan else self.cfg.conformer.l
-        wrapped = remat.wrap_layer(layer, self.cfg)
-        return jax.lax.scan(wrapped, x_bsd, self.blocks, unroll=unroll)[0]
 
 
-def encoder_sizes(cfg: Model) -> Sizes:
+class ConformerFrontend(ConvFrontend, ConformerBlocks):
+    """The conv front end with Conformer blocks between its stem and its projector."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model):
+        ConvFrontend.__init__(self, rngs, size)
+        ConformerBlocks.__init__(self, rngs, cfg.c, cfg.conformer)
+        self.cfg = cfg
+
+    def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
+        wrap = lambda layer: remat.wrap_layer(layer, self.cfg)
+        unroll = 1 if self.cfg.scan else self.sizes.l
+        return self.project(self.encode(self.stem(batch), batch, wrap, unroll))
+
+
+class ConformerEncoder(ConvStem, ConformerBlocks):
+    """Stem and blocks without a projector, whose weights have the names of a front end's."""
+
+    def __init__(self, rngs: nnx.Rngs, m: int, width: int, cfg: Conformer):
+        """`m` is the mel's bands."""
+        size = {"m": m, "c": width, "u": width, "j": stem_bands(m)}
+        ConvStem.__init__(self, rngs, size)
+        ConformerBlocks.__init__(self, rngs, width, cfg)
+
+    def hidden(self, batch: Batch) -> Float[Array, "layers b t u"]:
+        """The output of each block."""
+        return self.layer_outputs(self.stem(batch), batch)
+
+
+def encoder_sizes(width: int, cfg: Conformer) -> Sizes:
     """The lengths of a block's dimensions, by the encoder's own letters."""
-    own, width = cfg.conformer, cfg.c
-    heads = {"n": own.n, "h": width // own.n}
+    heads = {"n": cfg.n, "h": width // cfg.n}
     return heads | {
         "d": width,
         "e": width,
-        "f": own.f,
-        "x": own.taps,
-        "z": 2 * own.distance,
+        "f": cfg.f,
+        "x": cfg.taps,
+        "z": 2 * cfg.distance,
         "i": 1,
     }
 

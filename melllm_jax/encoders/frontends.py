@@ -33,14 +33,13 @@ class LinearFrontend(nnx.Module):
         return einsum("btp,pd->btd", patches, kernel) + self.bias[None, None]
 
 
-class ConvFrontend(nnx.Module):
-    """NeMo's depth-wise striding stem (8× in time) and the speech projector of Phi-4-MM.
+class ConvStem(nnx.Module):
+    """NeMo's depth-wise striding stem (8× in time), as Phi-4-MM has it.
 
-    The stem is three 3×3 convolutions of stride 2 over (time, bands), the last two depth-wise
-    with a point-wise 1×1 each, ReLU after each; then channels × bands → u → GELU(d) → d. Source:
-    transformers' `Phi4MultimodalAudioNemoConvSubsampling` and the technical report (arXiv
-    2503.01743). Every stage sees zeros beyond a clip's real frames, so a packed clip equals the
-    clip alone.
+    It is three 3×3 convolutions of stride 2 over (time, bands), the last two depth-wise with a
+    point-wise 1×1 each, ReLU after each; then channels × bands → u. Source: transformers'
+    `Phi4MultimodalAudioNemoConvSubsampling` and the technical report (arXiv 2503.01743). Every
+    stage sees zeros beyond a clip's real frames, so a packed clip equals the clip alone.
     """
 
     def __init__(self, rngs: nnx.Rngs, size: Sizes):
@@ -57,13 +56,6 @@ class ConvFrontend(nnx.Module):
         self.point_bias = nnx.List([constant(size, "u", 0.0) for _ in range(2)])
         self.out = weight(rngs, size, "j c u", fan_in="j c")
         self.out_bias = constant(size, "u", 0.0)
-        self.up = weight(rngs, size, "u d", fan_in="u")
-        self.up_bias = constant(size, "d", 0.0)
-        self.down = weight(rngs, size, "e d", fan_in="e")
-        self.down_bias = constant(size, "d", 0.0)
-
-    def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
-        return self.project(self.stem(batch))
 
     def stem(self, batch: Batch) -> Float[Array, "b t u"]:
         """The three convolutions and what makes one vector of the bands that are left."""
@@ -77,12 +69,6 @@ class ConvFrontend(nnx.Module):
             out_specs=sharding.a("b t u"),
         )
         return stem(self._weights(), *cells, *edges)
-
-    def project(self, x: Float[Array, "b t u"]) -> Float[Array, "b t d"]:
-        """The projector to the model's width."""
-        x = einsum("btu,ud->btd", x, self.up[...]) + self.up_bias[None, None]
-        x = jax.nn.gelu(x, approximate=False)
-        return einsum("bte,ed->btd", x, self.down[...]) + self.down_bias[None, None]
 
     def _weights(self) -> dict[str, Any]:
         """The stem's weights, which every device holds whole."""
@@ -124,6 +110,26 @@ class ConvFrontend(nnx.Module):
 
         parts = jax.lax.map(at, jnp.arange(0, t, STEM_CHUNK))
         return jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], t, -1)
+
+
+class ConvFrontend(ConvStem):
+    """The stem and the speech projector of Phi-4-MM: u → GELU(d) → d."""
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes):
+        super().__init__(rngs, size)
+        self.up = weight(rngs, size, "u d", fan_in="u")
+        self.up_bias = constant(size, "d", 0.0)
+        self.down = weight(rngs, size, "e d", fan_in="e")
+        self.down_bias = constant(size, "d", 0.0)
+
+    def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
+        return self.project(self.stem(batch))
+
+    def project(self, x: Float[Array, "b t u"]) -> Float[Array, "b t d"]:
+        """The projector to the model's width."""
+        x = einsum("btu,ud->btd", x, self.up[...]) + self.up_bias[None, None]
+        x = jax.nn.gelu(x, approximate=False)
+        return einsum("bte,ed->btd", x, self.down[...]) + self.down_bias[None, None]
 
 
 def _stem(

@@ -1,7 +1,8 @@
 """Frozen speech encoders as teachers: what they make of the clips in packed rows, layer by layer.
 
 A teacher gives j states within each position of the model that learns, r mel frames of 10 ms: j is
-r / 2 for Whisper, whose positions are 20 ms. What it makes of a clip is the same packed or alone.
+r / 2 for Whisper, whose positions are 20 ms, and 1 for Phi-4-MM's Conformer, whose positions are
+the model's own. What it makes of a clip is the same packed or alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,27 +18,23 @@ from melllm_jax import sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.distillation import Distill
 from melllm_jax.config.features import Mel
+from melllm_jax.encoders.conformer import ConformerEncoder
 from melllm_jax.encoders.whisper import STRIDE, WhisperEncoder, clip_sequences, reshape_time
 from melllm_jax.features.mel_filters import make_filters
 from melllm_jax.nn import attention
 
 
 class Teacher(Protocol):
-    """A frozen encoder that hears the patches of a batch."""
+    """A frozen encoder that hears the patches of a batch: a class of `TEACHERS`."""
+
+    EXACT: frozenset[str]  # weights that bfloat16 would spoil
+
+    @staticmethod
+    def there(batch: Batch, cfg: Distill, r: int) -> Bool[Array, "b t j"]:
+        """Which states it has: none at text."""
 
     def states(self, batch: Batch, layers: Sequence[int]) -> Float[Array, "n b t j e"]:
-        """The outputs of `layers`, counted from 0, within each position; see `states_there`."""
-
-
-def states_there(batch: Batch, cfg: Distill, r: int) -> Bool[Array, "b t j"]:
-    """Which states a teacher has: none at text, nor in the windows of a row beyond cfg.windows."""
-    b, t = batch.frames.shape
-    sequences_bf = clip_sequences(batch, r, STRIDE * cfg.whisper.positions)
-    there = sequences_bf > 0
-    if cfg.frame == "whole":
-        there &= _by_rows(_windows, sequences_bf) < cfg.windows
-    there = reshape_time(there[:, ::STRIDE], (b, t, r // STRIDE))
-    return jax.reshard(there, sharding.a("b t j"))
+        """The outputs of `layers`, counted from 0, within each position; see `there`."""
 
 
 class WhisperTeacher(nnx.Module):
@@ -47,10 +44,23 @@ class WhisperTeacher(nnx.Module):
     where `frame` is "clip", no longer than the clip.
     """
 
+    EXACT: frozenset[str] = frozenset()
+
     def __init__(self, rngs: nnx.Rngs, cfg: Distill, mel: Mel):
         self.front = nnx.Dict(encoder=WhisperEncoder(rngs, cfg.whisper, mel.m))
         self.cfg, self.mel = cfg, mel
         self.frames = STRIDE * cfg.whisper.positions
+
+    @staticmethod
+    def there(batch: Batch, cfg: Distill, r: int) -> Bool[Array, "b t j"]:
+        """See `Teacher`; none either in the windows of a row beyond cfg.windows."""
+        b, t = batch.frames.shape
+        sequences_bf = clip_sequences(batch, r, STRIDE * cfg.whisper.positions)
+        there = sequences_bf > 0
+        if cfg.frame == "whole":
+            there &= _by_rows(_windows, sequences_bf) < cfg.windows
+        there = reshape_time(there[:, ::STRIDE], (b, t, r // STRIDE))
+        return jax.reshard(there, sharding.a("b t j"))
 
     def states(self, batch: Batch, layers: Sequence[int]) -> Float[Array, "n b t j e"]:
         """See `Teacher`; before the last norm."""
@@ -77,14 +87,25 @@ class WhisperTeacher(nnx.Module):
     def _hidden_of_windows(
         self, mels_bfm: Array, sequences_bf: Array, layers: Sequence[int]
     ) -> Float[Array, "n b s e"]:
-        """What is heard in windows of 30 s, laid out where each position of the rows is."""
+        """What is heard in windows of 30 s, laid out where each position of the rows is.
+
+        One window of every row at a time, up to as many as the fullest row has: to hear silence
+        alone costs as much as to hear speech.
+        """
         b, count, positions = len(mels_bfm), self.cfg.windows, self.cfg.whisper.positions
         silence = _silence(self.mel)
         cut = lambda mels, sequences: _cut_windows(mels, sequences, count, self.frames, silence)
-        windows = _by_rows(cut, mels_bfm, sequences_bf)
-        windows = reshape_time(windows, (b * count, self.frames, self.mel.m))
-        whole = jnp.ones_like(windows[..., 0], jnp.int32)
-        states = self._hidden(windows, whole, layers)
+        windows = jnp.moveaxis(_by_rows(cut, mels_bfm, sequences_bf), 1, 0)
+        fullest = jnp.max(_by_rows(lambda ids: _windows(ids)[-1] + 1, sequences_bf))
+
+        def hear(mels_bfm: Array) -> Array:
+            return self._hidden(mels_bfm, jnp.ones_like(mels_bfm[..., 0], jnp.int32), layers)
+
+        heard = jax.eval_shape(hear, windows[0])
+        silent = lambda _: jnp.zeros(heard.shape, heard.dtype, out_sharding=heard.sharding.spec)
+        number = jnp.arange(count, dtype=jnp.int32)
+        each = lambda _, window: (None, jax.lax.cond(window[0] < fullest, hear, silent, window[1]))
+        states = jnp.moveaxis(jax.lax.scan(each, None, (number, windows))[1], 0, 2)
         rows = jax.typeof(states).sharding.spec[1]
         shape = (len(layers), b, count * positions, self.cfg.width)
         states = jax.lax.reshape(states, shape, out_sharding=jax.P(None, rows, None, None))
@@ -92,7 +113,38 @@ class WhisperTeacher(nnx.Module):
         return _take(states, places)
 
 
-TEACHERS: Mapping[str, Callable[[nnx.Rngs, Distill, Mel], Any]] = {"whisper": WhisperTeacher}
+class ConformerTeacher(nnx.Module):
+    """Phi-4-MM's stem and Conformer, its weights under the names that a model has them by.
+
+    It hears clips as the front end does: a position is one of the model's, 8 mel frames.
+    """
+
+    EXACT = frozenset({"front.mean", "front.invstd"})  # rounded, they would shift all of its input
+
+    def __init__(self, rngs: nnx.Rngs, cfg: Distill, mel: Mel):
+        self.front = ConformerEncoder(rngs, mel.m, cfg.c, cfg.conformer)
+
+    @staticmethod
+    def there(batch: Batch, cfg: Distill, r: int) -> Bool[Array, "b t j"]:
+        """See `Teacher`: wherever there is speech."""
+        there: Array = batch.is_speech[..., None]
+        return there
+
+    def states(self, batch: Batch, layers: Sequence[int]) -> Float[Array, "n b t j e"]:
+        """See `Teacher`; a block's output is after its norm."""
+        hidden = self.front.hidden(batch)
+        return jnp.stack([hidden[layer] for layer in layers])[..., None, :]
+
+
+TEACHERS: Mapping[str, type[WhisperTeacher] | type[ConformerTeacher]] = {
+    "whisper": WhisperTeacher,
+    "conformer": ConformerTeacher,
+}
+
+
+def states_there(batch: Batch, cfg: Distill, r: int) -> Bool[Array, "b t j"]:
+    """Which states the teacher of a run has."""
+    return TEACHERS[cfg.teacher].there(batch, cfg, r)
 
 
 class Silence(NamedTuple):

@@ -1,4 +1,4 @@
-"""Whisper's encoder, alone and as a front end of packed rows.
+"""Whisper's encoder, alone and as a front end of packed rows, or its convolutions as one.
 
 Radford et al. 2022 (arXiv 2212.04356); transformers' `WhisperEncoder`. The encoder alone hears
 sequences: 3,000 mel frames of 30 s padded with silence are one, and its hidden states are then
@@ -10,6 +10,7 @@ positions of 20 ms is heard in windows of so many, each a sequence of its own; t
 them has the floor of the clip's own peak, where the reference takes each window's.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -31,25 +32,50 @@ LONGEST_PERIOD = 10_000.0  # of a sinusoid, over 2 π, in positions
 RULES: attention.MaskRules = {"window": 0, "both_ways": True}
 
 
-class WhisperEncoder(nnx.Module):
-    """Two convolutions, the second of stride 2, positions, pre-norm blocks and a last norm.
+class WhisperStem(nnx.Module):
+    """Two convolutions, the second of stride 2, and positions: what enters the first block.
 
     Frames are [b f m] with f even; `sequences` int32 [b f] numbers the sequence of each frame from
     1, and is 0 at what is none. A sequence is an unbroken run that begins on an even frame. What
-    the encoder gives at positions [b t], t = f / 2, of no sequence means nothing.
+    it gives at positions [b t], t = f / 2, of no sequence means nothing.
     """
 
-    def __init__(self, rngs: nnx.Rngs, cfg: Whisper, m: int, kernel: str = "auto"):
-        """`kernel` is that of `config.Model.attention`."""
-        size = {name: getattr(cfg, name) for name in "dnhf"}
-        size |= {"m": m, "e": cfg.d, "x": TAPS, "t": cfg.positions}
-        self.cfg, self.kernel = cfg, kernel
+    def __init__(self, rngs: nnx.Rngs, cfg: Whisper, m: int):
+        size = {"m": m, "d": cfg.d, "e": cfg.d, "x": TAPS, "t": cfg.positions}
+        self.cfg = cfg
         self.first = weight(rngs, size, "x m d", fan_in="x m")
         self.first_bias = constant(size, "d", 0.0)
         self.second = weight(rngs, size, "x e d", fan_in="x e")
         self.second_bias = constant(size, "d", 0.0)
         self.positions = constant(size, "t d", 0.0, NonTrainable)
         self.positions.set_value(_sinusoids(cfg.positions, cfg.d))
+
+    def embed(
+        self, mels_bfm: Float[Array, "b f m"], sequences_bf: Int[Array, "b f"]
+    ) -> Float[Array, "b t d"]:
+        """The input of the first block."""
+        sequences_bf = attention.gather_time(sequences_bf)
+        x = attention.gather_time(mels_bfm).astype(self.first.dtype)
+        x = jnp.where(sequences_bf[..., None] > 0, x, 0)
+        x = einsum("btxm,xmd->btd", _taps(x, sequences_bf, 1), self.first[...])
+        x = jax.nn.gelu(x + self.first_bias[...][None, None], approximate=False)
+        x = jnp.where(sequences_bf[..., None] > 0, attention.gather_time(x), 0)
+        x = einsum("btxe,xed->btd", _taps(x, sequences_bf, STRIDE), self.second[...])
+        x = jax.nn.gelu(x + self.second_bias[...][None, None], approximate=False)
+        places_bt = jnp.minimum(_places(sequences_bf[:, ::STRIDE]), self.cfg.positions - 1)
+        table = self.positions[...].astype(x.dtype)
+        embedded: Array = x + table.at[places_bt].get(out_sharding=jax.typeof(x).sharding.spec)
+        return embedded
+
+
+class WhisperEncoder(WhisperStem):
+    """The stem, pre-norm blocks and a last norm."""
+
+    def __init__(self, rngs: nnx.Rngs, cfg: Whisper, m: int, kernel: str = "auto"):
+        """`kernel` is that of `config.Model.attention`."""
+        super().__init__(rngs, cfg, m)
+        self.kernel = kernel
+        size = {name: getattr(cfg, name) for name in "dnhf"}
         self.stack = TransformerEncoder(rngs, size, cfg.l)
 
     def __call__(
@@ -79,19 +105,10 @@ class WhisperEncoder(nnx.Module):
         self, mels_bfm: Array, sequences_bf: Array
     ) -> tuple[Float[Array, "b t d"], attention_kernels.AttendFn]:
         """The input of the first block, and attention within each sequence."""
-        sequences_bf = attention.gather_time(sequences_bf)
-        sequences_bt = sequences_bf[:, ::STRIDE]
-        x = attention.gather_time(mels_bfm).astype(self.first.dtype)
-        x = jnp.where(sequences_bf[..., None] > 0, x, 0)
-        x = einsum("btxm,xmd->btd", _taps(x, sequences_bf, 1), self.first[...])
-        x = jax.nn.gelu(x + self.first_bias[...][None, None], approximate=False)
-        x = jnp.where(sequences_bf[..., None] > 0, attention.gather_time(x), 0)
-        x = einsum("btxe,xed->btd", _taps(x, sequences_bf, STRIDE), self.second[...])
-        x = jax.nn.gelu(x + self.second_bias[...][None, None], approximate=False)
-        places_bt = jnp.minimum(_places(sequences_bt), self.cfg.positions - 1)
-        table = self.positions[...].astype(x.dtype)
-        x = x + table.at[places_bt].get(out_sharding=jax.typeof(x).sharding.spec)
-        return x, self._attend_fn(jax.reshard(sequences_bt, sharding.a("b t")), x.dtype)
+        x_btd = self.embed(mels_bfm, sequences_bf)
+        sequences_bt = attention.gather_time(sequences_bf)[:, ::STRIDE]
+        sequences_bt = jax.reshard(sequences_bt, sharding.a("b t"))
+        return x_btd, self._attend_fn(sequences_bt, x_btd.dtype)
 
     def _attend_fn(self, sequences_bt: Array, dtype: Any) -> attention_kernels.AttendFn:
         index = jnp.zeros_like(sequences_bt) + jnp.arange(sequences_bt.shape[1])[None]
@@ -120,29 +137,60 @@ class WhisperFrontend(nnx.Module):
     """
 
     def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model):
-        self.cfg, self.m, self.r = cfg, size["m"], size["p"] // size["m"]
+        self.cfg, self.m, r = cfg, size["m"], size["p"] // size["m"]
         self.encoder = WhisperEncoder(rngs, cfg.whisper, self.m, cfg.attention)
-        size = dict(size) | {"u": self.r // STRIDE * cfg.whisper.d}
+        size = dict(size) | {"u": r // STRIDE * cfg.whisper.d}
         self.up = weight(rngs, size, "u d", fan_in="u")
         self.up_bias = constant(size, "d", 0.0)
         self.down = weight(rngs, size, "e d", fan_in="e")
         self.down_bias = constant(size, "d", 0.0)
 
     def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
-        (b, t), r = batch.frames.shape, self.r
-        mels_bfm = reshape_time(attention.gather_time(batch.patches), (b, t * r, self.m))
-        sequences_bf = clip_sequences(batch, r, STRIDE * self.cfg.whisper.positions)
         wrap = lambda layer: remat.wrap_layer(layer, self.cfg)
         unroll = 1 if self.cfg.scan else self.cfg.whisper.l
-        x_btd = self.encoder(mels_bfm, sequences_bf, wrap, unroll)
-        real_bt = jax.reshard(sequences_bf[:, ::STRIDE] > 0, sharding.a("b t"))
-        x_btd = jnp.where(real_bt[..., None], x_btd, 0)
-        x = jax.lax.reshape(
-            x_btd, (b, t, r // STRIDE * self.cfg.whisper.d), out_sharding=sharding.a("b t u")
+        x_btu = _side_by_side(
+            lambda mels, sequences: self.encoder(mels, sequences, wrap, unroll),
+            batch,
+            self.m,
+            self.cfg.whisper,
         )
-        x = einsum("btu,ud->btd", x, self.up[...]) + self.up_bias[...][None, None]
+        x = einsum("btu,ud->btd", x_btu, self.up[...]) + self.up_bias[...][None, None]
         x = jax.nn.gelu(x, approximate=False)
         return einsum("bte,ed->btd", x, self.down[...]) + self.down_bias[...][None, None]
+
+
+class WhisperConvFrontend(nnx.Module):
+    """Whisper's two convolutions and its positions, and one matrix: r / 2 of them stacked → d.
+
+    Nothing but the convolutions sees beyond a position, and they keep to the clip.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, size: Sizes, cfg: Model):
+        self.m, r = size["m"], size["p"] // size["m"]
+        self.encoder = WhisperStem(rngs, cfg.whisper, self.m)
+        size = dict(size) | {"u": r // STRIDE * cfg.whisper.d}
+        self.kernel = weight(rngs, size, "u d", fan_in="u")
+        self.bias = constant(size, "d", 0.0)
+
+    def __call__(self, batch: Batch) -> Float[Array, "b t d"]:
+        x_btu = _side_by_side(self.encoder.embed, batch, self.m, self.encoder.cfg)
+        return einsum("btu,ud->btd", x_btu, self.kernel[...]) + self.bias[...][None, None]
+
+
+def _side_by_side(
+    encode: Callable[[Array, Array], Array], batch: Batch, m: int, cfg: Whisper
+) -> Float[Array, "b t u"]:
+    """What `encode` makes of the clips of packed rows, the positions of a patch in one vector.
+
+    Zeros beyond a clip's last frame.
+    """
+    (b, t), r = batch.frames.shape, batch.patches.shape[-1] // m
+    mels_bfm = reshape_time(attention.gather_time(batch.patches), (b, t * r, m))
+    sequences_bf = clip_sequences(batch, r, STRIDE * cfg.positions)
+    x_btd = encode(mels_bfm, sequences_bf)
+    real_bt = jax.reshard(sequences_bf[:, ::STRIDE] > 0, sharding.a("b t"))
+    x_btd = jnp.where(real_bt[..., None], x_btd, 0)
+    return jax.lax.reshape(x_btd, (b, t, r // STRIDE * cfg.d), out_sharding=sharding.a("b t u"))
 
 
 def clip_sequences(batch: Batch, r: int, window: int) -> Int[Array, "b f"]:

@@ -14,7 +14,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.encoders import frontends
 from melllm_jax.encoders.conformer import ConformerFrontend
-from melllm_jax.encoders.whisper import WhisperFrontend
+from melllm_jax.encoders.whisper import WhisperConvFrontend, WhisperFrontend
 from melllm_jax.models.decoder_stack import Angles, LayerContext, Stack
 from melllm_jax.nn import attention, attention_kernels
 from melllm_jax.nn.layers import RMSNorm, Sizes, dimension_sizes, einsum, rotary, weight
@@ -26,6 +26,7 @@ FRONTS: Mapping[str, Callable[[nnx.Rngs, Sizes, Model], nnx.Module]] = {
     "conv": lambda rngs, size, _: frontends.ConvFrontend(rngs, size),
     "conformer": ConformerFrontend,
     "whisper": WhisperFrontend,
+    "whisper_conv": WhisperConvFrontend,
 }
 
 

@@ -38,7 +38,7 @@ def dimension_sizes(model: Model, mel: Mel, lora: Lora) -> Sizes:
         "r": lora.r,
         "e": model.d,
         "u": model.c,
-        "j": _stem_bands(mel.m),
+        "j": stem_bands(mel.m),
     }
 
 
@@ -268,7 +268,7 @@ def rotate(
     return jnp.concatenate([x * cos - y * sin, y * cos + x * sin, rest], axis=-1)
 
 
-def _stem_bands(m: int) -> int:
+def stem_bands(m: int) -> int:
     """Bands left after three convolutions of stride 2 and padding 1."""
     for _ in range(3):
         m = (m + 1) // 2

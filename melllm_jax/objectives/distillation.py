@@ -6,7 +6,7 @@ At inference the encoder is gone. Source: arXiv 2606.11033; what that leaves uns
 `config.distillation`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Literal, cast
 
@@ -69,12 +69,28 @@ class DistilledLM(SpeechLM):
         return jax.lax.scan(through, None, (self.align, outputs_nbtd))[1]
 
 
+class TeacherUntil(nnx.Module):
+    """A teacher that costs nothing where it does not count."""
+
+    def __init__(self, teacher: nnx.Module, counts: Bool[Array, ""]):
+        self.teacher, self.counts = teacher, counts
+
+    def states(self, batch: Batch, layers: Sequence[int]) -> Float[Array, "n b t j e"]:
+        """The teacher's, or zeros; see `Teacher`."""
+        hear = lambda: cast(Teacher, self.teacher).states(batch, layers)
+        heard = jax.eval_shape(hear)
+        nothing = lambda: jnp.zeros(heard.shape, heard.dtype, out_sharding=heard.sharding.spec)
+        states: Array = jax.lax.cond(self.counts, hear, nothing)
+        return states
+
+
 @dataclasses.dataclass(frozen=True)
 class Distillation(NextToken):
     """The next token, and a term for each layer that the teacher leads, `align_LAYER`.
 
     `align_LAYER` is a mean over the positions of speech that the teacher hears; `taught` is the
-    share that these are of all. Raises Mistake as `NextToken` does, for a run without a
+    share that these are of all. Both are 0 from the update on that its weight is 0 for good: nobody
+    asks it any more. Raises Mistake as `NextToken` does, for a run without a
     teacher, and where the layers of the two do not meet.
     """
 
@@ -102,11 +118,13 @@ class Distillation(NextToken):
     ) -> LossSums:
         """That of `NextToken`, and the distance of each layer from its teacher's."""
         assert isinstance(model, DistilledLM) and companions is not None
-        teacher = cast(Teacher, companions[TEACHER])
+        teacher = cast(Teacher | TeacherUntil, companions[TEACHER])
         teachers, students = zip(*self.pairs, strict=True)
         drop = key if self.run.lora.dropout else None
         hidden, outputs = model.with_layers(batch, students, drop)
         there = states_there(batch, self.run.distill, self.run.mel.r)
+        if isinstance(teacher, TeacherUntil):
+            there &= teacher.counts
         targets = teacher.states(batch, teachers)
         weights = within_positions(there, self.run.distill.time)
         targets = jnp.einsum(
@@ -135,8 +153,13 @@ class Distillation(NextToken):
     def companions(self) -> Mapping[str, Companion]:
         """The teacher, from the folder that distill.path names."""
         cfg, mel = self.run.distill, self.run.mel
-        build = lambda rngs: TEACHERS[cfg.teacher](rngs, cfg, mel)
-        return {TEACHER: Companion(build, lambda shapes: load_teacher(cfg, shapes))}
+        kind = TEACHERS[cfg.teacher]
+        build, load = lambda rngs: kind(rngs, cfg, mel), lambda shapes: load_teacher(cfg, shapes)
+        companion = Companion(build, load, kind.EXACT)
+        if cfg.schedule != "constant" and 0 < cfg.until < self.run.optim.steps:
+            until = lambda teacher, step: TeacherUntil(teacher, step < cfg.until)
+            companion = dataclasses.replace(companion, at=until)
+        return {TEACHER: companion}
 
     @property
     def _names(self) -> list[str]:

@@ -6,7 +6,7 @@ methods below; `text_next_token` is the shortest, `distillation` the one that us
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -45,13 +45,17 @@ class Term(NamedTuple):
 class Companion:
     """A frozen network beside the one that learns, such as a teacher.
 
-    Its weights are kept in bfloat16 and computed with in the run's dtype. They have no gradient and
-    no optimiser state, and are in no checkpoint of the run: every start loads them again.
+    Its weights are kept in bfloat16, but for those of `exact`, and computed with in the run's
+    dtype. They have no gradient and no optimiser state, and are in no checkpoint of the run: every
+    start loads them again.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
     # Given shapes, dtypes and layouts by name, the weights themselves.
     load: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Weights]
+    exact: frozenset[str] = frozenset()  # names of weights that stay in float32
+    # What the loss is given in the network's place at an update, counted from 0.
+    at: Callable[[Any, Array], nnx.Module] = lambda network, step: network
 
 
 @runtime_checkable

@@ -1,14 +1,17 @@
 """The weights of a frozen teacher: checked when a run starts, then read at each of its starts."""
 
 from collections.abc import Mapping
+import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 
 from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
-from melllm_jax.config.distillation import Distill
+from melllm_jax.checkpoints.stored_front import check_mel, read_front_fields
+from melllm_jax.config.distillation import SIZE_FIELDS, Distill
 from melllm_jax.config.run import Run
 from melllm_jax.encoders.teachers import TEACHERS
 from melllm_jax.errors import Mistake
@@ -19,11 +22,13 @@ from melllm_jax.sharding import ABSTRACT_MESH
 def check_teacher(run: Run) -> str:
     """The digest of the newest whole checkpoint in distill.path; every byte of it is verified.
 
-    Raises Mistake where there is none, or its encoder is not the one that the run's fields say.
+    Raises Mistake where there is none, its encoder is not the one that the run's fields say, or the
+    run makes no sound that it hears.
     """
     cfg = run.distill
     if not cfg.path:
         raise Mistake(f'distill.teacher="{cfg.teacher}": say where its weights are: --teacher DIR')
+    _check_fields(run)
     checkpoint = integrity.newest_checkpoint(_checkpoints(cfg))
     stored = weight_store.WeightReader(checkpoint).shapes
     build = lambda rngs: TEACHERS[cfg.teacher](rngs, cfg, run.mel)
@@ -51,6 +56,28 @@ def load_teacher(cfg: Distill, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> We
         if checkpoint.name.isdigit() and integrity.checkpoint_digest(checkpoint) == cfg.digest:
             return load_weights(checkpoint, shapes)
     raise Mistake(f"distill.path={cfg.path}: holds the teacher {cfg.digest} no more")
+
+
+def _check_fields(run: Run) -> None:
+    """Raises Mistake where the folder says another kind, size or mel than the run."""
+    cfg, where = run.distill, f"distill.path={run.distill.path}"
+    fields, mel = read_front_fields(cfg.path, "distill.path")
+    if fields["front"] != cfg.teacher:
+        kind = fields["front"]
+        raise Mistake(f'{where}: its front end is "{kind}", distill.teacher="{cfg.teacher}"')
+    for name in SIZE_FIELDS[cfg.teacher]:
+        theirs, own = fields[name], getattr(cfg, name)
+        if theirs != own:
+            raise Mistake(f"{where}: {_first_difference(name, theirs, own)}")
+    check_mel(dataclasses.replace(mel, r=run.mel.r), run.mel, where)
+
+
+def _first_difference(name: str, theirs: Any, own: Any) -> str:
+    if not dataclasses.is_dataclass(own):
+        return f"its {name} is {theirs}, distill.{name}={own}"
+    parts = [field.name for field in dataclasses.fields(own)]
+    part = next(x for x in parts if getattr(theirs, x) != getattr(own, x))
+    return _first_difference(f"{name}.{part}", getattr(theirs, part), getattr(own, part))
 
 
 def _checkpoints(cfg: Distill) -> pathlib.Path:

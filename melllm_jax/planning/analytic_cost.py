@@ -76,9 +76,11 @@ def _front_per_chip(run: Run, sizes: Mapping[str, int]) -> tuple[float, float]:
     p, m, fsdp = flops.count_parameters(run), run.model, sizes["fsdp"]
     whole = flops.encoder_parameters(run)
     wide = p.front - whole  # the projector: matrices, and a bias or two
+    if m.front == "whisper_conv":
+        return whole / fsdp, (wide - m.d) / fsdp + m.d
     if m.front != "whisper":
         biases = {"none": 0, "linear": m.d}.get(m.front, 2 * m.d)
-        blocks = flops.conformer_parameters(m) if m.front == "conformer" else 0
+        blocks = flops.conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
         split = blocks / (fsdp * sizes["tp"])
         return whole - blocks + split, (wide - biases) / fsdp + biases
     w = m.whisper
@@ -107,7 +109,7 @@ def _bytes_of_weights(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     all_trained = run.optim.train == "all"
     state = trained * (4 + 8) + _frozen_llm_per_chip(run, sizes) * 2
     state += here["encoder"] * 4 if run.optim.encoder == "frozen" else 0
-    if run.model.front == "whisper":
+    if run.model.front in ("whisper", "whisper_conv"):
         state += 4 * run.model.whisper.positions * run.model.whisper.d  # its table, never trained
     if run.optim.kind == "muon" and all_trained:
         state -= here["layers"] * 4  # one moment, of the layers' matrices alone
@@ -154,9 +156,12 @@ def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> fl
 def _encoder_widths(run: Run) -> float:
     """Numbers a position that a Whisper encoder holds: its stream at the start of each layer.
 
-    A frozen one keeps that of the layer at work alone.
+    A frozen one keeps that of the layer at work alone. Of its convolutions alone what each sees,
+    three taps, and what it gives before and after GELU.
     """
     m, w = run.model, run.model.whisper
+    if m.front == "whisper_conv":
+        return run.mel.r * (3 * run.mel.m + 2 * w.d) + run.mel.r / 2 * (3 * w.d + 2 * w.d)
     if m.front != "whisper":
         return 0.0
     layers = w.l if run.optim.encoder == "trained" else 1
@@ -212,7 +217,7 @@ def _conformer_again(run: Run, kept: frozenset[str]) -> float:
         "out": 2 * m.c * m.c,
         "gate_up": 8 * m.c * own.f,
     }
-    whole = 2.0 * flops.conformer_parameters(m) + own.l * cost["attended"]
+    whole = 2.0 * flops.conformer_parameters(m.c, m.conformer) + own.l * cost["attended"]
     return whole - own.l * sum(cost[name] for name in kept)
 
 
@@ -223,7 +228,7 @@ def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dic
     """
     m, p, tp = run.model, flops.count_parameters(run), sizes["tp"]
     trained = flops.trained_parameters(run)
-    blocks = flops.conformer_parameters(m) if m.front == "conformer" else 0
+    blocks = flops.conformer_parameters(m.c, m.conformer) if m.front == "conformer" else 0
     summed_up = _trainable_per_chip(run, sizes)  # over copies, once an update
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _positions_per_chip(run, sizes), run.optim.micro

@@ -3,20 +3,19 @@
 from collections.abc import Mapping
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax
 
 from melllm_jax import files
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
+from melllm_jax.checkpoints.stored_front import check_mel, read_front_fields
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import PROJECTOR, Kinds, Weights, is_encoder, is_front
-from melllm_jax.training.run_start import read_front_fields
 from melllm_jax.training.warm_start import WarmStart
 
-FREE_RATE = ("whisper",)  # front ends of which the projector alone depends on mel.r
+FREE_RATE = ("whisper", "whisper_conv")  # fronts of which the projector alone depends on mel.r
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +69,13 @@ def resolve(run: Run, llm: WarmStart | None) -> FrontStart:
     folder = run.init.front
     theirs, mel = read_front_fields(folder)
     kind = run.model.front
-    if theirs["front"] != kind:
+    if theirs["front"] != kind and (theirs["front"], kind) != ("whisper", "whisper_conv"):
         raise Mistake(
             f'init.front={folder}: its front end is "{theirs["front"]}", model.front="{kind}"'
         )
     if kind in FREE_RATE:
         mel = dataclasses.replace(mel, r=run.mel.r)
-    for field in dataclasses.fields(mel):
-        value, own = getattr(mel, field.name), getattr(run.mel, field.name)
-        if value != own:
-            name = field.name
-            raise Mistake(
-                f"init.front={folder}: hears mel.{name}={_shown(value)}, the run {_shown(own)}"
-            )
+    check_mel(mel, run.mel, f"init.front={folder}")
     checkpoint = integrity.newest_checkpoint(
         pathlib.Path(files.resolve_uri(folder)) / run_folder.CHECKPOINTS
     )
@@ -94,8 +87,3 @@ def resolve(run: Run, llm: WarmStart | None) -> FrontStart:
         {name: shape for name, (_, shape) in stored.items() if is_front(name)},
         llm,
     )
-
-
-def _shown(value: Any) -> str:
-    """A value for a message; of many numbers, how many there are."""
-    return f"{len(value)} values" if isinstance(value, tuple) else str(value)

@@ -4,14 +4,13 @@ Without JAX: sweeps read their cells and draw their pages with it.
 """
 
 import dataclasses
-from typing import Any
 
 from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.features import Mel
+from melllm_jax.checkpoints.stored_front import FRONT_FIELDS, read_front_fields
+from melllm_jax.config.distillation import SIZE_FIELDS
 from melllm_jax.config.run import RANDOM, Run
 from melllm_jax.errors import Mistake
 
-FRONT_FIELDS = ("front", "c", "conformer", "whisper")  # of a model: its front end and its sizes
 COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
 
 
@@ -57,10 +56,13 @@ def adopt_model(run: Run, folder: str) -> Run:
 def adopt_front(run: Run, folder: str) -> Run:
     """`run` with the front end in `folder`: its kind, its sizes and its mel.
 
-    The token rate stays the run's where an encoder alone was imported, which has none. Raises
-    Mistake where `folder` holds no front end.
+    The token rate stays the run's where an encoder alone was imported, which has none. A run with
+    the whisper_conv front end takes the convolutions of a Whisper. Raises Mistake where `folder`
+    holds no front end.
     """
     fields, mel = read_front_fields(folder)
+    if (fields["front"], run.model.front) == ("whisper", "whisper_conv"):
+        fields["front"] = run.model.front
     if run_folder.read_front(folder) is not None:
         mel = dataclasses.replace(mel, r=run.mel.r)
     model = dataclasses.replace(run.model, **fields)
@@ -71,29 +73,18 @@ def adopt_front(run: Run, folder: str) -> Run:
 def adopt_teacher(run: Run, folder: str) -> Run:
     """`run` with the encoder in `folder` as its teacher, and the mel that this hears.
 
-    Raises Mistake where `folder` holds none.
+    The token rate stays the run's where the teacher leaves a choice. Raises Mistake where `folder`
+    holds none.
     """
     fields, mel = read_front_fields(folder, "distill.path")
-    if fields["front"] != "whisper":
+    kind = fields["front"]
+    if kind not in SIZE_FIELDS:
         raise Mistake(
-            f'distill.path={folder}: its front end is "{fields["front"]}", not Whisper\'s'
+            f'distill.path={folder}: its front end "{kind}" is no teacher: '
+            f"one is {' or '.join(SIZE_FIELDS)} (convert import --front conformer)"
         )
-    mel = dataclasses.replace(mel, r=run.mel.r)
-    distill = dataclasses.replace(
-        run.distill, teacher="whisper", path=folder, whisper=fields["whisper"]
-    )
+    sizes = {name: fields[name] for name in SIZE_FIELDS[kind]}
+    distill = dataclasses.replace(run.distill, teacher=kind, path=folder, **sizes)
+    if run.mel.r in distill.traits.rates:
+        mel = dataclasses.replace(mel, r=run.mel.r)
     return dataclasses.replace(run, mel=mel, distill=distill)
-
-
-def read_front_fields(folder: str, field: str = "init.front") -> tuple[dict[str, Any], Mel]:
-    """The fields of a model that say which front end is in `folder`, and the mel that it hears.
-
-    Raises Mistake, naming the run's `field`, where `folder` holds none.
-    """
-    alone = run_folder.read_front(folder)
-    if alone is not None:
-        return {"front": alone.front, "whisper": alone.whisper}, alone.mel
-    spec = run_folder.read_spec(folder)
-    if spec.model.front == "none":
-        raise Mistake(f"{field}={folder}: holds no front end: its model reads text alone")
-    return {name: getattr(spec.model, name) for name in FRONT_FIELDS}, spec.mel

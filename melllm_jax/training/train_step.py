@@ -19,7 +19,7 @@ from melllm_jax.models.parameters import (
     init_weights,
     is_front,
 )
-from melllm_jax.objectives.objective import LossSums, Objective, Term
+from melllm_jax.objectives.objective import Companion, LossSums, Objective, Term
 from melllm_jax.training import optimizer
 from melllm_jax.training.front_start import FrontStart
 from melllm_jax.training.warm_start import WarmStart
@@ -35,7 +35,7 @@ class State(NamedTuple):
     opt: optax.OptState
     step: Array  # int32, updates made
     halted: Array  # bool: an update was not finite, and nothing has changed since
-    companions: Mapping[str, Weights] = {}  # bfloat16, by the companion's name; never saved
+    companions: Mapping[str, Weights] = {}  # by the companion's name; never saved
 
 
 class Update(Generic[Net]):
@@ -87,7 +87,7 @@ class Update(Generic[Net]):
         """The frozen networks beside the one that learns, laid out over the mesh in force."""
         mesh = jax.sharding.get_mesh()
         return {
-            name: companion.load(_with_layouts(self._companion_shapes(shapes), mesh))
+            name: companion.load(_with_layouts(_companion_shapes(companion, shapes), mesh))
             for name, (companion, _, shapes) in self.companions.items()
         }
 
@@ -95,7 +95,8 @@ class Update(Generic[Net]):
         """The state's shapes, dtypes and layouts on `mesh`: what a checkpoint is loaded into."""
         state = jax.eval_shape(self._state_from, abstract_model(self.objective.build)[1])
         companions = {
-            name: self._companion_shapes(shapes) for name, (_, _, shapes) in self.companions.items()
+            name: _companion_shapes(companion, shapes)
+            for name, (companion, _, shapes) in self.companions.items()
         }
         shapes: State = _with_layouts(state._replace(companions=companions), mesh)
         return shapes
@@ -188,8 +189,8 @@ class Update(Generic[Net]):
         # The one cast: masters to the compute dtype. Its gradient casts back to float32.
         model = self.skeleton.model(trained | state.frozen, self.dtype)
         companions = {
-            name: skeleton.model(state.companions[name], self.dtype)
-            for name, (_, skeleton, _) in self.companions.items()
+            name: companion.at(skeleton.model(state.companions[name], self.dtype), state.step)
+            for name, (companion, skeleton, _) in self.companions.items()
         }
         return self.objective.loss(model, batch, key, companions)
 
@@ -198,9 +199,6 @@ class Update(Generic[Net]):
         frozen = {name: _as_frozen(name, x) for name, x in weights.items() if name not in trained}
         opt = jax.jit(self.optimizer.init)(trained)
         return State(trained, frozen, opt, jnp.int32(0), jnp.bool(False))
-
-    def _companion_shapes(self, shapes: Weights) -> Weights:
-        return jax.eval_shape(lambda w: {k: x.astype(jnp.bfloat16) for k, x in w.items()}, shapes)
 
 
 def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Array]:
@@ -217,6 +215,12 @@ def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Ar
 
 def _mean(total: Array, weight: Array) -> Array:
     return total / jnp.maximum(weight, LEAST)
+
+
+def _companion_shapes(companion: Companion, shapes: Weights) -> Weights:
+    """The shapes of a companion's weights as they are kept."""
+    keep = lambda name, x: x if name in companion.exact else x.astype(jnp.bfloat16)
+    return jax.eval_shape(lambda w: {name: keep(name, x) for name, x in w.items()}, shapes)
 
 
 def _as_frozen(name: str, x: Array) -> Array:

@@ -41,7 +41,7 @@ PHI = Run(
 
 HEARS = Whisper(d=16, n=2, f=24, l=2, positions=12)
 WHISPER = models.run(dataclasses.replace(models.MODEL, front="whisper", whisper=HEARS))
-
+CONVOLUTIONS = models.run(dataclasses.replace(WHISPER.model, front="whisper_conv"))
 
 CONFORMER = models.run(
     dataclasses.replace(
@@ -79,14 +79,15 @@ def test_phi_4_mini_counts_what_its_checkpoint_has():
         models.run(dataclasses.replace(models.MODEL, tied=False), lora=Lora()),
         models.run(dataclasses.replace(models.MODEL, front="conv", k=4), mel=Mel()),
         WHISPER,
+        CONVOLUTIONS,
         CONFORMER,
         dataclasses.replace(PHI, model=dataclasses.replace(PHI.model, front="conformer")),
         models.run(dataclasses.replace(models.MODEL, qkv_bias=True)),
         models.run(dataclasses.replace(models.MODEL, qk_norm=True, h=16)),
     ],
     ids=[
-        *("phi-4-mini", "linear", "untied", "conv", "whisper", "conformer", "phi-4-multimodal"),
-        *("qwen2", "qwen3"),
+        *("phi-4-mini", "linear", "untied", "conv", "whisper", "whisper_conv", "conformer"),
+        *("phi-4-multimodal", "qwen2", "qwen3"),
     ],
 )
 def test_parameters_equal_the_models_own_shapes(run):
@@ -161,11 +162,13 @@ def test_whisper_counts_each_weight_as_often_as_it_is_at_work():
     assert flops.front_flops(WHISPER) == 2 * weights + scores + 2 * projector
     short = dataclasses.replace(WHISPER, data=dataclasses.replace(WHISPER.data, t=2))
     assert flops.encoder_flops(short) == 2 * weights + scores * 8 / 12
+    assert flops.encoder_flops(CONVOLUTIONS) == 2 * (8 * first + 4 * second)
+    assert flops.front_flops(CONVOLUTIONS) == 2 * (8 * first + 4 * second + 4 * 16 * 32 + 32)
 
 
 def test_a_frozen_encoder_costs_its_forward_pass_once():
     conv = models.run(dataclasses.replace(models.MODEL, front="conv"), mel=Mel())
-    for run in (WHISPER, conv):
+    for run in (WHISPER, CONVOLUTIONS, conv):
         frozen = dataclasses.replace(run.optim, encoder="frozen")
         frozen = dataclasses.replace(run, optim=frozen)
         positions = float(run.data.b * run.data.t)
@@ -239,6 +242,18 @@ def test_a_teacher_and_its_heads_are_counted_as_the_networks_own_shapes():
         changed = dataclasses.replace(run, optim=dataclasses.replace(run.optim, train=train))
         names = objective_of(changed).trained(skeleton.kinds)
         assert flops.trained_parameters(changed) == sum(sizes(own)[name] for name in names)
+
+
+def test_a_conformer_teaches_for_what_it_costs_as_a_front_end():
+    mel = Mel(normalize="none")
+    plain = models.run(mel=mel)
+    own = CONFORMER.model
+    cfg = Distill(teacher="conformer", c=own.c, conformer=own.conformer)
+    taught = dataclasses.replace(plain, distill=cfg)
+    positions = plain.data.b * plain.data.t
+    before = models.run(own, mel=mel)
+    added = flops.update_flops(taught) - flops.update_flops(plain)
+    assert added == pytest.approx(positions * flops.encoder_flops(before))
 
 
 def test_what_is_trained_is_counted():

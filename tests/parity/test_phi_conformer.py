@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from melllm_jax import sharding
+from melllm_jax.config.distillation import Distill
 from melllm_jax.config.encoders import Conformer
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
@@ -16,7 +17,9 @@ from melllm_jax.convert.tensor_names.layouts import TENSOR_NAMES
 from melllm_jax.convert.tensor_names.phi_conformer import conformer_rules
 from melllm_jax.convert.weight_map import expand_rules
 from melllm_jax.encoders.clip_windows import Windows
+from melllm_jax.encoders.teachers import ConformerTeacher
 from melllm_jax.encoders.window_attention import attend_in_windows
+from melllm_jax.models.parameters import abstract_model
 from tests.support import models
 from tests.support.models import Clip
 from tests.support.references import (
@@ -163,6 +166,29 @@ def test_a_clip_longer_than_a_window_is_folded_and_filled_up_with_zeros(chunked,
         model = skeleton.model(weights)
         ours = computed(lambda batch: model.front.encode(model.front.stem(batch), batch), columns)
     assert_equal(ours[:, :positions], expected, 1e-5)
+
+
+def test_a_teacher_s_states_are_the_outputs_of_their_blocks(chunked):
+    """Asked for in another order than they come in; the weights are those of a whole model."""
+    theirs, _, weights = chunked
+    columns = segment(2, Clip(83), 1)
+    encoder, expected = theirs.model.embed_tokens_extend.audio_embed.encoder, []
+    hooks = [
+        block.register_forward_hook(lambda _, __, y: expected.append(y[0]))
+        for block in encoder.encoders
+    ]
+    with torch.no_grad():
+        encoder(mel_of(columns), None)
+    for hook in hooks:
+        hook.remove()
+    cfg = dataclasses.replace(M.conformer, l=2, chunk=4, left=1, taps=5)
+    cfg = Distill(teacher="conformer", c=M.c, conformer=cfg)
+    with models.one_device():
+        skeleton, shapes = abstract_model(lambda rngs: ConformerTeacher(rngs, cfg, MEL))
+        teacher = skeleton.model({name: weights[name] for name in shapes})
+        ours = computed(lambda batch: teacher.states(batch, (1, 0)), columns)
+    for found, wanted in zip(ours[:, 0, columns["clips"] > 0, 0], expected[::-1], strict=True):
+        assert_equal(found, wanted, 1e-5)
 
 
 def test_gradients_of_a_block_equal(chunked):

@@ -156,6 +156,14 @@ DECIDES = {
     "distill.whisper.f": 1024,
     "distill.whisper.l": 6,
     "distill.whisper.positions": 750,
+    "distill.c": 512,
+    "distill.conformer.l": 12,
+    "distill.conformer.n": 8,
+    "distill.conformer.f": 1024,
+    "distill.conformer.taps": 5,
+    "distill.conformer.chunk": 8,
+    "distill.conformer.left": 4,
+    "distill.conformer.distance": 100,
     "distill.frame": "clip",
     "distill.windows": 4,
     "distill.teacher_layers": (1,),
@@ -261,6 +269,7 @@ def test_a_run_without_a_conformer_is_written_as_before_there_was_one():
     baseline = json.loads(to_json(PRESETS["conformer_asr_random_frozen"]()))
     assert baseline["optim"]["encoder"] == "frozen"
     assert baseline["init"]["front"] == "random"
+    assert not {"c", "conformer"} & json.loads(to_json(PRESETS["aura_smollm2"]()))["distill"].keys()
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -8,9 +8,10 @@ import pytest
 
 from melllm_jax import sharding
 from melllm_jax.config.distillation import Distill
-from melllm_jax.config.encoders import Whisper
+from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.features import Mel
-from melllm_jax.encoders.teachers import WhisperTeacher, states_there
+from melllm_jax.encoders import clip_windows, conformer, window_attention
+from melllm_jax.encoders.teachers import TEACHERS, states_there
 from melllm_jax.models.parameters import init_model
 from tests.support import models
 from tests.support.models import Clip
@@ -19,6 +20,8 @@ MEL = Mel(kind="whisper", r=4, normalize="none")
 SIZES = Whisper(d=16, n=2, f=24, l=3, positions=12)  # windows of 24 mel frames: 6 patches
 WHOLE = Distill(teacher="whisper", whisper=SIZES, windows=4)
 LAYERS = (0, 2)
+OTHER = Mel(normalize="none")  # of Phi-4-MM
+BLOCKS = Distill(teacher="conformer", c=16, conformer=Conformer(l=3, n=2, f=24, distance=4))
 # Rows of 28 positions: clips of 17, 1, 8 frames, then 10, 3 and 26 (two windows): seven windows;
 # and clips of 24, 14 and 9.
 PIECES = [
@@ -27,20 +30,25 @@ PIECES = [
     [Clip(24)],
     [Clip(14), Clip(9), 1],
 ]
+SET_ANEW = ("segments", "sources")  # columns of a batch that are of no segment alone
 
 
-def packed():
-    parts = [models.segment(*pieces, seed=i, mel=MEL) for i, pieces in enumerate(PIECES)]
-    return models.pack([parts[:2], parts[2:]], 28, mel=MEL)
+def packed(mel=MEL):
+    parts = [models.segment(*pieces, seed=i, mel=mel) for i, pieces in enumerate(PIECES)]
+    return models.pack([parts[:2], parts[2:]], 28, mel=mel)
 
 
-def taught(cfg, place, batch):
+def made(cfg, mel):
+    return init_model(lambda rngs: TEACHERS[cfg.teacher](rngs, cfg, mel), seed=3)
+
+
+def taught(cfg, place, batch, mel=MEL):
     """The teacher's states of a batch, and which there are."""
     with place():
-        skeleton, weights = init_model(lambda rngs: WhisperTeacher(rngs, cfg, MEL), seed=3)
+        skeleton, weights = made(cfg, mel)
         states = models.jitted(lambda w, batch: skeleton.model(w).states(batch, LAYERS))
         placed = sharding.shard_batch(batch)
-        there = models.jitted(lambda batch: states_there(batch, cfg, MEL.r))(placed)
+        there = models.jitted(lambda batch: states_there(batch, cfg, mel.r))(placed)
         return np.asarray(states(weights, placed)), np.asarray(there)
 
 
@@ -55,7 +63,7 @@ def alone(cfg, windows):
         mels[row, : len(window)] = window
         real[row, : frames if cfg.frame == "whole" else len(window)] = 1
     with models.one_device():
-        skeleton, weights = init_model(lambda rngs: WhisperTeacher(rngs, cfg, MEL), seed=3)
+        skeleton, weights = made(cfg, MEL)
         hidden = models.jitted(lambda w, m, x: skeleton.model(w).front.encoder.hidden(m, x))
         return np.asarray(hidden(weights, mels, real))[[1 + i for i in LAYERS]]
 
@@ -74,9 +82,10 @@ def windows_of(batch):
                 count += 1
 
 
-@pytest.mark.parametrize("frame", ["whole", "clip"])
-def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame):
-    cfg = dataclasses.replace(WHOLE, frame=frame, windows=4)
+@pytest.mark.parametrize(("frame", "windows"), [("whole", 4), ("whole", 8), ("clip", 4)])
+def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame, windows):
+    """The fullest row has seven windows: more than four, and one less than eight."""
+    cfg = dataclasses.replace(WHOLE, frame=frame, windows=windows)
     batch = packed()
     states, there = taught(cfg, models.one_device, batch)
     found = list(windows_of(batch))
@@ -95,11 +104,40 @@ def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame):
     np.testing.assert_array_equal(there, seen)
 
 
-@pytest.mark.parametrize("frame", ["whole", "clip"])
-def test_states_on_eight_devices_equal_those_of_one(frame):
-    cfg = dataclasses.replace(WHOLE, frame=frame)
-    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), packed())
-    one, there = taught(cfg, models.one_device, batch)
-    split, also = taught(cfg, lambda: models.split_as("fsdp2-seq2-tp2"), batch)
+@pytest.mark.parametrize("length", [500, 3])
+def test_a_packed_clip_is_heard_by_a_conformer_as_alone(monkeypatch, length):
+    """In windows of 500 positions, all of a clip here, or of three, of which some have two."""
+    for module in (clip_windows, conformer, window_attention):
+        monkeypatch.setattr(module, "WINDOW", length)
+    batch = packed(OTHER)
+    states, there = taught(BLOCKS, models.one_device, batch, OTHER)
+    np.testing.assert_array_equal(there, batch.is_speech[..., None])
+    assert states.shape == (len(LAYERS), *batch.tokens.shape, 1, BLOCKS.c)
+    found = [
+        (i, [at for at in range(28) if (batch.segments[i, at], batch.clips[i, at]) == name])
+        for i in range(len(batch.tokens))
+        for name in dict.fromkeys(zip(batch.segments[i], batch.clips[i], strict=True))
+        if name[1]
+    ]
+    assert [len(here) for _, here in found] == [3, 1, 1, 2, 1, 4, 3, 2, 2]
+    rows = []
+    for row, here in found:
+        columns = {x: getattr(batch, x)[row, here] for x in batch._fields if x not in SET_ANEW}
+        rows.append([columns | {"clips": np.ones(len(here), int)}])
+    alone, _ = taught(BLOCKS, models.one_device, models.pack(rows, 28, mel=OTHER), OTHER)
+    for i, (row, here) in enumerate(found):
+        # Sums of other lengths, in another order.
+        np.testing.assert_allclose(states[:, row, here], alone[:, i, : len(here)], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "mel"),
+    [(WHOLE, MEL), (dataclasses.replace(WHOLE, frame="clip"), MEL), (BLOCKS, OTHER)],
+    ids=["whole", "clip", "conformer"],
+)
+def test_states_on_eight_devices_equal_those_of_one(cfg, mel):
+    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), packed(mel))
+    one, there = taught(cfg, models.one_device, batch, mel)
+    split, also = taught(cfg, lambda: models.split_as("fsdp2-seq2-tp2"), batch, mel)
     np.testing.assert_array_equal(there, also)
     np.testing.assert_allclose(split[:, there], one[:, there], rtol=0, atol=1e-4)

@@ -19,6 +19,7 @@ MEL = Mel(kind="plain", m=8, r=4)
 CFG = Whisper(d=16, n=2, f=24, l=2, positions=12)  # windows of 24 mel frames: 6 patches
 MODEL = dataclasses.replace(models.MODEL, front="whisper", whisper=CFG)
 RUN = models.run(MODEL, mel=MEL)
+CONVOLUTIONS = models.run(dataclasses.replace(MODEL, front="whisper_conv"), mel=MEL)
 # Every count of frames modulo 4; one clip of a window and more, one of two and an odd frame; two
 # clips side by side; the first clip of a segment beside that of the one before.
 PIECES = [
@@ -29,10 +30,10 @@ PIECES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def front():
+@pytest.fixture(scope="module", params=[RUN, CONVOLUTIONS], ids=lambda run: run.model.front)
+def front(request):
     with models.one_device():
-        return models.made(RUN)
+        return models.made(request.param)
 
 
 def packed():
@@ -60,18 +61,22 @@ def clips_of(batch):
 
 
 encode = models.jitted(lambda front, x, segments: front.encoder(x, segments))
+embed = models.jitted(lambda front, x, segments: front.encoder.embed(x, segments))
 
 
 def alone(skeleton, values, mels):
     """The front end of one clip, window by window through the encoder alone: [t d]."""
     front, states = skeleton.model(values).front, []
+    through = embed if "front.kernel" in values else encode
     for start in range(0, len(mels), 2 * CFG.positions):
         window = mels[start : start + 2 * CFG.positions]
         real = np.pad(np.ones((1, len(window)), np.int32), ((0, 0), (0, len(window) % 2)))
         window = np.pad(window, ((0, len(window) % 2), (0, 0)))
-        states.append(np.asarray(encode(front, window[None], real))[0])
+        states.append(np.asarray(through(front, window[None], real))[0])
     x = np.concatenate(states)
     x = np.pad(x, ((0, -len(x) % (MEL.r // 2)), (0, 0))).reshape(-1, MEL.r // 2 * CFG.d)
+    if "front.kernel" in values:
+        return x @ np.asarray(values["front.kernel"]) + np.asarray(values["front.bias"])[None]
     up, up_bias, down, bias = (
         np.asarray(values[f"front.{name}"]) for name in ("up", "up_bias", "down", "down_bias")
     )
@@ -104,9 +109,17 @@ def test_sequences_are_clips_and_their_windows():
     np.testing.assert_array_equal(found, [[0, 0, 3, 3, 3, 3, 7, 0, 9, 9, 0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize("kernel", [pytest.param("whole", marks=pytest.mark.slow), "blocks"])
-def test_a_front_end_split_over_time_equals_one_device(kernel):
-    run = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, attention=kernel))
+@pytest.mark.parametrize(
+    ("run", "kernel"),
+    [
+        pytest.param(RUN, "whole", marks=pytest.mark.slow),
+        (RUN, "blocks"),
+        (CONVOLUTIONS, "auto"),
+    ],
+    ids=["whole", "blocks", "convolutions"],
+)
+def test_a_front_end_split_over_time_equals_one_device(run, kernel):
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, attention=kernel))
     with models.one_device():
         whole = models.graded_front(run, rows())
     with models.split_as("fsdp2-seq2-tp2"):

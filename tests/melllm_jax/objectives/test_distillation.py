@@ -1,6 +1,7 @@
 """AuRA: layers of the model follow a frozen encoder's at speech, and nothing else of it stays."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from launch import cli
 from melllm_jax import sharding
-from melllm_jax.checkpoints import integrity, run_folder
+from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.distillation import Distill
 from melllm_jax.config.encoders import Whisper
 from melllm_jax.config.overrides import from_json, override, to_json
@@ -25,7 +26,7 @@ from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.training import run_start, warm_start
 from melllm_jax.training.train_step import Update
-from tests.support import models, phi_files, whisper_files
+from tests.support import conformer_files, models, phi_files, whisper_files
 from tests.support.runs import (
     SMALL,
     batches_of,
@@ -43,22 +44,31 @@ quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`data`, and `whisper`, a teacher of two layers of width 16 and windows of one second."""
+    """`data`, and `whisper`, a teacher of two layers of width 16 and windows of one second.
+
+    `conformer` is one of two blocks of width 8, and `stem` the same without them.
+    """
     folder = tmp_path_factory.mktemp("distilled")
     corpus(folder / "data", count=8)
     whisper_files.write(folder / "hf")
     phi_files.told("import", folder / "hf", folder / "whisper")
+    conformer_files.make(folder / "phi", "transformers")
+    for front in ("conformer", "conv"):
+        target = folder / ("stem" if front == "conv" else front)
+        phi_files.told("import", folder / "phi", target, "--front", front)
     return folder
 
 
-# The weight of the terms falls from 2 at the first update to 0 at the fifth.
-SMALLER = {"model.d": 32, "model.n": 4, "model.k": 2, "model.l": 2, "data.b": 8, "optim.steps": 4}
-FALLING = {"distill.windows": 16, "distill.weight": 2.0, "distill.schedule": "linear"}
+# The weight of the terms falls from 2 at the first update to 0 at the fifth, the last but one.
+SMALLER = {"model.d": 32, "model.n": 4, "model.k": 2, "model.l": 2, "data.b": 8, "optim.steps": 6}
+FALLING = {"distill.windows": 16, "distill.weight": 2.0, "distill.schedule": "linear"} | {
+    "distill.until": 4
+}
 
 
-def run_of(folder, **changes):
+def run_of(folder, teacher="whisper", **changes):
     """A run of two layers that are taught by two."""
-    taught = run_start.adopt_teacher(tiny(folder / "data"), str(folder / "whisper"))
+    taught = run_start.adopt_teacher(tiny(folder / "data"), str(folder / teacher))
     return override(taught, SMALLER | FALLING | changes)
 
 
@@ -152,6 +162,21 @@ def test_the_terms_count_in_the_gradient_by_their_weight(graded):
         np.testing.assert_allclose(two[name], expected, rtol=1e-3, atol=2e-6)
 
 
+def test_a_teacher_that_counts_no_more_is_not_asked(graded):
+    """One whose weights are no numbers spoils the updates before that, and none after it."""
+    numbers, grads = graded.at(4)
+    assert (numbers["taught"], numbers["align_0"], numbers["align_1"]) == (0, 0, 0)
+    broken = {
+        name: jnp.full_like(x, jnp.nan) for name, x in graded.state.companions["teacher"].items()
+    }
+    other = copy.copy(graded)
+    other.state = graded.state._replace(companions={"teacher": broken})
+    numbers, same = other.at(4)
+    assert np.isfinite(numbers["loss"])
+    assert all(np.array_equal(same[name], x) for name, x in grads.items())
+    assert np.isnan(other.at(3)[1]["align.kernel"]).all()
+
+
 def test_eight_devices_in_micro_batches_have_the_gradients_of_one(folder, batch, graded):
     run = run_of(folder, **{"optim.micro": 2})
     numbers, grads = Graded(run, batch, lambda: models.split_as("fsdp4-tp2")).at(0)
@@ -161,9 +186,29 @@ def test_eight_devices_in_micro_batches_have_the_gradients_of_one(folder, batch,
         np.testing.assert_allclose(grads[name], x, rtol=0, atol=1e-5 * np.abs(x).max() + 1e-6)
 
 
-def test_training_by_the_command_leaves_a_model_without_its_teacher(folder, tmp_path, capsys):
+def test_a_conformer_is_asked_where_there_is_speech_and_hears_by_exact_statistics(folder):
+    run = run_of(folder, "conformer")
+    assert (run.mel.kind, run.mel.normalize, run.mel.telephone) == ("phi4", "none", "native")
+    assert (run.distill.c, run.distill.conformer.l, run.distill.width) == (8, 2, 8)
+    with contextlib.closing(batches_of(run)) as batches:
+        graded = Graded(run, next(batches))
+    numbers, grads = graded.at(0)
+    assert numbers["taught"] == 1
+    assert all(0.5 < numbers[name] < 1.5 for name in ("align_0", "align_1"))
+    assert grads["align.kernel"].shape == (2, 32, 8) and np.any(grads["align.kernel"])
+    kept = graded.state.companions["teacher"]
+    exact = {name for name, x in kept.items() if x.dtype == jnp.float32}
+    assert exact == {"front.mean", "front.invstd"} and len(kept) > len(exact)
+    stored = weight_store.WeightReader(
+        integrity.newest_checkpoint(folder / "conformer/checkpoints")
+    )
+    np.testing.assert_array_equal(kept["front.mean"], stored.read("front.mean"))
+
+
+@pytest.mark.parametrize("kind", ["whisper", pytest.param("conformer", marks=pytest.mark.slow)])
+def test_training_by_the_command_leaves_a_model_without_its_teacher(folder, tmp_path, capsys, kind):
     """It comes nearer to it, transcribes once it is gone, and starts a run that has none."""
-    teacher = shutil.copytree(folder / "whisper", tmp_path / "teacher")
+    teacher = shutil.copytree(folder / kind, tmp_path / "teacher")
     given = {"data": folder / "data", "teacher": teacher, "workdir": tmp_path / "run"}
     heard = ("mel.kind", "mel.m")  # as the teacher does
     small = {k: v for k, v in SMALL.items() if k not in heard}
@@ -174,7 +219,7 @@ def test_training_by_the_command_leaves_a_model_without_its_teacher(folder, tmp_
     assert rows[-1]["align_1"] < rows[0]["align_1"] and rows[-1]["taught"] == 1
     run = run_folder.read_run(str(tmp_path / "run"))
     digest = integrity.checkpoint_digest(teacher / "checkpoints/0")
-    assert (run.distill.teacher, run.distill.digest) == ("whisper", digest)
+    assert (run.distill.teacher, run.distill.digest) == (kind, digest)
     assert from_json(to_json(run), Run) == run
     shutil.rmtree(teacher)
     capsys.readouterr()
@@ -219,7 +264,8 @@ def test_distances_are_those_worked_out_by_hand():
 
 
 def test_the_weight_follows_its_schedule(folder):
-    run = run_of(folder, **{"optim.steps": 8, "distill.schedule": "constant"})
+    always = {"distill.schedule": "constant", "distill.until": 0}
+    run = run_of(folder, **{"optim.steps": 8} | always)
     at = lambda step, **changes: float(
         distillation.weight_at(override(run, changes), jnp.int32(step))
     )
@@ -253,7 +299,7 @@ def test_layers_meet_evenly_one_to_one_or_as_they_are_listed():
         ({"distill.depth": 3}, "depth=3: the model has 2 layers"),
         ({"mel.kind": "phi4"}, "mel.kind=phi4, none: makes no sound that the teacher hears"),
         ({"mel.normalize": "utterance"}, "mel.kind=whisper, utterance: makes no sound"),
-        ({"mel.r": 1}, "mel.r=1: must be 2 or more: the teacher's is 2"),
+        ({"mel.r": 1}, "mel.r=1: must be 2, 4, 8, 16 for the whisper teacher"),
         ({"distill.head": "none"}, "model.d=32 is not the teacher's width of 16"),
         ({"model.front": "none"}, 'model.front="none" reads no sound that it could hear'),
         ({"distill.weight": -1.0}, "distill.weight=-1.0: must be 0 or more"),
@@ -265,14 +311,54 @@ def test_a_teacher_that_does_not_fit_is_refused_by_field_value_and_rule(folder, 
 
 
 @pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"distill.teacher_layers": [2]}, r"teacher_layers=\(2,\): layers run from 0 to 1"),
+        ({"mel.kind": "whisper"}, 'whisper, none: makes no sound .* hears: mel.kind="phi4"$'),
+        ({"mel.r": 4}, "mel.r=4: must be 8 for the conformer teacher"),
+        ({"distill.conformer.n": 3}, "distill.conformer.n=3: does not divide c=8"),
+        ({"distill.head": "none"}, "model.d=32 is not the teacher's width of 8"),
+    ],
+)
+def test_a_conformer_that_does_not_fit_is_refused_by_field_value_and_rule(folder, changes, rule):
+    with pytest.raises(Mistake, match=rule):
+        objective_of(run_of(folder, "conformer", **{"mel.telephone": "resampled"} | changes))
+
+
+def test_a_mesh_that_does_not_divide_a_teacher_is_refused(folder):
+    for teacher, says in (("whisper", "whisper.n=2"), ("conformer", "conformer.n=2")):
+        run = run_of(folder, teacher, **{"model.k": 4, "model.v": 512, "mesh.tp": 4})
+        with pytest.raises(Mistake, match=f"mesh.tp=4: does not divide distill.{says}"):
+            sharding.check_mesh(run, sharding.make_mesh(run.mesh))
+
+
+@pytest.mark.parametrize(
     ("flags", "rule"),
     [
         (["--teacher", "{}/data"], "checkpoint={}/data: holds neither model.json nor run.json"),
-        (["--teacher", "{}/whisper", "--distill.whisper.f", "32"], "(2, 24, 16), the run's is (2,"),
+        (
+            ["--teacher", "{}/whisper", "--distill.whisper.f", "32"],
+            "distill.path={}/whisper: its whisper.f is 24, distill.whisper.f=32",
+        ),
         (
             ["--distill.teacher", "whisper", "--mel.normalize", "none", "--mel.kind", "whisper"]
             + ["--mel.m", "80"],
             'distill.teacher="whisper": say where its weights are: --teacher DIR',
+        ),
+        (["--teacher", "{}/stem"], 'its front end "conv" is no teacher: one is whisper or conform'),
+        (["--teacher", "{}/conformer", "--distill.c", "16"], "its c is 8, distill.c=16"),
+        (
+            ["--teacher", "{}/conformer", "--distill.conformer.chunk", "3"],
+            "distill.path={}/conformer: its conformer.chunk is 4, distill.conformer.chunk=3",
+        ),
+        (
+            ["--teacher", "{}/conformer", "--mel.normalize", "utterance"],
+            "distill.path={}/conformer: hears mel.normalize=none, the run utterance",
+        ),
+        (
+            ["--teacher", "{}/whisper", "--distill.teacher", "conformer"]
+            + ["--mel.kind", "phi4", "--mel.r", "8"],
+            'distill.path={}/whisper: its front end is "whisper", distill.teacher="conformer"',
         ),
     ],
 )

@@ -31,6 +31,12 @@ TEACHER = (
         "distill.whisper.positions": 12,
     }
 )
+BLOCKS = {"mel.kind": "phi4", "mel.m": 80, "distill.teacher": "conformer", "distill.c": 8} | {
+    "distill.conformer.l": 2,
+    "distill.conformer.n": 2,
+    "distill.conformer.f": 12,
+    "distill.conformer.distance": 4,
+}
 OPTIMS = {
     "adamw": {},
     "muon": {"optim.kind": "muon"},
@@ -42,8 +48,10 @@ OPTIMS = {
     "conv stem": {"model.front": "conv"},
     "stem frozen": {"model.front": "conv", "optim.encoder": "frozen"},
     "whisper": WHISPER,
+    "whisper_conv": WHISPER | {"model.front": "whisper_conv"},
     "whisper frozen": WHISPER | {"optim.encoder": "frozen", "optim.train": "lora"},
     "taught": TEACHER | {"optim.train": "lora"},
+    "taught by a conformer": BLOCKS,
 }
 
 pytestmark = pytest.mark.libtpu
@@ -65,9 +73,14 @@ def test_state_is_that_of_the_arrays_but_for_norms_biases_and_counts(split, opti
     if run.model.front == "whisper":
         w = run.model.whisper
         vectors += w.l * (8 * w.d + w.f) + 4 * w.d
-    if run.distill.teacher != "none":
-        w = run.distill.whisper
-        vectors += w.l * (8 * w.d + w.f) + 4 * w.d + run.model.l * run.model.d
+    w, blocks, heads = run.distill.whisper, run.distill.conformer, run.model.l * run.model.d
+    if run.distill.teacher == "whisper":
+        vectors += w.l * (8 * w.d + w.f) + 4 * w.d + heads
+    if run.distill.teacher == "conformer":  # its table of distances and statistics as well
+        vectors += blocks.l * (20 * 8 + 6 * blocks.f) + 2 * blocks.distance * blocks.n + 2 * 80
+        vectors += heads
+    if run.model.front == "whisper_conv":
+        vectors += 2 * run.model.whisper.d
     told = analytic_cost.estimate_cost(run, dict(mesh.shape)).state
     assert told <= device_memory.bytes_per_device(shapes) <= told + 12 * vectors + 100
 

@@ -9,6 +9,7 @@ import pytest
 from launch import cli
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.overrides import override
+from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import is_encoder, is_front
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.presets import catalog
@@ -113,6 +114,21 @@ def test_the_encoder_is_the_checkpoint_s_and_the_projector_is_made_anew(folder, 
             np.testing.assert_array_equal(whole[name], x.astype(whole[name].dtype), err_msg=name)
 
 
+def test_the_convolutions_of_a_whisper_are_a_front_end_without_its_blocks(folder):
+    run = begun(folder, "text", "whisper", **{"model.front": "whisper_conv"})
+    assert run.model.whisper.d == whisper_files.D
+    with models.one_device():
+        whole = state_of(run)
+    theirs = {name: x for name, x in heard_by(folder / "whisper").items() if "stack" not in name}
+    assert set(theirs) == {name for name in whole if is_encoder(name)} and len(theirs) == 5
+    for name, x in theirs.items():
+        np.testing.assert_array_equal(whole[name], x.astype(np.float32))
+    assert whole["front.kernel"].std() == pytest.approx((4 * whisper_files.D) ** -0.5, rel=0.1)
+    # A run that has that front end already keeps it.
+    again = run_start.adopt_front(run, str(folder / "whisper"))
+    assert again.model.front == "whisper_conv"
+
+
 def test_a_stem_and_its_projector_come_from_another_model(folder):
     run = begun(folder, "text", "speech")
     with models.one_device():
@@ -174,9 +190,42 @@ def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys,
         np.testing.assert_array_equal(found[name], whole[name], err_msg=name)
 
 
+def test_a_run_of_convolutions_trains_hears_and_is_not_exported(
+    folder, tmp_path, capsys, monkeypatch
+):
+    find_one_device(monkeypatch)
+    given = ["--init.front", folder / "whisper", "--model.front", "whisper_conv"]
+    assert cli.main(words(folder, tmp_path / "run", *given, "--optim.encoder", "frozen")) == 0
+    trained, before = stored(tmp_path / "run"), heard_by(folder / "whisper")
+    for name in filter(is_encoder, trained):
+        np.testing.assert_array_equal(trained[name], before[name].astype(np.float32))
+    assert np.isfinite(losses(tmp_path / "run")[1])
+    capsys.readouterr()
+    sound = str(folder / "data/audio/0.flac")
+    heard = ["--run", str(tmp_path / "run"), sound, "--json", "--decoding.extra", "1"]
+    assert cli.main(["transcribe", *heard]) == 0
+    assert json.loads(capsys.readouterr().out)
+    said = refused(["convert", "export", tmp_path / "run", tmp_path / "hf"], capsys)
+    assert said == (
+        'model.front="whisper_conv": no class of transformers joins a Whisper\'s convolutions and '
+        "this LLM; --front drop exports the LLM alone"
+    )
+    # Another run starts from it, its matrix too, and one with all of an encoder does not.
+    with models.one_device():
+        update = update_of(begun(folder, "text", tmp_path / "run"))
+        assert all("_lora." in name for name in update.fresh_names())
+    run = begun(folder, "text", tmp_path / "run", **{"model.front": "whisper"})
+    with pytest.raises(Mistake, match='its front end is "whisper_conv", model.front="whisper"'):
+        front_start.resolve(run, None)
+
+
 @pytest.mark.parametrize(
     ("flags", "rule"),
     [
+        (
+            ["{}/whisper", "--model.front", "whisper_conv", "--model.whisper.positions", "60"],
+            "front.encoder.positions is (50, 16), the run's is (60, 16)",
+        ),
         (["{}/whisper", "--model.front", "conv"], 'its front end is "whisper", model.front="conv"'),
         (["{}/whisper", "--mel.normalize", "utterance"], "hears mel.normalize=none, the run utter"),
         (["{}/speech", "--mel.kind", "whisper"], "hears mel.kind=phi4, the run whisper"),
