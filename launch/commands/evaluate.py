@@ -31,6 +31,7 @@ class EvaluateArguments:
     run: Annotated[str, arg(aliases=("--checkpoint",), metavar="DIR")]
     data: str = ""  # folder of prepared shards or of SPLIT.jsonl manifests
     split: str = "test"  # which of its splits
+    llm: str = ""  # folder of a language model that answers what --run, a Whisper, hears
     batch: int = 32  # utterances decoded at once
     dtype: DtypeChoice = "own"  # of products; own: a run's optim.compute, an import's float32
     normalizer: Normalizer = "whisper"  # of both texts before they are compared: see melllm wer
@@ -38,7 +39,8 @@ class EvaluateArguments:
     window: int = 0  # of text: tokens; 0: 2,048, or all positions of a model with fewer
     stride: int = 0  # of text: tokens from one window to the next; 0: half a window
     choice: ChoiceRule = "sum"  # an option's log-probability, or its mean by token or byte
-    name: str = ""  # of the files in RUN/eval; by default the folder's and the split's
+    out: str = ""  # folder of the hypotheses and their summary; by default RUN/eval
+    name: str = ""  # of the files there; by default the folder's, the split's and the LLM's
     json: bool = False  # print one JSON object on standard output and nothing else
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
 
@@ -48,14 +50,20 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(EvaluateArguments, argv, prog="melllm evaluate")
     if bool(arguments.data) == bool(arguments.text):
         raise Mistake("evaluate: give --data DIR, to transcribe, or --text FILE")
+    for field in ("llm", "out"):
+        if arguments.text and getattr(arguments, field):
+            rule = "goes with --data, not with --text"
+            raise Mistake(f"{field}={getattr(arguments, field)}: {rule}")
     if arguments.text:
         return _print_text_score(arguments)
     scored = score_split(
         arguments.run,
         arguments.data,
         arguments.split,
+        llm=arguments.llm,
         batch=arguments.batch,
         normalizer=arguments.normalizer,
+        out=arguments.out,
         name=arguments.name,
         decoding=arguments.decoding,
         choice=arguments.choice,
