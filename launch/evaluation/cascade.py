@@ -32,8 +32,8 @@ from launch.runs.recognizer import (
     Recognizer,
     Trials,
     load_whisper,
-    parameter_count,
     require_usable,
+    weight_count,
 )
 from launch.runs.text_generator import text_columns
 from launch.runs.transcriber import ANSWER_TOKENS, BatchTranscriber, Transcript, split_rejects
@@ -42,6 +42,8 @@ from melllm_jax.config.features import Text
 from melllm_jax.errors import Mistake
 from melllm_jax.inference.generate import Decoder, prompt_batch
 from melllm_jax.inference.sampling import DecodingOptions
+from melllm_jax.objectives.run_objective import objective_of
+from melllm_jax.training.train_step import Update
 
 PROBE = (Turn("user", ("Why?",)), Turn("assistant", ("So.",)))
 
@@ -207,5 +209,8 @@ def load_cascade(
     model = model_loader.load_model(pathlib.Path(llm), chosen)
     cascade = CascadeTranscriber(first.transcribe, model, tokenizer, cfg, how)
     examples = CascadeExampleMaker(whisper.mel, whisper.window, tokenizer, cfg)
-    parameters = first.parameters + parameter_count(model.model)
-    return CascadeRecognizer(cascade, chosen, model.step, parameters, 0, model, examples)
+    learnt = (
+        Update(objective_of(run_folder.read_run(llm))).names if run_folder.holds_run(llm) else ()
+    )
+    sizes = first.parameters + weight_count(model.model), weight_count(model.model, learnt)
+    return CascadeRecognizer(cascade, chosen, model.step, *sizes, model, examples)

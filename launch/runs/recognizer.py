@@ -1,7 +1,7 @@
 """What reads the speech of utterances: a run, an import with a front end, or a Whisper."""
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 import dataclasses
 import pathlib
 from typing import Literal
@@ -129,7 +129,7 @@ def load_recognizer(folder: str, how: DecodingOptions, dtype: DtypeChoice = "own
     run, tokenizer = imported_run(folder, spec), load_tokenizer(spec.text.tokenizer)
     model = model_loader.load_model(pathlib.Path(folder), chosen).model
     transcribe = Transcriber(model, tokenizer, run, how)
-    count = parameter_count(model)
+    count = weight_count(model)
     return LanguageModelRecognizer(transcribe, chosen, 0, count, 0, model, run, tokenizer)
 
 
@@ -142,7 +142,7 @@ def load_whisper(
     step, model = model_loader.restore_whisper(pathlib.Path(folder), spec, dtype)
     transcribe = WhisperTranscriber(model, tokenizer, how)
     examples = WhisperExampleMaker(spec.mel, spec.window)
-    return WhisperRecognizer(transcribe, dtype, step, parameter_count(model), 0, examples)
+    return WhisperRecognizer(transcribe, dtype, step, weight_count(model), 0, examples)
 
 
 def _load_run(folder: str, how: DecodingOptions, dtype: DtypeChoice) -> LanguageModelRecognizer:
@@ -157,14 +157,14 @@ def _load_run(folder: str, how: DecodingOptions, dtype: DtypeChoice) -> Language
     chosen = run.optim.compute if dtype == "own" else dtype
     model = update.skeleton.model(weights, jnp.dtype(chosen))
     transcribe = Transcriber(model, tokenizer, run, how)
-    own = {name: x for name, x in weights.items() if not is_alignment_head(name)}
-    sizes = sum(x.size for x in own.values()), sum(own[x].size for x in own.keys() & update.names)
+    sizes = weight_count(model), weight_count(model, update.names)
     return LanguageModelRecognizer(transcribe, chosen, step, *sizes, model, run, tokenizer)
 
 
-def parameter_count(model: nnx.Module) -> int:
-    """The number of a model's weights."""
-    return sum(x.size for x in split_model(model)[1].values())
+def weight_count(model: nnx.Module, names: Collection[str] | None = None) -> int:
+    """The number of a model's weights, or of those of `names`; heads of training's alone apart."""
+    weights = {k: x for k, x in split_model(model)[1].items() if not is_alignment_head(k)}
+    return sum(x.size for k, x in weights.items() if names is None or k in names)
 
 
 def check_hears(folder: str, spec: ModelSpec) -> None:
