@@ -1,8 +1,9 @@
-"""Writes synthetic speech as shards: of the grammar, which quickstart trains on, or of a text."""
+"""Writes synthetic speech as shards: of the grammar of quickstart, of a text, or of questions."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from data_pipelines.prepare.validate import (
 from data_pipelines.reject import Reject
 from data_pipelines.synthetic import espeak, spoken_text
 from data_pipelines.synthetic.grammar import Split
+from data_pipelines.synthetic.spoken_questions import SpokenQuestion
 from data_pipelines.synthetic.spoken_text import Manner
 from melllm_jax import files
 from melllm_jax.config.features import Mel
@@ -140,6 +142,20 @@ def text_jobs(
     }
 
 
+def question_jobs(
+    questions: Mapping[Split, Sequence[SpokenQuestion]], manner: Manner, snrs: Snrs | None = None
+) -> Jobs:
+    """The jobs that speak the questions of each split that has some, in their order."""
+    return {
+        split: [
+            functools.partial(make_spoken_question, question, split, at, manner, snrs)
+            for at, question in enumerate(some)
+        ]
+        for split, some in questions.items()
+        if some
+    }
+
+
 def make_utterance(split: Split, index: int, seed: int = 0, snrs: Snrs | None = None) -> Utterance:
     """An utterance of the corpus, with its sound as FLAC.
 
@@ -154,6 +170,22 @@ def make_spoken_sentence(
     """The utterance of a sentence, with its sound as FLAC; snrs: as of `make_utterance`."""
     spoken = spoken_text.speak_sentence(text, split, index, manner)
     return _encode(spoken, (manner.seed, split, index), snrs)
+
+
+def make_spoken_question(
+    question: SpokenQuestion, split: Split, index: int, manner: Manner, snrs: Snrs | None = None
+) -> Utterance:
+    """The task that a spoken question is, its sound as of `make_spoken_sentence`."""
+    heard, task = make_spoken_sentence(question.text, split, index, manner, snrs), question.task
+    return dataclasses.replace(
+        heard,
+        text=task.turns[-1].words,
+        turns=task.turns,
+        task=task.task,
+        metric=task.metric,
+        answers=task.answers,
+        options=task.options,
+    )
 
 
 def _encode(

@@ -31,6 +31,7 @@ class EvaluateArguments:
     run: Annotated[str, arg(aliases=("--checkpoint",), metavar="DIR")]
     data: str = ""  # folder of prepared shards or of SPLIT.jsonl manifests
     split: str = "test"  # which of its splits
+    llm: str = ""  # folder of a language model that answers what --run, a Whisper, hears
     batch: int = 32  # utterances decoded at once
     dtype: DtypeChoice = "own"  # of products; own: a run's optim.compute, an import's float32
     normalizer: Normalizer = "whisper"  # of both texts before they are compared: see melllm wer
@@ -39,7 +40,8 @@ class EvaluateArguments:
     stride: int = 0  # of text: tokens from one window to the next; 0: half a window
     against: str = ""  # of text: folder of another run or import: KL(that ‖ run), a token
     choice: ChoiceRule = "sum"  # an option's log-probability, or its mean by token or byte
-    name: str = ""  # of the files in RUN/eval; by default the folder's and the split's
+    out: str = ""  # folder of the hypotheses and their summary; by default RUN/eval
+    name: str = ""  # of the files there; by default the folder's, the split's and the LLM's
     json: bool = False  # print one JSON object on standard output and nothing else
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
 
@@ -51,14 +53,20 @@ def main(argv: Sequence[str]) -> int:
         raise Mistake("evaluate: give --data DIR, to transcribe, or --text FILE")
     if arguments.against and not arguments.text:
         raise Mistake(f"against={arguments.against}: compares on a text: give --text FILE")
+    for field in ("llm", "out"):
+        if arguments.text and getattr(arguments, field):
+            rule = "goes with --data, not with --text"
+            raise Mistake(f"{field}={getattr(arguments, field)}: {rule}")
     if arguments.text:
         return _print_text_score(arguments)
     scored = score_split(
         arguments.run,
         arguments.data,
         arguments.split,
+        llm=arguments.llm,
         batch=arguments.batch,
         normalizer=arguments.normalizer,
+        out=arguments.out,
         name=arguments.name,
         decoding=arguments.decoding,
         choice=arguments.choice,

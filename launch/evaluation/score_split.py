@@ -12,10 +12,12 @@ from data_pipelines.corpora.corpus import indices_longest_first, open_corpus
 from data_pipelines.corpora.utterance import ASR
 from data_pipelines.examples.asr_example import EvalExample
 from data_pipelines.reject import Reject
+from launch.evaluation.cascade import Answer, load_cascade
+from launch.evaluation.peak_memory import peak_memory
 from launch.runs import model_loader, transcriber
 from launch.runs.option_scorer import Choice, ChoiceRule
 from launch.runs.recognizer import DtypeChoice, load_recognizer
-from launch.runs.task_scores import score_trials
+from launch.runs.task_scores import ScoredTrials, score_trials
 from launch.runs.transcriber import Transcript
 from melllm_jax import files
 from melllm_jax.errors import Fault
@@ -27,8 +29,8 @@ from melllm_jax.inference.sampling import DecodingOptions
 class SplitScore:
     """What scoring a split leaves."""
 
-    summary: dict[str, Any]  # what RUN/eval/NAME.json holds
-    hypotheses: pathlib.Path  # RUN/eval/NAME.jsonl
+    summary: dict[str, Any]  # what the JSON file beside the hypotheses holds
+    hypotheses: pathlib.Path  # RUN/eval/NAME.jsonl, or OUT/NAME.jsonl
 
 
 def score_split(
@@ -36,57 +38,78 @@ def score_split(
     data: str,
     split: str,
     *,
+    llm: str = "",
     batch: int = 32,
     normalizer: Normalizer = "whisper",
+    out: str = "",
     name: str = "",
     decoding: DecodingOptions = DecodingOptions(),  # noqa: B008 frozen
     choice: ChoiceRule = "sum",
     dtype: DtypeChoice = "own",
 ) -> SplitScore:
-    """Answer `split` of the corpus in `data`, `batch` utterances at once; write RUN/eval/NAME.
+    """Transcribe one split of the corpus `data`, `batch` utterances at once; write RUN/eval/NAME.
 
     What is no task is transcribed, and its word errors are the summary's own figures; where there
-    are tasks, `tasks` has the figures of each by metric; `choice` is how an option is chosen.
+    are tasks, `tasks` has the figures of each by metric; `choice` is how an option is chosen. With
+    the folder of an `llm` the run is a Whisper, and what it hears is asked of that: a cascade.
 
-    NAME is by default that of the corpus's folder and of the split. Utterances whose audio cannot
-    be read are counted by reason and listed in the JSON lines; they are no part of the WER. Raises
-    Mistake for a run, data or split that is missing, Fault where the files cannot be written.
+    NAME is by default that of the corpus's folder and of the split, and of the LLM; `out` is
+    another folder than RUN/eval. Utterances whose audio cannot be read are counted by reason and
+    listed in the JSON lines; they are no part of the WER. Raises Mistake for a run, data or split
+    that is missing, Fault where the files cannot be written.
     """
     rows = transcriber.round_up_rows(batch)
     corpus = open_corpus(data, split)
     order = indices_longest_first(corpus)
     with jax.set_mesh(model_loader.all_devices_mesh()):
-        recognizer = load_recognizer(run_folder, decoding, dtype)
+        recognizer = (
+            load_cascade(run_folder, llm, decoding, dtype)
+            if llm
+            else load_recognizer(run_folder, decoding, dtype)
+        )
         trials, rejects = recognizer.trials(corpus, order)
         transcribe, options = recognizer.transcribe, recognizer.options
         scored = score_trials(transcribe, options, trials, rows, normalizer, choice)
-    heard, tasks = scored.heard, scored.tasks
-    audio = sum(trial.duration for trial in trials)
     reasons = [reject.reason for reject in rejects]
-    asr = tasks.get(ASR, {})
-    only_words = list(tasks) == [ASR] and list(asr) == ["wer"]
-    scores = dict(asr.get("wer", {})) | ({} if only_words else {"tasks": tasks})
-    summary = scores | {
+    summary = _figures(scored, sum(trial.duration for trial in trials)) | {
         "rejected": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        "looped": sum(t.looped for t in heard),
-        "cut": sum(t.cut for t in heard),
-        "rtfx": audio / scored.seconds,
-        "audio_seconds": audio,
-        "seconds": scored.seconds,
-        "compile_seconds": scored.compile_seconds,
         "batch": rows,
         "dtype": recognizer.dtype,
         "chip": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
+        **dataclasses.asdict(peak_memory()),
         "run": run_folder,
+        **({"llm": llm} if llm else {}),
         "step": recognizer.step,
+        "parameters": recognizer.parameters,
+        "trained": recognizer.trained,
         "data": data,
         "split": split,
     }
-    folder = pathlib.Path(run_folder) / "eval"
-    hypotheses = folder / f"{name or f'{pathlib.Path(data).name}-{split}'}.jsonl"
-    _write(hypotheses, hypothesis_lines(trials, heard, rejects, scored.choices), summary)
+    folder = pathlib.Path(out) if out else pathlib.Path(run_folder) / "eval"
+    told = [pathlib.Path(data).name, split, *([pathlib.Path(llm).name] if llm else [])]
+    hypotheses = folder / f"{name or '-'.join(told)}.jsonl"
+    _write(hypotheses, hypothesis_lines(trials, scored.heard, rejects, scored.choices), summary)
     return SplitScore(summary, hypotheses)
+
+
+def _figures(scored: ScoredTrials, audio: float) -> dict[str, Any]:
+    """The scores of a split with so many seconds of audio, and its speed."""
+    heard, tasks = scored.heard, scored.tasks
+    asr = tasks.get(ASR, {})
+    only_words = list(tasks) == [ASR] and list(asr) == ["wer"]
+    return (
+        dict(asr.get("wer", {}))
+        | ({} if only_words else {"tasks": tasks})
+        | {
+            "looped": sum(t.looped for t in heard),
+            "cut": sum(t.cut for t in heard),
+            "rtfx": audio / scored.seconds,
+            "audio_seconds": audio,
+            "seconds": scored.seconds,
+            "compile_seconds": scored.compile_seconds,
+        }
+    )
 
 
 def _write(hypotheses: pathlib.Path, lines: str, summary: dict[str, Any]) -> None:
@@ -108,12 +131,14 @@ def hypothesis_lines(
 ) -> str:
     """A JSON line for each hypothesis, then for each utterance that could not be used.
 
-    A task has its name and metric too, and of a choice the nats of each option by rule.
+    A task has its name and metric too, of a choice the nats of each option by rule, and of the
+    answer of a cascade what was heard.
     """
     lines = [
         {"id": t.id, "text": t.text, "reference": trial.reference, "looped": t.looped, "cut": t.cut}
         | ({} if trial.task == ASR else {"task": trial.task, "metric": trial.metric})
         | ({} if choice is None else {"nats": choice.scores})
+        | ({"heard": t.heard} if isinstance(t, Answer) else {})
         for trial, t, choice in zip(trials, heard, choices or [None] * len(trials), strict=True)
     ] + [{"id": reject.id, "rejected": reject.reason, "why": reject.detail} for reject in rejects]
     return "".join(json.dumps(line) + "\n" for line in lines)

@@ -1,11 +1,12 @@
 """What reads the speech of utterances: a run, an import with a front end, or a Whisper."""
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 import dataclasses
 import pathlib
 from typing import Literal
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +35,7 @@ from melllm_jax.config.run import Optim, Run
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 from melllm_jax.inference.sampling import DecodingOptions
+from melllm_jax.models.parameters import is_alignment_head, split_model
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.training.train_step import Update
@@ -50,6 +52,8 @@ class Recognizer(abc.ABC):
     transcribe: BatchTranscriber
     dtype: str
     step: int  # updates after which it was saved; 0 for an import
+    parameters: int  # weights that it computes with
+    trained: int  # those of them that training changed; 0 for an import
 
     @property
     @abc.abstractmethod
@@ -125,7 +129,8 @@ def load_recognizer(folder: str, how: DecodingOptions, dtype: DtypeChoice = "own
     run, tokenizer = imported_run(folder, spec), load_tokenizer(spec.text.tokenizer)
     model = model_loader.load_model(pathlib.Path(folder), chosen).model
     transcribe = Transcriber(model, tokenizer, run, how)
-    return LanguageModelRecognizer(transcribe, chosen, 0, model, run, tokenizer)
+    count = weight_count(model)
+    return LanguageModelRecognizer(transcribe, chosen, 0, count, 0, model, run, tokenizer)
 
 
 def load_whisper(
@@ -137,7 +142,7 @@ def load_whisper(
     step, model = model_loader.restore_whisper(pathlib.Path(folder), spec, dtype)
     transcribe = WhisperTranscriber(model, tokenizer, how)
     examples = WhisperExampleMaker(spec.mel, spec.window)
-    return WhisperRecognizer(transcribe, dtype, step, examples)
+    return WhisperRecognizer(transcribe, dtype, step, weight_count(model), 0, examples)
 
 
 def _load_run(folder: str, how: DecodingOptions, dtype: DtypeChoice) -> LanguageModelRecognizer:
@@ -152,7 +157,14 @@ def _load_run(folder: str, how: DecodingOptions, dtype: DtypeChoice) -> Language
     chosen = run.optim.compute if dtype == "own" else dtype
     model = update.skeleton.model(weights, jnp.dtype(chosen))
     transcribe = Transcriber(model, tokenizer, run, how)
-    return LanguageModelRecognizer(transcribe, chosen, step, model, run, tokenizer)
+    sizes = weight_count(model), weight_count(model, update.names)
+    return LanguageModelRecognizer(transcribe, chosen, step, *sizes, model, run, tokenizer)
+
+
+def weight_count(model: nnx.Module, names: Collection[str] | None = None) -> int:
+    """The number of a model's weights, or of those of `names`; heads of training's alone apart."""
+    weights = {k: x for k, x in split_model(model)[1].items() if not is_alignment_head(k)}
+    return sum(x.size for k, x in weights.items() if names is None or k in names)
 
 
 def check_hears(folder: str, spec: ModelSpec) -> None:

@@ -94,7 +94,7 @@ class TextGenerator:
         room = self._spec.model.rope.longest
         limits = np.zeros(rows, np.int32)
         limits[: len(asked)] = [min(tokens, room - len(ids)) for ids in asked]
-        columns = [_columns(ids, self._patch_width) for ids in asked]
+        columns = [text_columns(ids, self._patch_width) for ids in asked]
         alone, text = len(prompts) == 1, Detokenizer(self._tokenizer)
         every = 1 if alone else int(limits.max())
         for found in self._decoder.stream(prompt_batch(columns, rows), limits, key, every):
@@ -143,7 +143,7 @@ def text_opening(folder: str, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[in
     return tokenizer.opening
 
 
-def _columns(ids: Sequence[int], patch_width: int) -> dict[str, np.ndarray]:
+def text_columns(ids: Sequence[int], patch_width: int) -> dict[str, np.ndarray]:
     """The columns of a prompt without a clip, as `interleave` has them."""
     none = np.zeros(len(ids), np.int32)
     patches = np.zeros((len(ids), patch_width), np.float32)
@@ -152,6 +152,7 @@ def _columns(ids: Sequence[int], patch_width: int) -> dict[str, np.ndarray]:
         "patches": patches,
         "frames": none,
         "clips": none,
+        "loss_weight": np.zeros(len(ids), np.float32),
     }
 
 

@@ -138,6 +138,9 @@ COMMANDS: dict[str, Command | CommandGroup] = {
     "evaluate": Command(
         "word error rate of a run on a split, or perplexity on text", "launch.commands.evaluate"
     ),
+    "compare": Command(
+        "systems in one table: WER, spoken questions, speed, memory", "launch.commands.compare"
+    ),
     "transcribe": Command("text of wav, flac, mp3 and ogg files", "launch.commands.transcribe"),
     "generate": Command("text after prompts, as a model writes it", "launch.commands.generate"),
     "convert": CONVERT,

@@ -7,6 +7,7 @@ cannot be compared.
 from collections.abc import Callable, Sequence
 import dataclasses
 import importlib.metadata
+import types
 from typing import Literal
 
 from melllm_jax.errors import Mistake
@@ -31,6 +32,14 @@ class Score:
     scorer: str  # with its version
 
 
+@dataclasses.dataclass(frozen=True)
+class UtteranceErrors:
+    """The word errors of each utterance, in their order, from which intervals are drawn."""
+
+    errors: tuple[int, ...]  # substitutions, deletions and insertions
+    words: tuple[int, ...]  # in the reference; 0 where nothing remains of it, and it counts not
+
+
 def score_transcripts(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer
 ) -> Score:
@@ -43,21 +52,7 @@ def score_transcripts(
     empty hypothesis is all deletions. Raises Mistake where the lengths differ, where no reference
     has a word, and where the extra `eval` is not installed.
     """
-    try:
-        import jiwer
-        from whisper_normalizer.english import EnglishTextNormalizer
-
-        from melllm_jax.evaluation.normalizer import WhisperNormalizer
-    except ImportError as error:
-        raise Mistake(f"word error rates need the extra eval ({error}): {INSTALL}") from error
-    if len(references) != len(hypotheses):
-        raise Mistake(f"{len(references)} references cannot face {len(hypotheses)} hypotheses")
-    rewritten: Callable[[str], str]
-    if normalizer == "whisper":
-        rewritten, name = WhisperNormalizer(EnglishTextNormalizer()), WhisperNormalizer.name
-    else:
-        rewritten, name = _single_spaced, "none"
-    pairs = [(rewritten(r), rewritten(h)) for r, h in zip(references, hypotheses, strict=True)]
+    jiwer, (pairs, name) = _load_jiwer(), _normalized_pairs(references, hypotheses, normalizer)
     spoken = [pair for pair in pairs if pair[0].split()]
     if not spoken:
         raise Mistake(f"none of {len(references)} references has a word (normalizer {name})")
@@ -74,6 +69,52 @@ def score_transcripts(
         normalizer=name,
         scorer=f"jiwer {importlib.metadata.version('jiwer')}",
     )
+
+
+def count_utterance_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer
+) -> UtteranceErrors:
+    """What `score_transcripts` pools, utterance by utterance. Raises Mistake as that does."""
+    jiwer, (pairs, _) = _load_jiwer(), _normalized_pairs(references, hypotheses, normalizer)
+    errors, words = list[int](), list[int]()
+    for reference, hypothesis in pairs:
+        length = len(reference.split())
+        found = jiwer.process_words(reference, hypothesis) if length else None
+        errors.append(found.substitutions + found.deletions + found.insertions if found else 0)
+        words.append(length)
+    return UtteranceErrors(tuple(errors), tuple(words))
+
+
+def _load_jiwer() -> types.ModuleType:
+    try:
+        import jiwer
+    except ImportError as error:
+        raise _missing(error) from error
+    return jiwer
+
+
+def _missing(error: ImportError) -> Mistake:
+    return Mistake(f"word error rates need the extra eval ({error}): {INSTALL}")
+
+
+def _normalized_pairs(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer
+) -> tuple[list[tuple[str, str]], str]:
+    """Reference and hypothesis of each utterance as they are compared; the normaliser's name."""
+    if len(references) != len(hypotheses):
+        raise Mistake(f"{len(references)} references cannot face {len(hypotheses)} hypotheses")
+    rewritten: Callable[[str], str] = _single_spaced
+    name = "none"
+    if normalizer == "whisper":
+        try:
+            from whisper_normalizer.english import EnglishTextNormalizer
+
+            from melllm_jax.evaluation.normalizer import WhisperNormalizer
+        except ImportError as error:
+            raise _missing(error) from error
+        rewritten, name = WhisperNormalizer(EnglishTextNormalizer()), WhisperNormalizer.name
+    pairs = [(rewritten(r), rewritten(h)) for r, h in zip(references, hypotheses, strict=True)]
+    return pairs, name
 
 
 def _single_spaced(text: str) -> str:

@@ -62,7 +62,12 @@ def sent_bytes(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
     go over tp, and over seq Whisper's keys and values and at the end the states that teach; a
     Conformer hears whole rows. All in one pass of each micro-batch.
     """
-    cfg, layers, e, micro = run.distill, run.distill.traits.layers, run.distill.width, run.optim.micro
+    cfg, layers, e, micro = (
+        run.distill,
+        run.distill.traits.layers,
+        run.distill.width,
+        run.optim.micro,
+    )
     if cfg.teacher == "none":
         return dict.fromkeys(sizes, 0.0)
     ring = {axis: (size - 1) / size for axis, size in sizes.items()}

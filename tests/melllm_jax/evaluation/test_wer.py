@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from melllm_jax.errors import Mistake
-from melllm_jax.evaluation.wer import score_transcripts
+from melllm_jax.evaluation.wer import count_utterance_errors, score_transcripts
 
 jiwer = pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 
@@ -20,6 +20,15 @@ def test_score_of_a_hand_counted_set_has_each_kind_of_error():
     assert (result.hits, result.words, result.utterances, result.empty) == (7, 10, 3, 0)
     assert result.wer == pytest.approx(4 / 10)
     assert result.wer == pytest.approx(jiwer.wer(references, hypotheses))
+
+
+def test_errors_of_each_utterance_are_those_that_are_pooled():
+    references = ["the cat sat on the mat", "um", "we went home", "yes"]
+    hypotheses = ["the hat sat on mat", "more words", "we all went home", ""]
+    found = count_utterance_errors(references, hypotheses, "whisper")
+    assert (found.errors, found.words) == ((2, 0, 1, 1), (6, 0, 3, 1))
+    pooled = score_transcripts(references, hypotheses, "whisper")
+    assert sum(found.errors) == pooled.substitutions + pooled.deletions + pooled.insertions
 
 
 def test_score_pools_words_instead_of_averaging_rates():
