@@ -185,6 +185,12 @@ def test_modules_import_absolutely_and_inits_import_nothing():
     assert {module for module in INITS if IMPORTS[module]} == set()
 
 
+def test_slow_tests_are_marked_where_they_are_written():
+    """`.ci/run` looks for them in the files of tests that have the word."""
+    others = [path for path in (ROOT / "tests").rglob("*.py") if path.name[:5] != "test_"]
+    assert [path.name for path in others if "mark.slow" in path.read_text()] == []
+
+
 @pytest.mark.parametrize("fenced", FENCES)
 def test_third_party_is_imported_only_behind_its_fence(fenced):
     importers = {m for m, names in IMPORTS.items() if any(within(n, fenced) for n in names)}
