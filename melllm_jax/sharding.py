@@ -135,8 +135,8 @@ def _encoder_splits(kind: str, group: str, cfg: Model | Distill) -> list[tuple[s
             ("tp", f"{group}.conformer.n", own.n),
             ("tp", f"{group}.conformer.f", own.f),
         ]
-    axes = (("fsdp", "d"), ("tp", "n"), ("tp", "f"))
-    axes = {"whisper": axes, "whisper_conv": axes[:1]}.get(kind, ())
+    all_axes = (("fsdp", "d"), ("tp", "n"), ("tp", "f"))
+    axes = {"whisper": all_axes, "whisper_conv": all_axes[:1]}.get(kind, ())
     return [(axis, f"{group}.whisper.{x}", getattr(cfg.whisper, x)) for axis, x in axes]
 
 
