@@ -35,16 +35,16 @@ def ours(steps: int = 1000) -> Any:
     )
 
 
-def text_batch(rows: int, length: int) -> Any:
+def text_batch(rows: int, length: int, v: int = VOCABULARY, p: int = 8) -> Any:
     """Random tokens, one segment a row, every one of them a target."""
     import numpy as np
 
     from melllm_jax.batch import Batch
 
     whole = lambda value: np.full((rows, length), value, np.int32)
-    tokens = np.random.default_rng(0).integers(3, VOCABULARY, (rows, length), dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(3, v, (rows, length), dtype=np.int32)
     positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-    patches, weight = np.zeros((rows, length, 8), np.float32), np.ones((rows, length), np.float32)
+    patches, weight = np.zeros((rows, length, p), np.float32), np.ones((rows, length), np.float32)
     zero, one = whole(0), whole(1)
     return Batch(tokens, patches, zero, zero, one, positions, weight, zero)
 

@@ -5,7 +5,8 @@ up moves rows, not the table: every device looks all rows' tokens up in its own 
 columns are exchanged. Scoring goes through the vocabulary in chunks, each gathered when it is
 needed, so that neither [t, v] scores nor the whole table are ever in memory; a chunk's gradient is
 computed once, where chunks of time would each add to the whole of it. Both run device by device,
-since the compiler, left to itself, gathers and sums the table for every chunk.
+since the compiler, left to itself, gathers and sums the table for every chunk. Scores that are few
+stand at once instead: the backward pass then makes none again.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from melllm_jax import sharding
 
 CHUNK = 8448  # tokens of a device's share that are scored at once, at most
+WHOLE = 1 << 28  # bytes of a device's scores that stand at once, whatever the vocabulary
 LOWEST_SCORE = -1e30  # the score of no token: finite, so that no gradient is NaN
 
 
@@ -96,8 +98,8 @@ def _score_chunks(x_nd: Array, rows: Array, targets: Array) -> ScoreTotals:
     """
     size = rows.shape[0]
     first = jax.lax.axis_index(sharding.TOKENS) * size
-    length = _chunk_length(size)
-    count, rest = divmod(size, length) if size > CHUNK else (0, size)
+    length = chunk_length(len(x_nd), size)
+    count, rest = divmod(size, length) if size > length else (0, size)
     # In float32 gradients of all chunks add up without rounding each sum to bfloat16.
     wide, dtype = x_nd.astype(jnp.float32), x_nd.dtype
 
@@ -127,10 +129,13 @@ def _score_chunks(x_nd: Array, rows: Array, targets: Array) -> ScoreTotals:
     return sums if last is None else again(sums, (last, first + count * length))[0]
 
 
-def _chunk_length(size: int) -> int:
-    """Length of the chunks of `size` tokens: one that leaves no rest, unless it were very short.
+def chunk_length(positions: int, size: int) -> int:
+    """How many of `size` tokens of a device are scored at once, for so many positions of it.
 
-    A rest is compiled anew: of 200,064 tokens, 24 chunks of 8,336 leave none.
+    Where not all are, chunks leave no rest, unless they were very short: a rest is compiled anew.
+    Of 200,064 tokens, 24 chunks of 8,336 leave none.
     """
+    if size <= CHUNK or 4 * positions * size <= WHOLE:
+        return size
     least = max(CHUNK // 4, 1)
     return next((n for n in range(CHUNK, least, -1) if size % n == 0), CHUNK)

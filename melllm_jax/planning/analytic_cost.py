@@ -10,7 +10,7 @@ import dataclasses
 from melllm_jax import flops
 from melllm_jax.config.run import Run
 from melllm_jax.nn.remat import NAMES
-from melllm_jax.nn.vocab_parallel import CHUNK
+from melllm_jax.nn.vocab_parallel import chunk_length
 from melllm_jax.planning import distillation_cost
 
 
@@ -148,7 +148,7 @@ def _activations(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> fl
     if run.model.remat == "none":
         stays += 3 * m.d + m.f / tp  # norms, and the MLP's product
     working = 6 * m.d + 2 * sum(width / split[name] for name, width in widths.items())
-    scores = tokens * min(CHUNK, m.v / tp) * 4 * 2
+    scores = tokens * chunk_length(int(tokens), -(-m.v // tp)) * 4 * 2
     front = _conformer_bytes(run, sizes)
     return number * tokens * (m.l * stays + working + _encoder_widths(run)) + scores + front
 
@@ -197,9 +197,9 @@ def _recomputed_flops(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) 
         "out": 2 * heads * m.d,
         "gate_up": 4 * m.d * m.f,
     }
-    head = (
-        2 * m.d * m.v if m.v / sizes["tp"] > CHUNK else 0
-    )  # scores are made again, chunk by chunk
+    share = -(-m.v // sizes["tp"])
+    at_once = chunk_length(int(_positions_per_chip(run, sizes)), share)
+    head = 2 * m.d * m.v if share > at_once else 0  # scores are made again, chunk by chunk
     again = m.l * sum(cost[name] for name in cost if name not in kept) + head
     if m.front == "whisper" and m.remat != "none" and run.optim.encoder == "trained":
         again += flops.encoder_flops(run)  # but for products that a policy keeps

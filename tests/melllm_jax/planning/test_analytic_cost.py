@@ -9,6 +9,7 @@ import pytest
 from melllm_jax import flops, sharding
 from melllm_jax.config.overrides import override
 from melllm_jax.config.run import ScoreInterval
+from melllm_jax.nn import vocab_parallel
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.planning import analytic_cost, search
 from melllm_jax.training import device_memory
@@ -135,12 +136,17 @@ def test_memory_and_products_are_those_by_hand(model, optim, activations, again)
     assert found.executed_flops == 3 * 128 * (792 + 216) + again
 
 
-def test_scores_that_are_made_in_chunks_are_made_twice():
-    whole, chunked = (
-        analytic_cost.estimate_cost(run, GRID).executed_flops - flops.update_flops(run)
-        for run in (hand({"v": 2 * 8448}), hand({"v": 2 * 8449}))
-    )
-    assert chunked - whole == 128 * 2 * 4 * 2 * 8449
+def test_scores_that_are_made_in_chunks_are_made_twice(monkeypatch):
+    """Of more tokens than a chunk has, where those of a chip's 8 positions are not few."""
+
+    def again(v):
+        run = hand({"v": v})
+        return analytic_cost.estimate_cost(run, GRID).executed_flops - flops.update_flops(run)
+
+    few = again(2 * 8449)
+    monkeypatch.setattr(vocab_parallel, "WHOLE", 4 * 8 * 8449 - 1)
+    assert few == again(2 * 8448)
+    assert again(2 * 8449) - few == 128 * 2 * 4 * 2 * 8449
 
 
 @pytest.mark.parametrize(
