@@ -36,8 +36,9 @@ def state_bytes(run: Run, sizes: Mapping[str, int]) -> float:
 def activation_bytes(run: Run, sizes: Mapping[str, int]) -> float:
     """Bytes of what a teacher and the heads make of a micro-batch, as if all were there at once.
 
-    Of the teacher: what each layer gives, once more of those that teach, the layer at work, and the
-    scores of one block of queries where rows are no multiple of the kernel's tiles. Of the model:
+    Of the teacher, who hears one window of 30 s of each row at a time where its frames are whole:
+    what each layer gives, the layer at work, and the scores of one block of queries where rows are
+    no multiple of the kernel's tiles; then the states that teach, of all windows. Of the model:
     what its layers give, the states within each position, and in float32 what the heads make of
     the one and the mean of the other.
     """
@@ -47,7 +48,8 @@ def activation_bytes(run: Run, sizes: Mapping[str, int]) -> float:
     number, count, e = _number(run), len(cfg.pairs(run.model.l)), cfg.width
     inner = cfg.conformer.f if cfg.teacher == "conformer" else cfg.whisper.f
     heard, inside = _heard(run, sizes), 6 * e + 2 * inner / sizes["tp"]
-    teacher = number * heard * ((cfg.traits.layers + count) * e + inside)
+    at_once = heard / _turns(run)
+    teacher = number * (at_once * (cfg.traits.layers * e + inside) + heard * count * e)
     teacher += _score_bytes(run, sizes)
     tokens = _rows(run, sizes) * run.data.t / sizes["seq"]
     outputs = number * (run.model.l + count) * run.model.d
@@ -99,6 +101,12 @@ def _heard(run: Run, sizes: Mapping[str, int]) -> float:
     return _rows(run, sizes) * flops.teacher_positions(run) / parts
 
 
+def _turns(run: Run) -> int:
+    """Windows of a row that the teacher hears one after another."""
+    cfg = run.distill
+    return cfg.windows if cfg.teacher == "whisper" and cfg.frame == "whole" else 1
+
+
 def _score_bytes(run: Run, sizes: Mapping[str, int]) -> float:
     """Bytes in float32 of the scores that stand at once: none where a kernel holds them.
 
@@ -113,5 +121,5 @@ def _score_bytes(run: Run, sizes: Mapping[str, int]) -> float:
     if length // sizes["seq"] % LANES == 0:
         return 0.0
     queries = largest_divisor(length // sizes["seq"], BLOCK)
-    sequences = _rows(run, sizes) * flops.teacher_positions(run) / length
+    sequences = _rows(run, sizes) * flops.teacher_positions(run) / length / _turns(run)
     return sequences * w.n / sizes["tp"] * queries * length * 4

@@ -248,12 +248,12 @@ def test_a_conformer_teaches_for_what_it_costs_as_a_front_end():
     mel = Mel(normalize="none")
     plain = models.run(mel=mel)
     own = CONFORMER.model
-    cfg = Distill(teacher="conformer", c=own.c, conformer=own.conformer)
+    cfg = Distill(teacher="conformer", c=own.c, conformer=own.conformer, teacher_layers=(2,))
     taught = dataclasses.replace(plain, distill=cfg)
-    positions = plain.data.b * plain.data.t
     before = models.run(own, mel=mel)
-    added = flops.update_flops(taught) - flops.update_flops(plain)
-    assert added == pytest.approx(positions * flops.encoder_flops(before))
+    assert flops.teacher_flops(taught) == pytest.approx(plain.data.t * flops.encoder_flops(before))
+    assert flops.teacher_parameters(taught) == flops.encoder_parameters(before)
+    assert flops.update_flops(taught) == flops.update_flops(plain)
 
 
 def test_what_is_trained_is_counted():

@@ -9,6 +9,7 @@ from launch.runs.model_loader import load_model
 from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import Model, Rope
+from melllm_jax.models.decoder_stack import LayerContext
 from melllm_jax.nn import attention
 from tests.support import models, phi_files
 from tests.support.references import assert_equal, randomised, sizes, torch, transformers
@@ -66,8 +67,8 @@ def computed(model, x_btd, batch):
         "angles": [jnp.concatenate([part, part], -1) for part in angles],
         "norm": layer.attn_norm(x_btd),
         "mlp": layer.mlp(x_btd),
-        "attention": layer.attn(x_btd, angles, see),
-        "block": layer(x_btd, angles, see),
+        "attention": layer.attn(x_btd, LayerContext(angles, see)),
+        "block": layer(x_btd, LayerContext(angles, see)),
         "logits": model.logits(model(batch)),
     }
 

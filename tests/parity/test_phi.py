@@ -10,6 +10,7 @@ import pytest
 from melllm_jax import sharding
 from melllm_jax.config.model import Lora, Model, Rope
 from melllm_jax.convert.tensor_names import phi
+from melllm_jax.models.decoder_stack import LayerContext
 from melllm_jax.nn import attention
 from melllm_jax.nn.layers import rotary
 from tests.support import models
@@ -80,13 +81,13 @@ def computed(model, x):
     place = attention.PositionIds(ones, at, 0 * ones)
     seen = model.visibility_mask(place, place)
     see = lambda q, k, v: attention.attend(q, k, v, seen)
-    angles, layer = angles_of(model.cfg, t), model.stack.layer(1)
+    context, layer = LayerContext(angles_of(model.cfg, t), see), model.stack.layer(1)
     return {
         "seen": seen,
         "norm": layer.attn_norm(x),
         "mlp": layer.mlp(x),
-        "attention": layer.attn(x, angles, see),
-        "block": layer(x, angles, see),
+        "attention": layer.attn(x, context),
+        "block": layer(x, context),
     }
 
 

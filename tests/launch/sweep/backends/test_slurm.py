@@ -25,7 +25,8 @@ import os, pathlib, signal, sys, time
 what, folder = sys.argv[2], pathlib.Path(sys.argv[3])
 if what == "report":
     done = [path.name for path in sorted((folder / "done").iterdir())]
-    (folder / "report.html").write_text(" ".join(done))
+    (folder / "report.part").write_text(" ".join(done))
+    (folder / "report.part").rename(folder / "report.html")
     sys.exit()
 name = sys.argv[4]
 told = []
