@@ -5,7 +5,7 @@ that each line reaches from some 2 bytes a weight to some 150, and its least los
 The most that a run reads is 18 million bytes: not three times the King James Bible with Debian's
 fortunes, and up to four are nearly as good as new text (Muennighoff et al. 2023, arXiv 2305.16264).
 The ladder begins too high for so little compute: shapes are written out here. Updates are of 2,048
-positions at all sizes, the rate by the ladder's rule. 1.2e14 FLOPs in all; it was not run whole.
+positions at all sizes, the rate by the ladder's rule. 1.2e14 FLOPs in all.
 
 (bible -l100000 -f gen1:1-rev22:21 | cut -d' ' -f2-
  for f in /usr/share/games/fortunes/*; do case $f in *.dat|*.u8) ;; *)
