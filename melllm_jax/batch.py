@@ -14,7 +14,8 @@ class Batch(NamedTuple):
     tokens       int32 [b t]     ids; at speech positions the audio placeholder of the tokenizer
     patches      float [b t p]   r mel frames of m bands a position, frame-major; zero at text
     frames       int32 [b t]     real frames in the patch: r, fewer in a clip's last one, 0 at text
-    clips        int32 [b t]     0 at text; the number of the clip in its segment, from 1
+    clips        int32 [b t]     0 at text; the number of the clip in its segment, from 1;
+                                 negative where the clip is not heard but written by the model
     segments     int32 [b t]     number of the segment in its row, from 1; 0 is padding
     positions    int32 [b t]     place in the segment, from 0
     loss_weight  float32 [b t]   weight of this token as a target (told from the position before)
@@ -32,8 +33,13 @@ class Batch(NamedTuple):
 
     @property
     def is_speech(self) -> Any:
-        """Bool [b t]: where a patch, not a token, is read."""
+        """Bool [b t]: where a patch that was heard, not a token, is read."""
         return self.clips > 0
+
+    @property
+    def is_written(self) -> Any:
+        """Bool [b t]: where a patch that the model wrote, or is to write, is read."""
+        return self.clips < 0
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ from melllm_jax.errors import Mistake
 class Clip:
     """A stretch of speech."""
 
-    mel: Float[np.ndarray, "frames m"]  # one frame each 10 ms
+    mel: Float[np.ndarray, "frames m"]
+    written: bool = False  # by the model, and learnt; otherwise heard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,8 @@ def interleave(
     tokens       int32 [t]      ids; `audio` at speech
     patches      dtype [t p]    p = r·m, frame-major; zero at text and after a clip's last frame
     frames       int32 [t]      real frames in the patch: r, fewer in a clip's last one, 0 at text
-    clips        int32 [t]      0 at text; 1, 2, … by clip
-    loss_weight  float32 [t]    weight of this token as a target; 0 at speech
+    clips        int32 [t]      0 at text; 1, 2, … by clip, negative where it is written
+    loss_weight  float32 [t]    weight of this token as a target; of speech 1 where it is written
 
     `m` is the number of mel bands where no part is a clip, of which otherwise each says it. Raises
     Mistake for a clip without frames, and where no part is a clip and m is not given.
@@ -72,7 +73,8 @@ def interleave(
             views["patches"].reshape(-1, m)[:count] = part.mel
             views["frames"][:] = r
             views["frames"][-1] = count - r * (length - 1)
-            views["clips"][:] = clip
+            views["clips"][:] = -clip if part.written else clip
+            views["loss_weight"][:] = part.written
         else:
             views["tokens"][:] = part.ids
             views["loss_weight"][:] = part.weight

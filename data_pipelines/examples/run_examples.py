@@ -1,12 +1,41 @@
 """The examples that a run learns from, by the run's own fields."""
 
-from collections.abc import Set
+from collections.abc import Callable, Mapping, Set
 
+import numpy as np
+
+from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import ExampleMaker
 from data_pipelines.examples.text_example import TextExampleMaker
+from data_pipelines.examples.tts_example import TtsExampleMaker
 from data_pipelines.examples.wave_augment import NO_EFFECTS, Effects
+from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.run import Run
+
+UseExampleMaker = ExampleMaker | TtsExampleMaker | TextExampleMaker
+
+
+class RunExampleMaker:
+    """Makes of each utterance what the `use` of its source says: see `make_examples`."""
+
+    def __init__(self, run: Run, tokenizer: Tokenizer, effects: Effects, ready: Set[int]) -> None:
+        self._uses = [run.source_use(index) for index in range(len(run.data.sources))]
+        kinds: Mapping[str, Callable[[], UseExampleMaker]] = {
+            "asr": lambda: ExampleMaker(run, tokenizer, effects, ready),
+            "tts": lambda: TtsExampleMaker(run, tokenizer, ready),
+            "text": lambda: TextExampleMaker(run, tokenizer, ready),
+        }
+        self._makers = {use: kinds[use]() for use in {*self._uses, run.source_use()}}
+        self._other = run.source_use()  # of corpora that are no longer among the run's
+
+    def train(
+        self, drawn: tuple[int, Utterance], rng: np.random.Generator
+    ) -> dict[str, np.ndarray] | Reject[int]:
+        """The columns [t …] of (index of its corpus, utterance), or a reject."""
+        source = drawn[0]
+        use = self._uses[source] if source < len(self._uses) else self._other
+        return self._makers[use].train(drawn, rng)
 
 
 def make_examples(
@@ -14,8 +43,6 @@ def make_examples(
     tokenizer: Tokenizer,
     effects: Effects = NO_EFFECTS,
     ready: Set[int] = frozenset(),
-) -> ExampleMaker | TextExampleMaker:
-    """Text alone where the model has no front end, else speech with its transcript."""
-    if run.model.front == "none":
-        return TextExampleMaker(run, tokenizer, ready)
-    return ExampleMaker(run, tokenizer, effects, ready)
+) -> RunExampleMaker:
+    """Speech with its transcript, words to be spoken, or text alone, as each source says."""
+    return RunExampleMaker(run, tokenizer, effects, ready)

@@ -26,8 +26,7 @@ from data_pipelines.corpora.shard_reader import DamagedShard
 from data_pipelines.corpora.subset import Subset
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import EvalExample, ExampleMaker
-from data_pipelines.examples.run_examples import make_examples
-from data_pipelines.examples.text_example import TextExampleMaker
+from data_pipelines.examples.run_examples import RunExampleMaker, make_examples
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.examples.whisper_example import WhisperExampleMaker
 from data_pipelines.loader.lanes import Lanes
@@ -166,7 +165,7 @@ class ExampleMap:
 
 
 def _train_example(
-    examples: ExampleMaker | TextExampleMaker,
+    examples: RunExampleMaker,
     drawn: tuple[int, Utterance | DamagedShard],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray] | Reject[int]:
@@ -178,7 +177,7 @@ def _train_example(
 
 def _check(run: Run, corpus: Corpus | Subset) -> None:
     """Raises Mistake where a corpus does not suit the run."""
-    if run.model.front == "none":  # its sound is not read
+    if not run.has_sound:  # that of the corpus is not read
         return
     _check_mel(corpus, run.mel)
     if corpus.mel is not None and (changes := run.data.augment.waveform_fields):

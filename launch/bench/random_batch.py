@@ -42,10 +42,11 @@ def prompt_batch(run: Run, rows: int, seconds: float) -> Batch:
 
 def _row(run: Run, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """The columns of one example of data.t positions."""
-    speech = 0 if run.model.front == "none" else max(int(run.data.t * SPEECH_SHARE), 1)
+    speech = max(int(run.data.t * SPEECH_SHARE), 1) if run.has_sound else 0
     text = Words(_ids(run, rng, run.data.t - speech), 1.0)
     # A clip there must be: of a model of text alone only the words are kept.
-    clip = Clip(_mel(run, rng, max(speech, 1) * run.mel.r))
+    written = run.source_use() == "tts"
+    clip = Clip(_mel(run, rng, max(speech, 1) * run.mel.r), written)
     columns = interleave((clip, text), r=run.mel.r, audio=0)
     return {name: column[-run.data.t :] for name, column in columns.items()}
 

@@ -21,6 +21,7 @@ from melllm_jax.config.run import CheckpointIntervals, Mesh
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import Net, abstract_model, split_model
+from melllm_jax.models.speaking_lm import make_model
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.models.whisper import WhisperModel
 from melllm_jax.nn.layers import NonTrainable
@@ -103,7 +104,7 @@ def load_model(folder: pathlib.Path, dtype: str) -> CheckpointModel:
     Raises Mistake for a folder without a model or a whole checkpoint.
     """
     spec = run_folder.read_spec(str(folder))
-    build = lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
+    build = lambda rngs: make_model(spec.model, spec.mel, spec.lora, rngs=rngs)
     step, model = restore_model(folder, build, dtype)
     return CheckpointModel(folder, spec, model, step, dtype)
 

@@ -71,8 +71,7 @@ def complete_run(run: Run) -> RunInputs:
         changes["init.front_digest"] = RANDOM if front is None else front.digest
     if run.distill.teacher != "none":
         changes["distill.digest"] = check_teacher(run)
-    reads_sound = run.model.front != "none"
-    if reads_sound and run.mel.normalize == "global" and not run.mel.mean:
+    if run.has_sound and run.mel.normalize == "global" and not run.mel.mean:
         changes |= dict(zip(("mel.mean", "mel.invstd"), mel_statistics(run), strict=True))
     stored = run.model.v if llm is None else llm.tokens
     news = f"vocabulary: {run.model.v - stored} rows more than the {stored} of {run.init.path}"
@@ -85,10 +84,12 @@ def mel_statistics(run: Run, most: int = 1000) -> tuple[tuple[float, ...], tuple
     plain = dataclasses.replace(run.mel, normalize="none")
 
     def mels() -> Iterator[np.ndarray]:
-        for source in run.data.sources:
+        for index, source in enumerate(run.data.sources):
+            if run.source_use(index) == "text":
+                continue
             corpus = open_corpus(source.path, "train")
-            for index in range(0, len(corpus), -(-len(corpus) // most)):
+            for place in range(0, len(corpus), -(-len(corpus) // most)):
                 with contextlib.suppress(Unusable):  # counted when they come up in training
-                    yield load_mel(corpus[index], plain, longest=run.data.longest)
+                    yield load_mel(corpus[place], plain, longest=run.data.longest)
 
     return band_statistics(mels())

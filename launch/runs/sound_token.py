@@ -32,11 +32,7 @@ def give_placeholder(run: Run, tokenizer: Tokenizer) -> Run:
     v, text = run.model.v, run.text
     if text.placeholder >= v:
         raise Mistake(f"text.placeholder={text.placeholder}: must lie below model.v={v}")
-    if (
-        run.model.front == "none"
-        or text.placeholder >= 0
-        or named_placeholder(tokenizer) is not None
-    ):
+    if not run.has_sound or text.placeholder >= 0 or named_placeholder(tokenizer) is not None:
         return run
     chosen = _config_id(run.init.path) if run.init.path else None
     if chosen is None or chosen >= v:

@@ -40,7 +40,7 @@ def evaluate(fitted: FitResult, folder: epath.Path, how: Eval) -> dict[str, Any]
     hours = [source.hours for source in run.data.sources]
     return {
         "loss": found.loss,
-        "accuracy": found.metrics["accuracy"],
+        "accuracy": found.metrics.get("accuracy"),
         "targets": found.targets,
         "wer": wer,
         "utterances": batches.utterances,

@@ -62,8 +62,9 @@ class ProgressBar:
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show an update's loss and speed."""
+        mel = f"mel {metrics['mel_l1']:.3f}  " if "mel_l1" in metrics else ""
         note = (
-            f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.1%}  "
+            f"loss {metrics['loss']:.3f}  {mel}accuracy {metrics['accuracy']:.1%}  "
             f"{metrics['audio_seconds_per_second']:.0f} s of audio a second"
         )
         if self._display is not None:

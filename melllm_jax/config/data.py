@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from melllm_jax.config.validation import WHERE, require
+from melllm_jax.config.validation import LATER, WHERE, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,9 @@ class Source:
     weight: float = 1.0  # share of the examples drawn, relative to the other sources
     digest: str = ""  # content hash of its train split, filled in when a run starts
     hours: float = 0.0  # of sound: a subset, the same on every machine, in every larger one; 0: all
+    # What an utterance teaches. asr: its sound is heard, its words are written; tts: its words are
+    # read, its sound is spoken; text: its words alone. auto: the first of these that the model can.
+    use: Literal["auto", "asr", "tts", "text"] = dataclasses.field(default="auto", metadata=LATER)
 
     def __post_init__(self) -> None:
         require("data.sources.weight", self.weight, self.weight > 0, "must be positive")

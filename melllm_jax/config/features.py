@@ -51,6 +51,8 @@ class Text:
         "plain"  # of the ASR prompt; chat: the chat template that the tokenizer's files hold
     )
     instruction: str = "Transcribe the audio clip into text."  # unused by "plain"
+    # What asks for the words that follow it to be spoken; unused by "plain".
+    request: str = dataclasses.field(default="Say this text.", metadata=LATER)
     placeholder: int = dataclasses.field(
         default=-1, metadata=LATER
     )  # id at the positions of a clip; -1: that of the tokenizer's token for it, or a free row

@@ -8,6 +8,7 @@ from typing import Literal
 
 from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.features import Mel, Text
+from melllm_jax.config.speech_output import MelHead
 from melllm_jax.config.validation import LATER, WHERE, require
 
 
@@ -73,6 +74,9 @@ class Model:
     qk_norm: bool = dataclasses.field(
         default=False, metadata=LATER
     )  # RMSNorm of each head's q and k before they rotate, as in Qwen3
+    # What is said of a position: the next token, or the next mel patch too, by a next-token VAE.
+    writes: Literal["text", "speech"] = dataclasses.field(default="text", metadata=LATER)
+    mel_head: MelHead = dataclasses.field(default=MelHead(), metadata=LATER)
     family: Literal["phi3", "llama", "mistral", "qwen2", "qwen3"] = dataclasses.field(
         default="phi3", metadata={**WHERE, **LATER}
     )  # model_type of an export: how transformers names and lays out the same weights

@@ -12,7 +12,9 @@ from melllm_jax.config.data import Data
 from melllm_jax.config.distillation import Distill
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.model import Lora, Model
+from melllm_jax.config.speech_output import SpeechLoss
 from melllm_jax.config.validation import LATER, WHERE, require
+from melllm_jax.errors import Mistake
 
 RANDOM = "random"  # init.front: no folder
 
@@ -131,6 +133,7 @@ class Run:
     lora: Lora = Lora()
     init: Init = Init()
     distill: Distill = dataclasses.field(default=Distill(), metadata=LATER)  # AuRA's teacher
+    speech_loss: SpeechLoss = dataclasses.field(default=SpeechLoss(), metadata=LATER)
     seed: int = 0  # of weights, order of data, dropout and augmentation
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=WHERE)
     checkpoints: CheckpointIntervals = dataclasses.field(
@@ -163,11 +166,24 @@ class Run:
             require("optim.encoder", self.optim.encoder, there, rule)
         if self.distill.teacher != "none":
             self._check_teacher()
+        self._check_uses()
         layers = self.optim.freeze
         known = all(0 <= layer < self.model.l for layer in layers)
         require("optim.freeze", layers, known, f"layers run from 0 to {self.model.l - 1}")
         whole = self.data.b % self.optim.micro == 0
         require("optim.micro", self.optim.micro, whole, f"does not divide data.b={self.data.b}")
+
+    def _check_uses(self) -> None:
+        """Raises Mistake where a source is to be heard or spoken by a model that cannot."""
+        speech = self.model.writes == "speech"
+        for source in self.data.sources:
+            rule = 'model.writes="text" has no head that speaks'
+            require("data.sources.use", source.use, speech or source.use != "tts", rule)
+            rule = 'model.front="none" hears nothing'
+            hears = self.model.front != "none"
+            require("data.sources.use", source.use, hears or source.use != "asr", rule)
+        if speech and self.distill.teacher != "none":
+            raise Mistake('model.writes="speech": with a teacher nothing is learnt to be spoken')
 
     def _check_teacher(self) -> None:
         """Raises Mistake where the run makes no sound that its teacher hears, or no head fits."""
@@ -187,5 +203,22 @@ class Run:
 
     @property
     def patch_width(self) -> int:
-        """Width of a position's patch in a batch: 0 where the model reads no sound."""
-        return 0 if self.model.front == "none" else self.mel.p
+        """Width of a position's patch in a batch: 0 where the model knows no sound."""
+        return self.mel.p if self.has_sound else 0
+
+    def source_use(self, source: int | None = None) -> Literal["asr", "tts", "text"]:
+        """What an utterance of a source, by its index, teaches; None: of one not among the run's.
+
+        A run without a head that speaks uses all as one or the other.
+        """
+        use = "auto" if source is None else self.data.sources[source].use
+        if use != "auto":
+            return use
+        if self.model.front != "none":
+            return "asr"
+        return "tts" if self.model.writes == "speech" else "text"
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether the model reads sound or writes it."""
+        return self.model.front != "none" or self.model.writes == "speech"

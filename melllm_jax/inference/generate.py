@@ -4,9 +4,7 @@ Prompts of a batch end at the same position (they are padded on the left), so th
 the same slot of the cache. `decoding_weights` says in what order the weights are read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import functools
-import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from melllm_jax import sharding
 from melllm_jax.batch import Batch
 from melllm_jax.inference import decoding_weights
 from melllm_jax.inference.cached_model import CachedModel
+from melllm_jax.inference.compiled import CompiledFunctions, bucket_length
 from melllm_jax.inference.decoding_weights import DecodingWeights
 from melllm_jax.inference.sampling import GREEDY, DecodingOptions
 from melllm_jax.inference.token_loop import Generation, LoopState
@@ -34,9 +33,13 @@ class Decoder:
         """`end` is the token that ends a row, or several of which any does."""
         self.ends = (end,) if isinstance(end, int) else tuple(end)
         self.options = options
-        self.compile_seconds = 0.0  # seconds spent on it so far
-        self._compiled: dict[tuple, Callable[..., LoopState]] = {}
+        self._functions = CompiledFunctions()
         self.set_model(model)
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent on compiling so far."""
+        return self._functions.seconds
 
     def set_model(self, model: SpeechLM) -> None:
         """Use another model of the same shape, with the functions compiled so far."""
@@ -59,33 +62,24 @@ class Decoder:
         One given before is gone from the devices once the next is asked for.
         """
         most = max(int(limits.max()), 1)
-        steps = _bucket_length(most)
+        steps = bucket_length(most)
         key = jax.random.key(0) if key is None else key
         limits = jax.device_put(np.asarray(limits, np.int32), sharding.a("b"))
         model = self.model if prompt.clips.any() else self.text_model
         given = self.weights, sharding.shard_batch(prompt), limits, key
         options: dict[str, Any] = {"ends": self.ends, "options": self.options, "steps": steps}
         shape = prompt.tokens.shape, steps
-        begin, go_on = functools.partial(_begin, **options), functools.partial(_go_on, **options)
-        state = self._run(("begin", model is self.model, *shape), begin, model, *given)
+        name = "begin", model is self.model, *shape
+        state: LoopState = self._functions.call(name, _begin, model, *given, **options)
         for stop in range(every, most + every, every):
             if stop > 1:  # the first token is the beginning's
                 upto = jax.device_put(np.int32(stop), jax.P())
-                state = self._run(("go on", *shape), go_on, self.text_model, *given, upto, state)
+                arguments = (self.text_model, *given, upto, state)
+                state = self._functions.call(("go on", *shape), _go_on, *arguments, **options)
             last = stop >= most or bool(jax.device_get(state.done).all())
             yield Generation(state.tokens, state.lengths, state.ended, state.looped)
             if last:
                 return
-
-    def _run(self, name: tuple, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function`, compiled once a name; a state among its arguments is used up."""
-        if name not in self._compiled:
-            began = time.perf_counter()
-            used_up = tuple(i for i, x in enumerate(arguments) if isinstance(x, LoopState))
-            lowered = jax.jit(function, donate_argnums=used_up).lower(*arguments)
-            self._compiled[name] = lowered.compile()
-            self.compile_seconds += time.perf_counter() - began
-        return self._compiled[name](*arguments)
 
 
 def prompt_batch(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
@@ -93,7 +87,7 @@ def prompt_batch(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
 
     The length is the next of 32, 48, 64, 96, 128, …: each length compiles once.
     """
-    t = _bucket_length(max(len(row["tokens"]) for row in rows))
+    t = bucket_length(max(len(row["tokens"]) for row in rows))
     p = rows[0]["patches"].shape[1]
     shapes = {"patches": ((size, t, p), np.float32), "loss_weight": ((size, t), np.float32)}
     columns = {name: np.zeros(*shapes.get(name, ((size, t), np.int32))) for name in Batch._fields}
@@ -104,14 +98,6 @@ def prompt_batch(rows: Sequence[Mapping[str, np.ndarray]], size: int) -> Batch:
         columns["segments"][i, start:] = 1
         columns["positions"][i, start:] = np.arange(t - start)
     return Batch(**columns)
-
-
-def _bucket_length(length: int) -> int:
-    """The next of 32, 48, 64, 96, 128, 192, …: at most half is padding, a third on average."""
-    size = 32
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
 
 
 def _begin(

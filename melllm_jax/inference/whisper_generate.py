@@ -6,9 +6,6 @@ language is detected it is a row's own, as transformers' `generate` does it: the
 after the first token of the prompt.
 """
 
-from collections.abc import Callable
-import functools
-import time
 from typing import Any
 
 import jax
@@ -19,6 +16,7 @@ import numpy as np
 from melllm_jax import sharding
 from melllm_jax.config.whisper import TranscriptRules
 from melllm_jax.inference.cached_whisper import CachedDecoder, WhisperWeights, make_ready
+from melllm_jax.inference.compiled import CompiledFunctions
 from melllm_jax.inference.kv_cache import LayerCache
 from melllm_jax.inference.sampling import GREEDY, DecodingOptions, fill_rows
 from melllm_jax.inference.token_loop import Generation, LoopState
@@ -31,8 +29,12 @@ class WhisperGenerator:
     def __init__(self, model: WhisperModel, options: DecodingOptions = GREEDY):
         self.model, self.options = model, options
         self.weights = make_ready(model)
-        self.compile_seconds = 0.0  # seconds spent on it so far
-        self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._functions = CompiledFunctions()
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent on compiling so far."""
+        return self._functions.seconds
 
     def __call__(
         self,
@@ -50,7 +52,9 @@ class WhisperGenerator:
     def encode(self, mels_bfm: Float32[np.ndarray, "b f m"]) -> Float[Array, "b s d"]:
         """What the encoder gives for windows."""
         mels = jax.device_put(mels_bfm, sharding.a("b t m"))
-        states: Array = self._run(("encode", *mels.shape), WhisperModel.encode, self.model, mels)
+        states: Array = self._functions.call(
+            ("encode", *mels.shape), WhisperModel.encode, self.model, mels
+        )
         return states
 
     def decode(
@@ -67,18 +71,12 @@ class WhisperGenerator:
         steps = next(n for n in (room // 4, room // 2, room) if n >= max(limits.max(), 1))
         counts = jax.device_put(limits, sharding.a("b"))
         key = jax.random.key(0) if key is None else key
-        generate = functools.partial(_generate, options=self.options, steps=steps)
+        options: dict[str, Any] = {"options": self.options, "steps": steps}
         name, given = ("generate", *states_bsd.shape, steps), (states_bsd, counts, key)
-        found: Generation = self._run(name, generate, self.model, self.weights, *given)
+        found: Generation = self._functions.call(
+            name, _generate, self.model, self.weights, *given, **options
+        )
         return found
-
-    def _run(self, name: tuple[Any, ...], function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function`, compiled once a name."""
-        if name not in self._compiled:
-            began = time.perf_counter()
-            self._compiled[name] = jax.jit(function).lower(*arguments).compile()
-            self.compile_seconds += time.perf_counter() - began
-        return self._compiled[name](*arguments)
 
 
 def _generate(

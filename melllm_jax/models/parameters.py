@@ -17,6 +17,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.config.model import FrontSpec, Lora, ModelSpec
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.encoders.whisper import EncoderAlone
+from melllm_jax.models.speaking_lm import make_model
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.models.whisper import WhisperModel
 from melllm_jax.nn.layers import NonTrainable
@@ -88,7 +89,7 @@ def abstract_model(build: Callable[[nnx.Rngs], Net]) -> tuple[Skeleton[Net], Wei
 
 def abstract_from_spec(spec: ModelSpec) -> tuple[Skeleton[SpeechLM], Weights]:
     """The skeleton of a model and the shapes of its weights, on no device at all."""
-    build = lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
+    build = lambda rngs: make_model(spec.model, spec.mel, spec.lora, rngs=rngs)
     with jax.sharding.use_abstract_mesh(sharding.ABSTRACT_MESH):
         return abstract_model(build)
 
@@ -106,12 +107,12 @@ def abstract_whisper(spec: WhisperSpec) -> tuple[Skeleton[WhisperModel], Weights
 
 
 def text_model(model: SpeechLM) -> SpeechLM:
-    """The model that rows of text alone need: no front end, and no LoRA that adds at speech.
+    """The model that rows of text alone need: no sound, and no LoRA that adds at speech.
 
     It has the model's own arrays, on the mesh in force. What it says of text is what `model` says,
     computed just as by a model that never had these parts.
     """
-    cfg = dataclasses.replace(model.cfg, front="none")
+    cfg = dataclasses.replace(model.cfg, front="none", writes="text")
     lora = Lora() if model.lora.at == "speech" else model.lora
     skeleton = abstract_model(lambda rngs: SpeechLM(cfg, Mel(), lora, rngs=rngs))[0]
     return skeleton.model(split_model(model)[1])
@@ -130,6 +131,11 @@ def is_encoder(name: str) -> bool:
 def is_alignment_head(name: str) -> bool:
     """Whether a weight is of the heads that a teacher leads layers through: training's alone."""
     return name.startswith("align.")
+
+
+def is_mel_head(name: str) -> bool:
+    """Whether a weight is of the head that writes mel patches."""
+    return name.startswith("mel_head.")
 
 
 def _key(part: str) -> str | int:

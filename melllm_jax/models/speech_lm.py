@@ -18,6 +18,7 @@ from melllm_jax.encoders.whisper import WhisperConvFrontend, WhisperFrontend
 from melllm_jax.models.decoder_stack import Angles, LayerContext, Stack
 from melllm_jax.nn import attention, attention_kernels
 from melllm_jax.nn.layers import RMSNorm, Sizes, dimension_sizes, einsum, rotary, weight
+from melllm_jax.nn.noise import Draw, batch_draw
 from melllm_jax.nn.remat import name_activation
 from melllm_jax.nn.vocab_parallel import embed_tokens
 
@@ -53,22 +54,25 @@ class SpeechLM(nnx.Module):
 
     def __call__(self, batch: Batch, key: Array | None = None) -> Float[Array, "b t d"]:
         """Hidden states after the last norm, [b t d]; `key` turns dropout on."""
-        return self.norm(self.stack(*self._stack_inputs(batch), key))
+        return self.norm(self.stack(*self._stack_inputs(batch, key), key))
 
     def with_layers(
         self, batch: Batch, layers: Sequence[int], key: Array | None = None
     ) -> tuple[Float[Array, "b t d"], Float[Array, "n b t d"]]:
         """What `__call__` gives, and the outputs of some `layers`, counted from 0."""
-        x_btd, outputs = self.stack.with_layers(*self._stack_inputs(batch), layers, key)
+        x_btd, outputs = self.stack.with_layers(*self._stack_inputs(batch, key), layers, key)
         return self.norm(x_btd), outputs
 
     def hidden(self, batch: Batch) -> Float[Array, "l b t d"]:
         """The output of each layer, before the last norm."""
         return self.stack.layer_outputs(*self._stack_inputs(batch))
 
-    def _stack_inputs(self, batch: Batch) -> tuple[Float[Array, "b t d"], LayerContext]:
+    def _stack_inputs(
+        self, batch: Batch, key: Array | None = None
+    ) -> tuple[Float[Array, "b t d"], LayerContext]:
         """The stack's arguments for a batch."""
-        inputs, ids = self.inputs(batch), attention.position_ids(batch)
+        draw = None if key is None else batch_draw(key)
+        inputs, ids = self.inputs(batch, draw), attention.position_ids(batch)
         kernel = attention_kernels.choose_kernel(self.cfg.attention, inputs.shape[1], inputs.dtype)
         if kernel == "whole":
             seen = self.visibility_mask(ids, ids)
@@ -86,10 +90,10 @@ class SpeechLM(nnx.Module):
         at: Bool[Array, "b t"] = batch.is_speech
         return at if self.lora.at == "speech" else None
 
-    def inputs(self, batch: Batch) -> Float[Array, "b t d"]:
+    def inputs(self, batch: Batch, draw: Draw | None = None) -> Float[Array, "b t d"]:
         """The input of the first layer: the front end's output at speech, embeddings at text.
 
-        Without a front end every position is text.
+        Without a front end every position is text. Nothing is drawn.
         """
         text = self.embed_text(batch.tokens)
         if self.cfg.front == "none":

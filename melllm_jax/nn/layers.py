@@ -202,11 +202,11 @@ def uniform_like(key: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
     for axis, (size, split) in enumerate(zip(x.shape, spec, strict=True)):
         index = jnp.arange(size, dtype=jnp.uint32, out_sharding=jax.P(split))
         index = jnp.expand_dims(index, [other for other in range(x.ndim) if other != axis])
-        bits = _mix_bits(bits + (index + 1) * jnp.uint32(0x9E3779B9))
+        bits = mix_bits(bits + (index + 1) * jnp.uint32(0x9E3779B9))
     return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def _mix_bits(bits: Array) -> Array:
+def mix_bits(bits: Array) -> Array:
     """MurmurHash3's finaliser of each 32-bit number."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)

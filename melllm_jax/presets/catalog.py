@@ -29,6 +29,7 @@ from melllm_jax.presets.mel_llm import (
 )
 from melllm_jax.presets.small import digits, quickstart
 from melllm_jax.presets.smollm2 import aura_smollm2, smollm2_asr
+from melllm_jax.presets.tts import tts
 
 PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
     {
@@ -54,6 +55,7 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
             aura_smollm2,
             aura_qwen2_5_7b,
             aura_phi4_mini,
+            tts,
         )
     }
     | {name: functools.partial(ladder.rung, name) for name in ladder.RUNGS}

@@ -11,6 +11,7 @@ from melllm_jax.config.distillation import SIZE_FIELDS
 from melllm_jax.config.run import RANDOM, Run
 from melllm_jax.errors import Mistake
 
+HEAD_FIELDS = ("writes", "mel_head")  # of a model: whether and how it writes mel patches
 COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
 
 
@@ -29,16 +30,18 @@ def adopt_model(run: Run, folder: str) -> Run:
     """`run` with the sizes, the mel and the tokenizer of the model in `folder`.
 
     What a checkpoint does not have stays the run's: the front end of a model that reads text
-    alone, LoRA where none was imported, and how the model is computed. A run with the conv front
-    end takes a Conformer's stem, and a run with a Conformer says itself that it has one. Raises
-    Mistake where `folder` holds no model.
+    alone, the head of one that writes text alone, LoRA where none was imported, and how the model
+    is computed. A run with the conv front end takes a Conformer's stem, and a run with a Conformer
+    says itself that it has one. Raises Mistake where `folder` holds no model.
     """
     spec = run_folder.read_spec(folder)
     own = {name: getattr(run.model, name) for name in (*COMPUTE_FIELDS, "speech")}
     mel = spec.mel
     if spec.model.front == "none":
         own |= {name: getattr(run.model, name) for name in FRONT_FIELDS}
-        mel = run.mel
+    if spec.model.writes == "text":
+        own |= {name: getattr(run.model, name) for name in HEAD_FIELDS}
+        mel = run.mel if spec.model.front == "none" else mel
     if {spec.model.front, run.model.front} == {"conv", "conformer"}:
         own |= {"front": run.model.front}
         if spec.model.front == "conv":

@@ -18,6 +18,7 @@ from melllm_jax.models.parameters import (
     init_model,
     init_weights,
     is_front,
+    is_mel_head,
 )
 from melllm_jax.objectives.objective import Companion, LossSums, Objective, Term
 from melllm_jax.training import optimizer
@@ -224,7 +225,7 @@ def _companion_shapes(companion: Companion, shapes: Weights) -> Weights:
 
 
 def _as_frozen(name: str, x: Array) -> Array:
-    return x if is_front(name) else x.astype(jnp.bfloat16)
+    return x if is_front(name) or is_mel_head(name) else x.astype(jnp.bfloat16)
 
 
 def _with_layouts(shapes: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -13,7 +13,7 @@ from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.checkpoints.checkpointer import load_weights
 from melllm_jax.config.run import RANDOM
 from melllm_jax.errors import Mistake
-from melllm_jax.models.parameters import Kinds, Weights, is_alignment_head, is_front
+from melllm_jax.models.parameters import Kinds, Weights, is_alignment_head, is_front, is_mel_head
 from melllm_jax.nn.layers import NonTrainable
 
 VOCABULARY = {"embed": 0, "head": 1}  # weights with an axis of tokens, and which it is
@@ -39,15 +39,16 @@ class WarmStart:
         """The weights among `kinds` that are not in the checkpoint: they start at random.
 
         So does a front end that is to be random. Raises Mistake for weights that only one of
-        the two has, front end, LoRA and a teacher's heads excepted, for those that differ in shape,
-        and for a checkpoint of a Conformer's stem alone.
+        the two has, front end, LoRA, mel head and a teacher's heads excepted, for those that differ
+        in shape, and for a checkpoint of a Conformer's stem alone.
         """
         self._check_conformer(kinds)
         own_front = not self.random_front and any(
             is_front(name) for name in self.shapes.keys() & kinds.keys()
         )
         for name, shape in self.shapes.items():
-            if is_front(name) or is_alignment_head(name) and name not in kinds:
+            spare = is_alignment_head(name) or is_mel_head(name)
+            if is_front(name) or spare and name not in kinds:
                 continue
             if name not in kinds:
                 raise Mistake(
@@ -69,7 +70,8 @@ class WarmStart:
             and not (isinstance(kind, NonTrainable) and same_shape(name))
         ]
         for name in fresh:
-            if not is_front(name) and "_lora." not in name and not is_alignment_head(name):
+            ours = is_front(name) or is_alignment_head(name) or is_mel_head(name)
+            if not ours and "_lora." not in name:
                 raise Mistake(f"init={self.folder}: has no {name}, which the run needs")
         return fresh
 

@@ -14,7 +14,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
 from melllm_jax.config.run import Mesh, Optim, Run
 from melllm_jax.models import parameters
-from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.models.speaking_lm import make_model
 from melllm_jax.objectives import next_token
 from melllm_jax.sharding import make_mesh, shard_batch
 
@@ -63,7 +63,7 @@ def made(cfg, seed=0):
     LoRA's B, norms and biases start at 0 or 1, where a wrong use of them may not show.
     """
     skeleton, shapes = parameters.abstract_model(
-        lambda rngs: SpeechLM(cfg.model, cfg.mel, cfg.lora, rngs=rngs)
+        lambda rngs: make_model(cfg.model, cfg.mel, cfg.lora, rngs=rngs)
     )
     rng = np.random.default_rng(seed)
     values = {}
@@ -109,9 +109,10 @@ def graded_front(cfg, batch):
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A clip of speech of so many mel frames."""
+    """A clip of speech of so many mel frames, heard or written."""
 
     frames: int
+    written: bool = False
 
 
 def segment(*pieces, seed, mel=MEL, v=64):
@@ -122,7 +123,8 @@ def segment(*pieces, seed, mel=MEL, v=64):
         if isinstance(piece, Clip):
             whole, part = divmod(piece.frames, mel.r)
             frames += [mel.r] * whole + [part] * (part > 0)
-            clips += [max(clips, default=0) + 1] * (whole + (part > 0))
+            number = max(map(abs, clips), default=0) + 1
+            clips += [-number if piece.written else number] * (whole + (part > 0))
         else:
             frames += [0] * piece
             clips += [0] * piece

@@ -1,0 +1,167 @@
+"""Speech row by row: as training has it, the same in any batch, and ended as it should be."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from melllm_jax import sharding
+from melllm_jax.errors import Mistake
+from melllm_jax.inference.generate import prompt_batch
+from melllm_jax.inference.synthesize import Speaker, SpeakingOptions
+from melllm_jax.nn.noise import normal, row_draw
+from tests.melllm_jax.objectives.test_next_patch import MODEL
+from tests.support import models
+from tests.support.models import MEL, Clip
+
+RUN = models.run(dataclasses.replace(MODEL, remat="none"))
+PROMPTS = [[5], [3, Clip(16), 2], [4, Clip(24, written=True)]]
+LIMITS, SEEDS = np.array([9, 6, 7]), np.array([11, 12, 13])
+NEVER = SpeakingOptions(stop=1 - 1e-9)
+
+
+class Tiny:
+    """A small model that speaks, and its prompts."""
+
+    def __init__(self):
+        self.skeleton, self.values = models.made(RUN)
+        self.model = self.skeleton.model(self.values)
+        self.rows = [models.segment(*pieces, seed=i) for i, pieces in enumerate(PROMPTS)]
+        self.speaker = Speaker(self.model, NEVER)
+
+    def said(self, chosen, options=None, seeds=SEEDS, size=None, model=None):
+        """What chosen prompts give, as NumPy."""
+        changed = options is not None or model is not None
+        speaker = Speaker(model or self.model, options or NEVER) if changed else self.speaker
+        prompt = prompt_batch([self.rows[i] for i in chosen], size or len(chosen))
+        more = np.zeros((size or len(chosen)) - len(chosen), int)
+        limits, own = (np.concatenate([x[list(chosen)], more]) for x in (LIMITS, seeds))
+        return jax.device_get(speaker(prompt, limits, own))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    with models.one_device():
+        yield Tiny()
+
+
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_patches_are_those_of_one_pass_over_the_whole_sequence(tiny, i):
+    """The prompt and what was written, read at once with the same draws, give the same patches."""
+    row = tiny.rows[i]
+    found = tiny.said([i])
+    n, start = LIMITS[i], len(row["tokens"])
+    columns = {k: np.concatenate([x, np.zeros((n, *x.shape[1:]), x.dtype)]) for k, x in row.items()}
+    columns["patches"][start:] = found.patches[0, :n]
+    columns["clips"][start:], columns["frames"][start:] = -9, MEL.r
+    columns["positions"] = np.arange(start + n)
+    batch = sharding.shard_batch(models.pack([[columns]], start + n))
+
+    def written(values, batch):
+        model = tiny.skeleton.model(values)
+        draw = row_draw(jnp.asarray(SEEDS[i : i + 1]), batch.positions)
+        inputs = model.inputs(batch, draw)
+        context = model._stack_inputs(batch)[1]
+        hidden = model.norm(model.stack(inputs, context))
+        return model.mel_head.latent(hidden, draw)
+
+    whole = jax.device_get(models.jitted(written)(tiny.values, batch))
+    want = whole.patch[0, start - 1 : start - 1 + n]
+    np.testing.assert_allclose(found.patches[0, :n], want, atol=2e-4, rtol=1e-4)
+    stops = 1 / (1 + np.exp(-whole.stop[0, start - 1 : start - 1 + n]))
+    np.testing.assert_allclose(found.stops[0, :n], stops, atol=1e-5)
+
+
+def test_a_batch_equals_its_rows_alone_and_padding_says_nothing(tiny):
+    together = tiny.said([0, 1, 2], size=4)
+    for i in range(3):
+        alone, n = tiny.said([i]), LIMITS[i]
+        np.testing.assert_allclose(together.patches[i, :n], alone.patches[0, :n], atol=2e-4)
+    np.testing.assert_array_equal(together.lengths, [*LIMITS, 0])
+    assert not together.patches[3].any()
+    assert not together.stopped.any()
+
+
+def test_equal_seeds_are_equal_to_the_bit_and_others_differ(tiny):
+    first, second = (tiny.said([0, 1]) for _ in range(2))
+    np.testing.assert_array_equal(first.patches, second.patches)
+    other = tiny.said([0, 1], seeds=SEEDS + 1)
+    assert np.abs(other.patches[:, 0] - first.patches[:, 0]).max() > 1e-2
+
+
+def test_temperature_scales_the_draw_and_0_takes_the_mean(tiny):
+    """At 0 what is left to chance is the pre-net's dropout, which the first patch has not."""
+    options = dataclasses.replace(NEVER, temperature=0.0)
+    calm = [tiny.said([0], options, SEEDS + n) for n in (0, 1)]
+    np.testing.assert_array_equal(calm[0].patches[0, 0], calm[1].patches[0, 0])
+    assert np.abs(calm[0].patches[0, 1] - calm[1].patches[0, 1]).max() > 1e-4
+
+
+def test_a_row_ends_with_the_patch_whose_stop_is_likely(tiny):
+    free = tiny.said([0, 1, 2])
+    stops = free.stops[0, : LIMITS[0]]
+    end = int(np.argmax(stops[:-1]))
+    found = tiny.said([0, 1, 2], SpeakingOptions(stop=float(stops[end]) * 0.999))
+    first = int(np.argmax(stops > stops[end] * 0.999))
+    assert found.lengths[0] == first + 1
+    assert found.stopped[0]
+    np.testing.assert_array_equal(found.patches[0, first + 1 :], 0.0)
+
+
+def test_a_row_that_is_not_finite_ends_flagged_and_others_go_on(tiny):
+    """A prompt of NaN stands for a model that overflows."""
+    row = {name: column.copy() for name, column in tiny.rows[2].items()}
+    row["patches"][-1] = np.nan
+    prompt = prompt_batch([tiny.rows[0], row], 2)
+    found = jax.device_get(tiny.speaker(prompt, LIMITS[[0, 2]], SEEDS[[0, 2]]))
+    np.testing.assert_array_equal(found.broken, [False, True])
+    np.testing.assert_array_equal(found.lengths, [LIMITS[0], 0])
+    assert np.isfinite(found.patches).all()
+    np.testing.assert_allclose(
+        found.patches[0, : LIMITS[0]], tiny.said([0]).patches[0, : LIMITS[0]], atol=2e-4
+    )
+
+
+def test_a_stream_gives_what_the_whole_gives(tiny):
+    prompt = prompt_batch([tiny.rows[0]], 1)
+    parts = list(tiny.speaker.stream(prompt, LIMITS[:1], SEEDS[:1], every=4))
+    assert len(parts) == 3
+    np.testing.assert_array_equal(jax.device_get(parts[-1].patches), tiny.said([0]).patches)
+
+
+def test_refined_patches_are_the_post_nets_of_each_row_alone(tiny):
+    found = tiny.said([0, 1])
+    refined = tiny.speaker.refine(found)
+    n = LIMITS[1]
+    ones = jnp.ones((1, n), jnp.int32)
+    own = tiny.model.mel_head.refine(jnp.asarray(found.patches[1:2, :n]), ones, ones * MEL.r)
+    np.testing.assert_allclose(refined[1, :n], own[0], atol=1e-5)
+    assert not refined[1, n:].any()
+
+
+def test_draws_depend_on_seed_and_position_alone_and_are_normal():
+    seeds, positions = jnp.array([5, 6]), jnp.broadcast_to(jnp.arange(400), (2, 400))
+    with models.one_device():
+        whole = row_draw(seeds, positions)(1, jnp.zeros((2, 400, 50)))
+        part = row_draw(seeds[1:], positions[1:, 7:9])(1, jnp.zeros((1, 2, 50)))
+        other = row_draw(seeds, positions)(2, jnp.zeros((2, 400, 50)))
+    np.testing.assert_array_equal(part[0], whole[1, 7:9])
+    assert abs(np.corrcoef(np.ravel(whole), np.ravel(other))[0, 1]) < 0.02
+    drawn = np.asarray(normal(whole))
+    assert np.isfinite(drawn).all()
+    assert abs(drawn.mean()) < 0.02
+    assert drawn.std() == pytest.approx(1.0, abs=0.02)
+    assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 0.03
+
+
+def test_limits_grow_with_the_text():
+    assert SpeakingOptions(per_letter=0.1, extra=1.0).limit("a" * 20, 0.04) == 75
+    for name, value, rule in (
+        ("stop", 1.0, "must lie between 0 and 1"),
+        ("temperature", -1.0, "must be 0 or more"),
+        ("extra", -1.0, "must be 0 or more seconds"),
+    ):
+        with pytest.raises(Mistake, match=f"{name}={value}: {rule}"):
+            SpeakingOptions(**{name: value})
