@@ -55,11 +55,20 @@ class ParameterCounts:
     front: int  # front end, fixed statistics and positions left out
     lora: int
     align: int  # heads that layers are taught through: training's alone
+    mel_head: int = 0  # what writes mel patches, and reads them again
 
     @property
     def total(self) -> int:
         """All of them; a teacher's are no part of the model (`teacher_parameters`)."""
-        return self.embed + self.head + self.layers + self.front + self.lora + self.align
+        return (
+            self.embed
+            + self.head
+            + self.layers
+            + self.front
+            + self.lora
+            + self.align
+            + self.mel_head
+        )
 
 
 def find_chip(kind: str) -> Chip | None:
@@ -79,6 +88,7 @@ def count_parameters(run: Run) -> ParameterCounts:
         front=_front_parameters(run),
         lora=m.l * lora,
         align=_alignment_parameters(run),
+        mel_head=sum(_mel_head_parameters(run)),
     )
 
 
@@ -95,11 +105,14 @@ def forward_flops(run: Run) -> float:
 
     Attention counts the pairs that a causal mask and the window leave (`mean_attended_positions`).
     The embedding is a look-up and costs none; the head reads every position. The front end costs at
-    speech positions only; it is counted as if every position were speech, an upper bound.
+    speech positions only; it is counted as if every position were speech, an upper bound. So is the
+    head that writes mel patches, whose post-net is at work at every frame.
     """
     p, m, t = count_parameters(run), run.model, run.data.t
     attention = m.l * 4 * m.n * m.h * mean_attended_positions(m, t)
-    return 2.0 * (p.layers + p.lora + m.v * m.d) + front_flops(run) + attention
+    patch, frame = _mel_head_parameters(run)
+    written = 2.0 * (patch + run.mel.r * frame)
+    return 2.0 * (p.layers + p.lora + m.v * m.d) + front_flops(run) + written + attention
 
 
 def front_flops(run: Run) -> float:
@@ -223,9 +236,9 @@ def training_flops(run: Run, speech: float, text: float) -> float:
 
 
 def trained_parameters(run: Run) -> int:
-    """Weights that change; the heads that layers are taught through always do."""
+    """Weights that change; the heads that layers are taught through, or that write, always do."""
     p = count_parameters(run)
-    front = p.front + p.align
+    front = p.front + p.align + p.mel_head
     trained = {"all": p.total, "lora": front + p.lora, "front": front}[run.optim.train]
     return trained - (encoder_parameters(run) if run.optim.encoder == "frozen" else 0)
 
@@ -274,6 +287,19 @@ def _alignment_parameters(run: Run) -> int:
         return 0
     scale = m.d if cfg.head == "norm" else 0
     return len(cfg.pairs(m.l)) * (m.d * cfg.width + scale)
+
+
+def _mel_head_parameters(run: Run) -> tuple[int, int]:
+    """Weights of the head that writes, at work once a patch and, the post-net's, once a frame."""
+    m, p, own = run.model, run.mel.p, run.model.mel_head
+    if m.writes == "text":
+        return 0, 0
+    u, w = own.prenet, own.hidden
+    prenet = p * u + u + u * u + u + u * m.d + m.d
+    latent = 2 * (m.d * p + p) + p * w + w + w * w + w + w * p + p + m.d + 1
+    widths = [run.mel.m, *[own.channels] * (own.convolutions - 1), run.mel.m]
+    pairs = list(zip(widths, widths[1:], strict=False)) if own.convolutions else []
+    return prenet + latent, sum(own.taps * x * y + y for x, y in pairs)
 
 
 def _front_parameters(run: Run) -> int:

@@ -106,6 +106,13 @@ def to_flac(wave: Float32[np.ndarray, "w"], rate: int = SAMPLE_RATE) -> bytes:
     return stream.getvalue()
 
 
+def to_wav(wave: Float32[np.ndarray, "w"], rate: int = SAMPLE_RATE) -> bytes:
+    """WAV of 16 bits; samples outside [-1, 1) are clipped."""
+    stream = io.BytesIO()
+    soundfile.write(stream, to_int16(wave), rate, format="WAV", subtype="PCM_16")
+    return stream.getvalue()
+
+
 def to_opus(wave: Float32[np.ndarray, "w"], rate: int = SAMPLE_RATE) -> bytes:
     """Ogg Opus at about 31 kbit/s of 16 kHz, always the same bytes; decodes to w samples.
 

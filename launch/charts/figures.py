@@ -60,9 +60,49 @@ def draw_spectrogram(
     seconds_a_frame: float = 0.01,
 ) -> None:
     """Log-mel energies over time in seconds, with what was said and what was recognised above."""
-    frames, m = mel.shape
     figure = Figure(figsize=(8, 3.6), layout="constrained", facecolor=PAPER)
     axis = figure.subplots()
+    _draw_mel(figure, axis, mel, seconds_a_frame)
+    axis.set_xlabel("time (s)", color=INK)
+    axis.set_title(
+        _captions(reference, hypothesis),
+        color=INK,
+        fontsize=10,
+        family="monospace",
+        loc="left",
+        parse_math=False,
+    )
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
+
+def draw_speech(
+    mel: Float[np.ndarray, "frames m"],
+    stops: Float[np.ndarray, "patches"],
+    text: str,
+    path: pathlib.Path,
+    seconds_a_frame: float = 0.01,
+) -> None:
+    """Log-mel energies of speech that was made, over how likely each patch was to be the last."""
+    figure = Figure(figsize=(8, 4.4), layout="constrained", facecolor=PAPER)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    _draw_mel(figure, upper, mel, seconds_a_frame)
+    _plain(lower)
+    ends = np.arange(1, len(stops) + 1) * len(mel) * seconds_a_frame / max(len(stops), 1)
+    lower.step(ends, stops, color=WER, linewidth=2, where="pre")
+    lower.set_ylim(0, 1)
+    lower.set_ylabel("last patch", color=INK)
+    lower.set_xlabel("time (s)", color=INK)
+    upper.set_title(
+        textwrap.fill(text, 84), color=INK, fontsize=10, loc="left", parse_math=False
+    )
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
+
+def _draw_mel(
+    figure: Figure, axis: Axes, mel: Float[np.ndarray, "frames m"], seconds_a_frame: float
+) -> None:
+    """An image of log energies by time and band, and its scale."""
+    frames, m = mel.shape
     _plain(axis)
     axis.grid(visible=False)
     low, high = np.percentile(mel, (2, 99.5))  # a lone click or silence does not set the scale
@@ -76,21 +116,11 @@ def draw_spectrogram(
         extent=(0, frames * seconds_a_frame, 0, m),
         interpolation="nearest",
     )
-    axis.set_xlabel("time (s)", color=INK)
     axis.set_ylabel("mel band", color=INK)
     bar = figure.colorbar(image, ax=axis, pad=0.015, aspect=28)
     bar.set_label("log energy", color=INK)
     bar.ax.tick_params(colors=INK, length=0, labelsize=9)
     bar.outline.set_visible(False)
-    axis.set_title(
-        _captions(reference, hypothesis),
-        color=INK,
-        fontsize=10,
-        family="monospace",
-        loc="left",
-        parse_math=False,
-    )
-    figure.savefig(path, dpi=DOTS_PER_INCH)
 
 
 def _draw_loss(axis: Axes, loss: Mapping[int, float]) -> None:

@@ -138,7 +138,8 @@ def text_opening(folder: str, spec: ModelSpec, tokenizer: Tokenizer) -> tuple[in
 
     Such a run saw the end token before every text (`data_pipelines.examples.text_example`).
     """
-    if spec.model.front == "none" and run_folder.holds_run(folder):
+    only_text = spec.model.front == "none" and spec.model.writes == "text"
+    if only_text and run_folder.holds_run(folder):
         return (end_id(tokenizer, spec.text),)
     return tokenizer.opening
 

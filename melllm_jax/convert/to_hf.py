@@ -65,8 +65,8 @@ def plan_export(
     """Plan the export of the newest checkpoint in `folder`.
 
     `sound_token` is the id at the positions of speech; transformers has one of its own without.
-    Raises Mistake for a folder without a whole checkpoint, for a front end that no class of
-    transformers has, and where LoRA that adds at speech alone is to be merged.
+    Raises Mistake for a folder without a whole checkpoint, for a front end or a mel head that no
+    class of transformers has, and where LoRA that adds at speech alone is to be merged.
     """
     spec = run_folder.read_spec(str(folder))
     stored = weight_store.WeightReader(integrity.newest_checkpoint(folder / run_folder.CHECKPOINTS))
@@ -74,7 +74,13 @@ def plan_export(
     shapes = {name: tuple(x.shape) for name, x in abstract.items()}
     check_shapes(folder, shapes, stored)
     if front == "drop":
-        spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, front="none"))
+        alone = dataclasses.replace(spec.model, front="none", writes="text")
+        spec = dataclasses.replace(spec, model=alone)
+    if spec.model.writes == "speech":
+        raise Mistake(
+            'model.writes="speech": no class of transformers writes mel patches; '
+            "--front drop exports the LLM alone"
+        )
     foreign = {
         "linear": "reads mel patches",
         "whisper": "joins a Whisper encoder and this LLM",

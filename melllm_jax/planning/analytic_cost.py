@@ -64,6 +64,7 @@ def _weights_per_chip(run: Run, sizes: Mapping[str, int]) -> dict[str, float]:
         "encoder": encoder,
         "projector": projector,
         "align": p.align / fsdp,
+        "mel_head": p.mel_head,  # the small part of it that fsdp splits does not count
     }
 
 
@@ -233,9 +234,10 @@ def _bytes_sent(run: Run, sizes: Mapping[str, int], kept: frozenset[str]) -> dic
     number = 2 if run.optim.compute == "bfloat16" else 4
     tokens, micro = _positions_per_chip(run, sizes), run.optim.micro
     ring = {axis: (size - 1) / size for axis, size in sizes.items()}
-    # The heads that layers are taught through are not split by tp.
-    weights = (p.layers + p.lora + m.v * m.d + blocks) * number / tp + p.align * number
-    scattered = (trained - p.align) * number / tp + p.align * number
+    # Neither the heads that layers are taught through nor the one that writes are split by tp.
+    heads = p.align + p.mel_head
+    weights = (p.layers + p.lora + m.v * m.d + blocks) * number / tp + heads * number
+    scattered = (trained - heads) * number / tp + heads * number
     twice = 2 if kept >= set(NAMES) else 3  # sums over tp: forward, again, backward
     summed = m.l * 2 * twice * 2 * m.d + 2 * m.d
     gathered = m.l * 2 * (2 if "qkv" in kept else 3) * 2 * m.k * m.h / tp

@@ -13,7 +13,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model, Rope
 from melllm_jax.config.run import Optim, Run
 from melllm_jax.models import parameters
-from melllm_jax.models.speech_lm import SpeechLM
+from melllm_jax.models.speaking_lm import make_model
 from melllm_jax.nn.layers import LoraParam, NonTrainable
 from melllm_jax.objectives import next_token
 from melllm_jax.objectives.run_objective import objective_of
@@ -51,7 +51,9 @@ CONFORMER = models.run(
 
 
 def shapes_of(run):
-    return parameters.abstract_model(lambda rngs: SpeechLM(run.model, run.mel, run.lora, rngs=rngs))
+    return parameters.abstract_model(
+        lambda rngs: make_model(run.model, run.mel, run.lora, rngs=rngs)
+    )
 
 
 @pytest.fixture
@@ -84,10 +86,11 @@ def test_phi_4_mini_counts_what_its_checkpoint_has():
         dataclasses.replace(PHI, model=dataclasses.replace(PHI.model, front="conformer")),
         models.run(dataclasses.replace(models.MODEL, qkv_bias=True)),
         models.run(dataclasses.replace(models.MODEL, qk_norm=True, h=16)),
+        models.run(dataclasses.replace(models.MODEL, writes="speech")),
     ],
     ids=[
         *("phi-4-mini", "linear", "untied", "conv", "whisper", "whisper_conv", "conformer"),
-        *("phi-4-multimodal", "qwen2", "qwen3"),
+        *("phi-4-multimodal", "qwen2", "qwen3", "speech"),
     ],
 )
 def test_parameters_equal_the_models_own_shapes(run):

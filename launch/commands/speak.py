@@ -1,0 +1,194 @@
+"""`melllm speak`: texts to sound files, by a run whose model speaks."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Annotated, Any, Literal
+
+import jax
+from tyro.conf import Positional, arg
+
+from data_pipelines.corpora.corpus import Corpus, load_utterance_sound, open_corpus
+from data_pipelines.reject import Unusable
+from data_pipelines.audio.sound import Sound
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from launch.runs.model_loader import load_model, mesh_for
+from launch.runtime import compile_cache
+from launch.speech.speaking_model import SpeakingModel, Voice
+from launch.speech.spoken_files import (
+    MANIFEST,
+    SpeechRequest,
+    SpokenSound,
+    speak,
+    speak_folder,
+    write_sound,
+)
+from launch.speech.vocoder_choice import SoundMaker, open_vocoder
+from launch.terminal.flags import parse
+from launch.terminal.progress_bar import count_progress
+from launch.terminal.text_input import STDIN, read_text
+from melllm_jax import files
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.errors import Mistake
+from melllm_jax.inference.synthesize import SpeakingOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeakArguments:
+    """Speak texts with a run: one into --out FILE.wav, several into a folder with spoken.jsonl.
+
+    Texts are given as words, in a file with one a line, or as those of a corpus's split, whose
+    recordings are then laid beside what is spoken, to be compared by `melllm evaluate --speech`.
+    The same command goes on where it was stopped.
+    """
+
+    texts: Annotated[tuple[str, ...], Positional, arg(metavar="TEXT")] = ()  # "-": standard input
+    run: str  # folder of the run
+    out: str  # FILE.wav of one text, or else a folder
+    file: str = ""  # file of texts, one a line; "-" is standard input
+    data: str = ""  # folder of shards or manifests, the texts of whose split are spoken
+    split: str = "test"  # of data
+    most: int = 0  # texts of data at most; 0 is all
+    vocoder: str = ""  # folder of a vocoder, imported or trained; without one, Griffin-Lim
+    voice: str = ""  # sound to go on from, in whose voice the text is spoken
+    voice_text: str = ""  # what is said in it
+    seed: int = 0  # of what is drawn
+    batch: int = 1  # texts spoken at once
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of weights and products
+    picture: str = ""  # FILE.png: mel of one text, and how likely each patch is the last
+    json: bool = False  # one JSON object a text on standard output, each in a line
+    speaking: SpeakingOptions = dataclasses.field(default_factory=SpeakingOptions)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`melllm speak --run DIR "TEXT" --out FILE.wav`."""
+    arguments = parse(SpeakArguments, argv, prog="melllm speak")
+    one_file = arguments.out.lower().endswith(".wav")
+    out = files.local_path("out", arguments.out)
+    requests = _corpus_requests(arguments) if arguments.data else _text_requests(arguments)
+    if one_file and len(requests) != 1:
+        raise Mistake(f"out={arguments.out}: is one file for {len(requests)} texts: give a folder")
+    if arguments.picture and not one_file:
+        raise Mistake(f"picture={arguments.picture}: is of one text: give --out FILE.wav")
+    voice = _voice(arguments)
+    spec = run_folder.read_spec(arguments.run)
+    tokenizer = load_tokenizer(spec.text.tokenizer)
+    with jax.set_mesh(mesh_for(spec)), compile_cache.use_folder(compile_cache.FOLDER):
+        checkpoint = load_model(pathlib.Path(arguments.run), arguments.dtype)
+        model = SpeakingModel(checkpoint, tokenizer, arguments.speaking, voice)
+        vocoder = open_vocoder(arguments.vocoder, model.mel)
+        for request in requests:
+            model.check(request.text)
+        make = lambda texts: speak(
+            model, vocoder, texts, batch=arguments.batch, seed=arguments.seed
+        )
+        if one_file:
+            (sound,) = make([requests[0].text])
+            return _speak_one(arguments, out, sound, model, vocoder)
+        names = ("run", "seed", "dtype", "voice", "voice_text")
+        settings = {name: getattr(arguments, name) for name in names}
+        settings |= {"checkpoint": checkpoint.step, "vocoder": vocoder.name}
+        settings |= dataclasses.asdict(arguments.speaking)
+        return _speak_all(arguments, out, requests, make, settings)
+
+
+def _text_requests(arguments: SpeakArguments) -> list[SpeechRequest]:
+    """The texts of words and of the file. Raises Mistake for none."""
+    texts = [read_text(STDIN).strip() if x == STDIN else x for x in arguments.texts]
+    if arguments.file:
+        texts += [line for line in read_text(arguments.file).splitlines() if line.strip()]
+    if not texts:
+        raise Mistake("texts: give one at least, --file FILE or --data DIR")
+    return [SpeechRequest(f"{number:04d}", text) for number, text in enumerate(texts, start=1)]
+
+
+def _corpus_requests(arguments: SpeakArguments) -> list[SpeechRequest]:
+    """The texts of a split, each with its recording. Raises Mistake for other texts beside them."""
+    if arguments.texts or arguments.file:
+        raise Mistake(f"data={arguments.data}: and other texts: give one of them")
+    corpus = open_corpus(arguments.data, arguments.split)
+    found = []
+    for index in range(min(arguments.most or len(corpus), len(corpus))):
+        utterance = corpus[index]
+        if utterance.flaw or utterance.turns:
+            continue  # no text with its own sound
+        load = functools.partial(_load_recording, corpus, index)
+        recording = None if corpus.mel is not None else load
+        found.append(SpeechRequest(utterance.id, utterance.text, recording))
+    return found
+
+
+def _load_recording(corpus: Corpus, index: int) -> Sound:
+    try:
+        return load_utterance_sound(corpus[index])
+    except Unusable as error:
+        raise Mistake(f"data={corpus.path}: {error}") from error
+
+
+def _voice(arguments: SpeakArguments) -> Voice | None:
+    if arguments.voice:
+        return Voice(arguments.voice, arguments.voice_text)
+    if arguments.voice_text:
+        raise Mistake("voice_text: goes with --voice FILE")
+    return None
+
+
+def _speak_one(
+    arguments: SpeakArguments,
+    out: pathlib.Path,
+    sound: SpokenSound,
+    model: SpeakingModel,
+    vocoder: SoundMaker,
+) -> int:
+    """Writes the one file and its picture, and says what it is."""
+    write_sound(out, sound)
+    if arguments.picture:
+        _draw(arguments, sound, model)
+    if arguments.json:
+        _print_json({"out": str(out), "text": sound.spoken.text, "vocoder": vocoder.name}, sound)
+        return 0
+    ended = "" if sound.spoken.stopped else _unended(sound)
+    print(f"{out}: {sound.duration:.2f} s in {sound.seconds:.2f} s, sound by {vocoder.name}{ended}")
+    return 0
+
+
+def _speak_all(
+    arguments: SpeakArguments,
+    out: pathlib.Path,
+    requests: Sequence[SpeechRequest],
+    make: Callable[[Sequence[str]], Iterator[SpokenSound]],
+    settings: Mapping[str, Any],
+) -> int:
+    """Speaks into the folder, and says how many and how fast."""
+    requests = [dataclasses.replace(x, voice=arguments.voice) for x in requests]
+    with count_progress(len(requests), "texts") as advance:
+        lines = speak_folder(requests, out, settings, make, advance)
+    if arguments.json:
+        for line in lines:
+            print(json.dumps(line))
+        return 0
+    lasts, took = (sum(line[name] for line in lines) for name in ("duration", "seconds"))
+    unended = sum(not line["flags"]["stopped"] for line in lines)
+    print(
+        f"{len(lines)} texts, {lasts:.0f} s of sound in {took:.0f} s, by {settings['vocoder']}; "
+        f"{unended} ended by their limit: {out / MANIFEST}"
+    )
+    return 0
+
+
+def _unended(sound: SpokenSound) -> str:
+    return "; ended where it was not finite" if sound.spoken.broken else "; ended by its limit"
+
+
+def _print_json(what: Mapping[str, Any], sound: SpokenSound) -> None:
+    print(json.dumps({**what, **sound.figures}))
+
+
+def _draw(arguments: SpeakArguments, sound: SpokenSound, model: SpeakingModel) -> None:
+    from launch.charts import figures  # noqa: PLC0415 matplotlib is an extra
+
+    spoken = sound.spoken
+    path = pathlib.Path(arguments.picture)
+    figures.draw_speech(spoken.mel, spoken.stops, spoken.text, path, model.mel.hop_seconds)

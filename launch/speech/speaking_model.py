@@ -1,0 +1,159 @@
+"""A checkpoint that speaks: texts in, mel out, several at once."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import time
+import zlib
+
+import jax
+from jaxtyping import Float, Float32
+import numpy as np
+
+from data_pipelines.examples.tts_example import tts_prompt_columns
+from data_pipelines.reject import Unusable
+from data_pipelines.text.tokenizer import Tokenizer
+from launch.runs.model_loader import CheckpointModel
+from launch.runs.sounds import SoundSource, load_mel
+from launch.runs.transcriber import round_up_rows
+from melllm_jax.config.features import Mel
+from melllm_jax.errors import Mistake
+from melllm_jax.features.mel_filters import EPS
+from melllm_jax.inference.generate import prompt_batch
+from melllm_jax.inference.synthesize import Speaker, SpeakingOptions
+from melllm_jax.models.speaking_lm import SpeakingLM
+
+_SHOWN = 40  # characters of a text that a message shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """A sound to be gone on from, and what is said in it."""
+
+    sound: SoundSource
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise Mistake("voice_text='': a voice needs what is said in it")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpokenMel:
+    """What a model made of one text."""
+
+    text: str
+    mel: Float32[np.ndarray, "frames m"]  # in the extractor's own log units
+    stops: Float32[np.ndarray, "patches"]  # probability that each patch is the last
+    stopped: bool  # the model ended it; otherwise the limit did
+    broken: bool  # it ended at a patch that was not finite
+    seconds: float  # to write it: of a batch, each row's share
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """What is to be known of it besides its sound."""
+        return {"stopped": self.stopped, "broken": self.broken}
+
+
+class SpeakingModel:
+    """Speaks texts with a checkpoint; each shape of a batch compiles once.
+
+    The mesh in force must be the model's wherever it is used. Raises Mistake for a model that
+    writes text alone, and for one whose mel cannot be brought back to the extractor's units.
+    """
+
+    def __init__(
+        self,
+        checkpoint: CheckpointModel,
+        tokenizer: Tokenizer,
+        options: SpeakingOptions,
+        voice: Voice | None = None,
+    ) -> None:
+        spec = checkpoint.spec
+        if not isinstance(checkpoint.model, SpeakingLM):
+            rule = 'has no head that speaks: it was trained with model.writes="text"'
+            raise Mistake(f"run={checkpoint.folder}: {rule}")
+        self._spec, self._tokenizer, self._options = spec, tokenizer, options
+        self._speaker = Speaker(checkpoint.model, options)
+        self._voice, self._statistics = None, _statistics(spec.mel)
+        if voice is not None:
+            raw = load_mel(voice.sound, None, dataclasses.replace(spec.mel, normalize="none"))
+            if spec.mel.normalize == "utterance":
+                self._statistics = raw.mean(axis=0), 1 / np.sqrt(raw.var(axis=0) + EPS)
+            mean, invstd = self._statistics or (0.0, 1.0)
+            self._voice = voice.text, ((raw - mean) * invstd).astype(np.float32)
+        elif spec.mel.normalize == "utterance":
+            rule = "each clip had its own mean: give --voice, whose own is taken"
+            raise Mistake(f'mel.normalize="utterance": {rule}')
+
+    @property
+    def mel(self) -> Mel:
+        """The mel that it writes, in the extractor's own units."""
+        return dataclasses.replace(self._spec.mel, normalize="none", mean=(), invstd=())
+
+    @property
+    def patch_seconds(self) -> float:
+        """Seconds of a patch."""
+        return self._spec.mel.r * self._spec.mel.hop_seconds
+
+    def check(self, text: str) -> None:
+        """Raises Mistake for a text that the model cannot be asked to say."""
+        self._columns(text)
+
+    def say(self, texts: Sequence[str], *, batch: int = 1, seed: int = 0) -> Iterator[SpokenMel]:
+        """What the model makes of each text, in their order, `batch` at once.
+
+        What it draws depends on `seed` and on the text, not on what is said beside it. Raises
+        Mistake for a text that is empty, that the vocabulary lacks, or that is too long.
+        """
+        rows = round_up_rows(batch, jax.sharding.get_mesh().size)
+        for start in range(0, len(texts), rows):
+            part = texts[start : start + rows]
+            columns = [self._columns(text) for text in part]
+            limits, seeds = np.zeros((2, rows), np.int32)
+            for i, text in enumerate(part):
+                limits[i] = self._limit(text, len(columns[i]["tokens"]))
+                seeds[i] = zlib.crc32(f"{seed} {text}".encode()) >> 1
+            began, compiled = time.perf_counter(), self._speaker.functions.seconds
+            out = jax.device_get(self._speaker(prompt_batch(columns, rows), limits, seeds))
+            patches = self._speaker.refine(out)
+            spent = time.perf_counter() - began - (self._speaker.functions.seconds - compiled)
+            for i, text in enumerate(part):
+                length = int(out.lengths[i])
+                yield SpokenMel(
+                    text,
+                    self._raw(patches[i, :length].reshape(-1, self._spec.mel.m)),
+                    out.stops[i, :length],
+                    bool(out.stopped[i]),
+                    bool(out.broken[i]),
+                    spent / len(part),
+                )
+
+    def _columns(self, text: str) -> dict[str, np.ndarray]:
+        shown = repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…")
+        if not text.strip():
+            raise Mistake(f"text={shown}: is empty: must hold words")
+        try:
+            own = self._spec.text, self._spec.mel
+            columns = tts_prompt_columns(self._tokenizer, *own, text, self._voice)
+        except Unusable as error:
+            raise Mistake(f"text={shown}: {error}") from error
+        taken, longest = len(columns["tokens"]), self._spec.model.rope.longest
+        rule = f"takes {taken} positions: the model has {longest} (model.rope.longest)"
+        if taken >= longest:
+            raise Mistake(f"text={shown}: {rule}")
+        return columns
+
+    def _limit(self, text: str, taken: int) -> int:
+        most = self._options.limit(text, self.patch_seconds)
+        return min(most, self._spec.model.rope.longest - taken)
+
+    def _raw(self, mel: Float[np.ndarray, "frames m"]) -> Float32[np.ndarray, "frames m"]:
+        mean, invstd = self._statistics or (np.float32(0.0), np.float32(1.0))
+        return (mel / invstd + mean).astype(np.float32)
+
+
+def _statistics(mel: Mel) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and inverse deviation of each band, where the mel was normalised by a corpus's."""
+    if mel.normalize != "global":
+        return None
+    return np.array(mel.mean, np.float32), np.array(mel.invstd, np.float32)
