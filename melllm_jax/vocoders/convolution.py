@@ -4,7 +4,7 @@ Time is `s`, whole: a vocoder's rows are split over devices, and its time is not
 channels and outputs u.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -15,6 +15,7 @@ from melllm_jax.features.stft import reshape_rows
 from melllm_jax.nn.layers import constant, einsum, weight
 
 
+@runtime_checkable
 class Edges(Protocol):
     """Puts what lies around a clip on its sides."""
 
