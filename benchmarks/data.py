@@ -121,7 +121,9 @@ def packed(folder: pathlib.Path, workers: int) -> Run:
     """
     source = Source(str(folder))
     data = Data(t=4096, b=8, sources=(source,), workers=workers, threads=0, ahead=AHEAD)
-    return Run("bench", MODEL, data, Optim(steps=1), Mel(normalize="utterance"))
+    return Run(
+        name="bench", model=MODEL, data=data, optim=Optim(steps=1), mel=Mel(normalize="utterance")
+    )
 
 
 def speed(

@@ -20,7 +20,7 @@ import numpy as np
 from melllm_jax.batch import Batch
 from melllm_jax.config.distillation import Distill
 from melllm_jax.config.model import Model
-from melllm_jax.config.run import Mesh, Run
+from melllm_jax.config.run import BaseRun, Mesh, Run
 from melllm_jax.errors import Mistake
 
 MeshAxis = str | tuple[str, ...] | None
@@ -84,8 +84,10 @@ def resolve_mesh(cfg: Mesh, devices: int, where: str = "here") -> Mesh:
     return dataclasses.replace(cfg, fsdp=fsdp)
 
 
-def split_dimensions(run: Run) -> list[tuple[str, str, int]]:
+def split_dimensions(run: BaseRun) -> list[tuple[str, str, int]]:
     """Mesh axis, field and size of every dimension of a run that an axis must divide."""
+    if not isinstance(run, Run):
+        return []
     model, cfg = run.model, run.distill
     splits = [
         ("fsdp", "model.d", model.d),
@@ -102,14 +104,16 @@ def split_dimensions(run: Run) -> list[tuple[str, str, int]]:
     return splits
 
 
-def check_mesh(run: Run, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+def check_mesh(run: BaseRun, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
     """Refuse a mesh that does not divide what it splits. Raises Mistake naming both."""
-    model, data, size = run.model, run.data, dict(mesh.shape)
+    data, size = run.data, dict(mesh.shape)
     rows = data.b // run.optim.micro
     for axis, name, value in split_dimensions(run):
         if value % size[axis]:
             raise Mistake(f"mesh.{axis}={size[axis]}: does not divide {name}={value}")
-    if model.attention == "splash" and data.t // size["seq"] % 128:
+    if not isinstance(run, Run) and size["seq"] > 1:
+        raise Mistake(f"mesh.seq={size['seq']}: a vocoder's crops are not split: give 1")
+    if isinstance(run, Run) and run.model.attention == "splash" and data.t // size["seq"] % 128:
         raise Mistake(
             f'model.attention="splash": works in tiles of 128 positions: '
             f"data.t={data.t} / mesh.seq={size['seq']} must be a multiple"
@@ -150,7 +154,7 @@ def device_owners(mesh: jax.sharding.Mesh) -> np.ndarray:
     return np.vectorize(lambda device: device.process_index)(mesh.devices)
 
 
-def host_lanes(run: Run, owners: np.ndarray, process: int) -> list[int]:
+def host_lanes(run: BaseRun, owners: np.ndarray, process: int) -> list[int]:
     """The lanes of data whose rows a process holds; several hold the same where b is not split.
 
     `owners` is what `device_owners` gives. Raises Mistake where its rows are no whole lanes.

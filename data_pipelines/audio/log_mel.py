@@ -1,4 +1,4 @@
-"""Log-mel frames of sound in NumPy, tuned for one core: Phi-4-MM's, Whisper's or plain.
+"""Log-mel frames of sound in NumPy, tuned for one core, of every kind of `config.features.Mel`.
 
 The constants are in `melllm_jax.features.mel_filters`, shared with `melllm_jax.features.log_mel`,
 which must give the same frames. Safe to call from several threads at once.
@@ -14,25 +14,26 @@ import scipy.fft
 
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import EPS, SAMPLE_RATE, MelFilters, make_filters
+from melllm_jax.features.mel_filters import EPS, MelFilters, make_filters
 
 BLOCK = 128  # frames at a time: with their spectra 0.5 MB, which stays in a core's own cache
 GROUP = 16  # bands to a product: as many float32 as the widest register holds
 
 
-def frame_count(samples: int, cfg: Mel, rate: int = SAMPLE_RATE) -> int:
+def frame_count(samples: int, cfg: Mel, rate: int = 0) -> int:
     """Frames of a sound of `samples` samples. Raises Mistake where there would be none."""
     table = make_filters(cfg.kind, cfg.m, rate)
     if samples < table.shortest:
+        seconds = samples / (rate or cfg.rate)
         raise Mistake(
-            f"audio of {samples} samples ({samples / rate:.3f} s): the {cfg.kind} extractor "
+            f"audio of {samples} samples ({seconds:.3f} s): the {cfg.kind} extractor "
             f"needs {table.shortest} or more for a frame"
         )
     return table.frames(samples)
 
 
 def normalized_log_mel(
-    wave: Float32[np.ndarray, "w"], cfg: Mel, rate: int = SAMPLE_RATE
+    wave: Float32[np.ndarray, "w"], cfg: Mel, rate: int = 0
 ) -> Float32[np.ndarray, "frames m"]:
     """`extract_log_mel`, then normalised as cfg.normalize says.
 
@@ -58,13 +59,13 @@ def normalize_mel(
 
 
 def extract_log_mel(
-    wave: Float32[np.ndarray, "w"], cfg: Mel, rate: int = SAMPLE_RATE
+    wave: Float32[np.ndarray, "w"], cfg: Mel, rate: int = 0
 ) -> Float32[np.ndarray, "frames m"]:
     """Frames of samples in [-1, 1] at `rate` Hz, in the log units of cfg.kind, not normalised.
 
-    rate: 16,000, or for phi4 8,000 (`mel_filters.mel_rate`). Frame i is about the 25 ms from 10 i
-    ms on (phi4) or around 10 i ms (whisper, plain). Raises Mistake for a sound too short for a
-    frame, and for another rate.
+    rate: 0 is `cfg.rate`, the only one but for phi4's 8,000 (`mel_filters.mel_rate`). Frame i is
+    about the 25 ms from 10 i ms on (phi4) or around sample i · cfg.hop (the others). Raises Mistake
+    for a sound too short for a frame, and for another rate.
     """
     table = make_filters(cfg.kind, cfg.m, rate)
     hop, width = table.hop, table.width
@@ -154,10 +155,14 @@ def _log_power(windowed: np.ndarray, table: MelFilters, out: np.ndarray) -> None
     """Natural log of the mel power of windowed frames [frames points], into out [frames m].
 
     Squares of real and imaginary parts lie side by side, and each row of the bank is repeated, so
-    that one product adds the two (0.05 us a frame less than adding pairs first).
+    that one product adds the two (0.05 us a frame less than adding pairs first). Where magnitudes
+    are weighed, there is one number a bin.
     """
     squares = scipy.fft.rfft(windowed, workers=1).view(np.float32)
     np.square(squares, out=squares)
+    if table.power == 1:
+        squares = squares[:, ::2] + squares[:, 1::2]
+        np.sqrt(squares, out=squares)
     for bins, bands, weights in _band_groups(table):
         np.matmul(squares[:, bins], weights, out=out[:, bands])
     np.maximum(out, table.floor, out=out)
@@ -170,13 +175,14 @@ def _band_groups(table: MelFilters) -> list[tuple[slice, slice, np.ndarray]]:
 
     A triangle reads few of the bins: for 80 bands in 5 groups, a quarter of the whole product.
     """
-    bank, groups = table.bank, []
+    bank, groups, parts = table.bank, [], table.power  # numbers a bin: two squares, or one root
     for start in range(0, bank.shape[1], GROUP):
         part = bank[:, start : start + GROUP]
         read = np.flatnonzero(part.any(axis=1))
         low, high = (read[0], read[-1] + 1) if read.size else (0, 1)
-        weights = np.repeat(part[low:high], 2, axis=0)
-        groups.append((slice(2 * low, 2 * high), slice(start, start + part.shape[1]), weights))
+        weights = np.repeat(part[low:high], parts, axis=0)
+        read_bins = slice(parts * low, parts * high)
+        groups.append((read_bins, slice(start, start + part.shape[1]), weights))
     return groups
 
 

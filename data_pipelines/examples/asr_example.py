@@ -181,13 +181,13 @@ def load_mel(
     manifest is not opened; how long it lasts after `change` does not matter here. Raises Unusable,
     also for its length.
     """
-    _check_longest(utterance.id, utterance.duration, longest)
+    check_longest(utterance.id, utterance.duration, longest)
     if utterance.mel is not None:
         if not len(utterance.mel):
             raise Unusable(TOO_SHORT, f"{utterance.id}: its ready mel has 0 frames")
         return utterance.mel
     sound = load_utterance_sound(utterance)
-    _check_longest(utterance.id, sound.seconds, longest)
+    check_longest(utterance.id, sound.seconds, longest)
     sound = sound.at(mel_rate(cfg, sound.rate)).changed(change)
     return sound_to_mel(sound, cfg, utterance.id)
 
@@ -202,7 +202,8 @@ def sound_to_mel(sound: Sound, cfg: Mel, name: str) -> Float32[np.ndarray, "fram
     return normalized_log_mel(sound.wave, cfg, sound.rate)
 
 
-def _check_longest(name: str, seconds: float, longest: float) -> None:
+def check_longest(name: str, seconds: float, longest: float) -> None:
+    """Raises Unusable for a sound of more than `longest` seconds."""
     if seconds > longest:
         raise Unusable(_too_long_reason(longest), f"{name}: lasts {seconds:.2f} s")
 

@@ -1,4 +1,4 @@
-"""The examples that a run learns from, by the run's own fields."""
+"""The examples that a run learns from, by the run's own kind and fields."""
 
 from collections.abc import Callable, Mapping, Set
 
@@ -8,10 +8,12 @@ from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import ExampleMaker
 from data_pipelines.examples.text_example import TextExampleMaker
 from data_pipelines.examples.tts_example import TtsExampleMaker
+from data_pipelines.examples.vocoder_example import VocoderExampleMaker
 from data_pipelines.examples.wave_augment import NO_EFFECTS, Effects
 from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun, Run
+from melllm_jax.config.vocoder_run import VocoderRun
 
 UseExampleMaker = ExampleMaker | TtsExampleMaker | TextExampleMaker
 
@@ -39,10 +41,16 @@ class RunExampleMaker:
 
 
 def make_examples(
-    run: Run,
+    run: BaseRun,
     tokenizer: Tokenizer,
     effects: Effects = NO_EFFECTS,
     ready: Set[int] = frozenset(),
-) -> RunExampleMaker:
-    """Speech with its transcript, words to be spoken, or text alone, as each source says."""
+) -> RunExampleMaker | VocoderExampleMaker:
+    """Crops of sound for a vocoder, else what each source says.
+
+    That is speech with its transcript, words to be spoken, or text alone; crops need no tokenizer.
+    """
+    if isinstance(run, VocoderRun):
+        return VocoderExampleMaker(run, effects)
+    assert isinstance(run, Run)
     return RunExampleMaker(run, tokenizer, effects, ready)

@@ -14,17 +14,17 @@ from data_pipelines.loader.packing import write_rows
 from data_pipelines.loader.prefetch import ReaderPool
 from data_pipelines.loader.reject_counts import LaneCounts, check_reject_share
 from melllm_jax.batch import Batch
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun
 
 ALIGNMENT = 64  # bytes: XLA takes over host memory without a copy only if it is aligned so
 
 
-def batch_bytes(run: Run, rows: int) -> int:
+def batch_bytes(run: BaseRun, rows: int) -> int:
     """Bytes of a batch with `rows` rows."""
     return max(start + count for _, _, start, count in _array_layout(run, rows))
 
 
-def allocate_batch(run: Run, rows: int, memory: UInt8[np.ndarray, "bytes"] | None = None) -> Batch:
+def allocate_batch(run: BaseRun, rows: int, memory: UInt8[np.ndarray, "bytes"] | None = None) -> Batch:
     """A batch with `rows` rows in `memory`, or in new memory; its content is not initialised."""
     if memory is None:
         memory = np.empty(batch_bytes(run, rows), np.uint8)
@@ -36,7 +36,7 @@ def allocate_batch(run: Run, rows: int, memory: UInt8[np.ndarray, "bytes"] | Non
     )
 
 
-def _array_layout(run: Run, rows: int) -> Iterator[tuple[tuple[int, ...], np.dtype, int, int]]:
+def _array_layout(run: BaseRun, rows: int) -> Iterator[tuple[tuple[int, ...], np.dtype, int, int]]:
     """Shape, dtype, first byte and size in bytes of each array, in the order of Batch."""
     special = {
         "patches": ((run.patch_width,), TRANSFER_DTYPES[run.data.wire]),
@@ -60,7 +60,7 @@ class LaneBatcher(grain.DatasetIterator):
 
     def __init__(
         self,
-        run: Run,
+        run: BaseRun,
         lanes: Mapping[int, grain.DatasetIterator],
         mixture: Mixture,
         readers: ReaderPool,

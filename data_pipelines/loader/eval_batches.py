@@ -13,7 +13,7 @@ from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Augment
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun
 
 
 @dataclasses.dataclass
@@ -25,7 +25,7 @@ class EvalBatches:
     """
 
     corpus: Corpus
-    run: Run
+    run: BaseRun
     tokenizer: Tokenizer
     limit: int = 0
 

@@ -23,7 +23,7 @@ from data_pipelines.loader.prefetch import ReaderPool
 from data_pipelines.loader.reject_counts import LaneCounts, stream_counts
 from data_pipelines.loader.worker_pool import WorkerPool, WorkerSetup
 from melllm_jax.batch import Batch
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun
 from melllm_jax.errors import Fault, Mistake
 
 
@@ -56,7 +56,7 @@ class Lanes(grain.IterDataset):
     """
 
     def __init__(
-        self, chain: Chain, run: Run, lanes: Sequence[int], mixture: Mixture, workers: WorkerSetup
+        self, chain: Chain, run: BaseRun, lanes: Sequence[int], mixture: Mixture, workers: WorkerSetup
     ) -> None:
         super().__init__()
         self._chain, self._run, self._lanes = chain, run, tuple(lanes)

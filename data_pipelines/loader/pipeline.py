@@ -27,6 +27,7 @@ from data_pipelines.corpora.subset import Subset
 from data_pipelines.corpora.utterance import Utterance
 from data_pipelines.examples.asr_example import EvalExample, ExampleMaker
 from data_pipelines.examples.run_examples import RunExampleMaker, make_examples
+from data_pipelines.examples.vocoder_example import VocoderExampleMaker
 from data_pipelines.examples.wave_augment import Effects
 from data_pipelines.examples.whisper_example import WhisperExampleMaker
 from data_pipelines.loader.lanes import Lanes
@@ -45,12 +46,13 @@ from data_pipelines.reject import Reject
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun, Run
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.errors import Mistake
 
 
 def train_batches(
-    run: Run,
+    run: BaseRun,
     tokenizer: Tokenizer,
     *,
     lanes: Sequence[int] | None = None,
@@ -76,7 +78,7 @@ def train_batches(
 
 
 def make_lanes(
-    run: Run,
+    run: BaseRun,
     tokenizer: Tokenizer,
     lanes: Sequence[int],
     split: str,
@@ -165,7 +167,7 @@ class ExampleMap:
 
 
 def _train_example(
-    examples: RunExampleMaker,
+    examples: RunExampleMaker | VocoderExampleMaker,
     drawn: tuple[int, Utterance | DamagedShard],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray] | Reject[int]:
@@ -175,8 +177,13 @@ def _train_example(
     return examples.train((source, utterance), rng)
 
 
-def _check(run: Run, corpus: Corpus | Subset) -> None:
+def _check(run: BaseRun, corpus: Corpus | Subset) -> None:
     """Raises Mistake where a corpus does not suit the run."""
+    if isinstance(run, VocoderRun):
+        if corpus.mel is not None:
+            raise Mistake(f"data={corpus.path}: holds ready mel: a vocoder learns from the sound")
+        return
+    assert isinstance(run, Run)
     if not run.has_sound:  # that of the corpus is not read
         return
     _check_mel(corpus, run.mel)

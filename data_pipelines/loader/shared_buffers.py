@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines.loader import batch_assembly
 from melllm_jax.batch import Batch
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun
 
 
 class SharedBatchBuffers:
@@ -26,7 +26,7 @@ class SharedBatchBuffers:
     of /dev/shm, which has 64 MB in many a container.
     """
 
-    def __init__(self, run: Run, rows: int) -> None:
+    def __init__(self, run: BaseRun, rows: int) -> None:
         self.file = os.memfd_create("melllm-batches")
         self._run, self._rows = run, rows
         self._maps: list[mmap.mmap] = []
@@ -57,7 +57,7 @@ class SharedBatchBuffers:
         self._maps.clear()
 
 
-def buffer_bytes(run: Run, rows: int) -> int:
+def buffer_bytes(run: BaseRun, rows: int) -> int:
     """Bytes from one buffer to the next: whole pages."""
     return -(-batch_assembly.batch_bytes(run, rows) // mmap.PAGESIZE) * mmap.PAGESIZE
 
@@ -65,7 +65,7 @@ def buffer_bytes(run: Run, rows: int) -> int:
 class MappedBatchBuffers:
     """The same buffers in a worker process, each mapped at its first use."""
 
-    def __init__(self, run: Run, setup: Mapping[str, Any]) -> None:
+    def __init__(self, run: BaseRun, setup: Mapping[str, Any]) -> None:
         self._run, self._rows, self._file = run, setup["rows"], setup["memory"]
         self._batches: dict[int, Batch] = {}
 

@@ -24,7 +24,7 @@ from data_pipelines.loader.batch_assembly import LaneBatcher
 from data_pipelines.loader.shared_buffers import SharedBatchBuffers
 from melllm_jax.batch import Batch
 from melllm_jax.config.overrides import override, to_json
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun
 from melllm_jax.errors import Fault, Mistake
 
 # Grain imports JAX for its trees if it is installed: half a second and 135 MB a process.
@@ -53,7 +53,7 @@ class WorkerPool(grain.DatasetIterator):
     Raises what they raise, and Fault where one of them is killed.
     """
 
-    def __init__(self, batcher: LaneBatcher, run: Run, worker_setup: WorkerSetup) -> None:
+    def __init__(self, batcher: LaneBatcher, run: BaseRun, worker_setup: WorkerSetup) -> None:
         super().__init__()
         if sys.platform != "linux":
             raise Mistake(f"data.workers={run.data.workers}: works on Linux alone: give 0")

@@ -16,10 +16,10 @@ from typing import Any
 from data_pipelines.loader.batch_assembly import LaneBatcher
 from data_pipelines.loader.pipeline import make_lanes
 from data_pipelines.loader.shared_buffers import MappedBatchBuffers
-from data_pipelines.text.load_tokenizer import load_tokenizer
+from data_pipelines.text.load_tokenizer import load_tokenizer, tokenizer_name
 from melllm_jax.batch import Batch
 from melllm_jax.config.overrides import from_json
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun
 from melllm_jax.errors import Fault, Mistake
 
 SendReply = Callable[[Mapping[str, Any]], None]
@@ -32,7 +32,7 @@ def main() -> None:
     threading.Thread(target=_receive_messages, args=(messages,), daemon=True).start()
     with open(setup["answers"], "w") as out:
         reply: SendReply = lambda message: print(json.dumps(message), file=out, flush=True)
-        run = from_json(setup["run"], Run)
+        run = from_json(setup["run"], BaseRun)
         buffers = MappedBatchBuffers(run, setup)
         try:
             batcher = _make_batcher(run, setup, reply)
@@ -49,11 +49,12 @@ def main() -> None:
                 batcher.set_state(message["go"])
 
 
-def _make_batcher(run: Run, setup: Mapping[str, Any], reply: SendReply) -> LaneBatcher:
-    tokenizer = load_tokenizer(run.text.tokenizer)
+def _make_batcher(run: BaseRun, setup: Mapping[str, Any], reply: SendReply) -> LaneBatcher:
+    name = tokenizer_name(run)
+    tokenizer = load_tokenizer(name)
     if (digest := tokenizer.digest()) != setup["tokenizer"]:
         rule = f"has digest {digest}, the run's is {setup['tokenizer']}"
-        raise Mistake(f"text.tokenizer={run.text.tokenizer}: {rule}")
+        raise Mistake(f"text.tokenizer={name}: {rule}")
     log_once = lambda shard, text: reply({"told": [shard, text]})
     return make_lanes(run, tokenizer, setup["lanes"], setup["split"], log_once).batcher()
 

@@ -10,6 +10,7 @@ from data_pipelines.text.json_tokenizer import read_json_tokenizer
 from data_pipelines.text.sentencepiece_tokenizer import read_sentencepiece
 from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax import files
+from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.errors import Mistake
 
 
@@ -36,6 +37,11 @@ def load_tokenizer(spec: epath.PathLike) -> Tokenizer:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise Mistake(f"text.tokenizer={spec}: {path.name} cannot be read: {error}") from error
+
+
+def tokenizer_name(run: BaseRun) -> str:
+    """What `load_tokenizer` is to load for a run: "bytes" where its network reads no text."""
+    return run.text.tokenizer if isinstance(run, Run) else "bytes"
 
 
 def copy_template_files(spec: epath.PathLike, folder: epath.PathLike) -> None:

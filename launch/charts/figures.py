@@ -92,9 +92,7 @@ def draw_speech(
     lower.set_ylim(0, 1)
     lower.set_ylabel("last patch", color=INK)
     lower.set_xlabel("time (s)", color=INK)
-    upper.set_title(
-        textwrap.fill(text, 84), color=INK, fontsize=10, loc="left", parse_math=False
-    )
+    upper.set_title(textwrap.fill(text, 84), color=INK, fontsize=10, loc="left", parse_math=False)
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
 

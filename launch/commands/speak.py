@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import jax
 from tyro.conf import Positional, arg
 
+from data_pipelines.audio.sound import Sound
 from data_pipelines.corpora.corpus import Corpus, load_utterance_sound, open_corpus
 from data_pipelines.reject import Unusable
-from data_pipelines.audio.sound import Sound
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch.runs.model_loader import load_model, mesh_for
 from launch.runtime import compile_cache

@@ -8,7 +8,7 @@ from launch.runs.fit import fit
 from launch.runtime import compile_cache, processes
 from launch.runtime.processes import Hosts
 from launch.terminal.flags import RunArguments, run_arguments
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun
 from melllm_jax.presets import catalog
 from melllm_jax.telemetry.profiler import parse_update_range
 from melllm_jax.training.run_start import run_from
@@ -27,7 +27,7 @@ class TrainArguments(RunArguments):
 def main(argv: Sequence[str]) -> int:
     """`melllm train PRESET --data DIR --workdir DIR [--model.d 512 …]`."""
     arguments = run_arguments(
-        TrainArguments, argv, _preset(argv), prog="melllm train", presets=catalog.PRESETS
+        TrainArguments, argv, _preset(argv), prog="melllm train", presets=catalog.ALL
     )
     wanted = parse_update_range(arguments.profile) if arguments.profile else None
     with (
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _preset(argv: Sequence[str]) -> Callable[[str], Run]:
+def _preset(argv: Sequence[str]) -> Callable[[str], BaseRun]:
     """Presets by name; where `argv` says --init DIR, with the sizes of the model in DIR.
 
     Where it says --init.front DIR, with the front end in DIR; where --teacher DIR, with the encoder
@@ -51,5 +51,5 @@ def _preset(argv: Sequence[str]) -> Callable[[str], Run]:
     try:
         found = finder.parse_known_args(argv)[0]
     except argparse.ArgumentError:  # no value: told in full when all flags are read
-        return catalog.preset
-    return lambda name: run_from(catalog.preset(name), found.init, found.front, found.teacher)
+        return catalog.any_preset
+    return lambda name: run_from(catalog.any_preset(name), found.init, found.front, found.teacher)

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.loader import pipeline
 from data_pipelines.loader.lanes import LanesIterator
-from data_pipelines.text.load_tokenizer import copy_template_files
+from data_pipelines.text.load_tokenizer import copy_template_files, tokenizer_name
 from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs.dev_score import dev_score
 from launch.runs.run_inputs import complete_run
@@ -24,10 +24,10 @@ from launch.runtime.folder_claim import FolderClaim
 from launch.terminal.progress_bar import ProgressBar
 from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.objectives.objective import Objective
-from melllm_jax.objectives.run_objective import objective_of
+from melllm_jax.objectives.run_objective import any_objective_of
 from melllm_jax.telemetry.profiler import UpdateRange
 from melllm_jax.telemetry.progress import SILENT
 from melllm_jax.training import device_memory
@@ -40,7 +40,7 @@ from melllm_jax.training.train_step import State, Update
 class FitResult:
     """What a training leaves: all that scoring needs, with nothing read from the disk again."""
 
-    run: Run  # complete
+    run: BaseRun  # complete
     tokenizer: Tokenizer
     update: Update
     state: State
@@ -49,12 +49,12 @@ class FitResult:
 
 
 def fit(
-    run: Run,
+    run: BaseRun,
     workdir: str,
     bar: ProgressBar | None = None,
     profile: UpdateRange | None = None,
     stop: StopRequest | None = None,
-    objective: Callable[[Run], Objective[Any]] = objective_of,
+    objective: Callable[[Any], Objective[Any]] = any_objective_of,
     work: str = "",
 ) -> FitResult:
     """Train `run` in `workdir` on all devices here; it goes on where it stopped before.
@@ -77,7 +77,7 @@ def fit(
     lanes = sharding.host_lanes(run, sharding.device_owners(mesh), jax.process_index())
     if run.optim.train != "all" and not run.init.path:
         raise Mistake(f'optim.train="{run.optim.train}": freezes an LLM: say which with --init DIR')
-    score = dev_score(run, tokenizer) if run.scoring.every else None
+    score = dev_score(run, tokenizer) if isinstance(run, Run) and run.scoring.every else None
     with jax.set_mesh(mesh):
         update = Update(objective(run), inputs.warm)
         device_memory.check_state_fits(update, mesh)
@@ -99,7 +99,7 @@ def fit(
 
 @contextlib.contextmanager
 def own_run_folder(
-    run: Run, workdir: str, tokenizer: Tokenizer, work: str
+    run: BaseRun, workdir: str, tokenizer: Tokenizer, work: str
 ) -> Iterator[Callable[[], None]]:
     """A context in which `workdir` is this run's, and process 0 alone writes there.
 
@@ -115,16 +115,16 @@ def own_run_folder(
         yield claim.check
 
 
-def _set_up_run_folder(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
+def _set_up_run_folder(run: BaseRun, workdir: str, tokenizer: Tokenizer) -> None:
     """Make `workdir` this run's, with its tokenizer: process 0 does, and the others wait for it."""
     if jax.process_index() == 0:
         run_folder.claim(workdir, run)
-        if run.text.tokenizer != "bytes":
+        if (words := tokenizer_name(run)) != "bytes":
             try:
                 if run.init.path:  # templates and all travel on, to an export
                     beside = f"{run.init.path}/{run_folder.TOKENIZER}"
                     shutil.copytree(beside, f"{workdir}/{run_folder.TOKENIZER}", dirs_exist_ok=True)
-                copy_template_files(run.text.tokenizer, f"{workdir}/{run_folder.TOKENIZER}")
+                copy_template_files(words, f"{workdir}/{run_folder.TOKENIZER}")
                 tokenizer.save(f"{workdir}/{run_folder.TOKENIZER}")
             except OSError as error:
                 raise Fault(f"{workdir}/tokenizer: cannot be written: {error.strerror}") from error
@@ -133,7 +133,7 @@ def _set_up_run_folder(run: Run, workdir: str, tokenizer: Tokenizer) -> None:
         run_folder.verify_claim(workdir, run)
 
 
-def _check_first_batch(run: Run, stream: LanesIterator, workdir: str) -> None:
+def _check_first_batch(run: BaseRun, stream: LanesIterator, workdir: str) -> None:
     """Raises Mistake where the data of a run that begins ends before its first update."""
     if not run.data.epochs or pathlib.Path(workdir, run_folder.CHECKPOINTS).exists():
         return
@@ -147,9 +147,9 @@ def _check_first_batch(run: Run, stream: LanesIterator, workdir: str) -> None:
     stream.set_state(start)
 
 
-def _check_scoring(run: Run) -> None:
+def _check_scoring(run: BaseRun) -> None:
     """Raises Mistake where WER cannot be taken while the run trains."""
-    if run.scoring.every and run.model.front == "none":
+    if isinstance(run, Run) and run.scoring.every and run.model.front == "none":
         raise Mistake(
             f'scoring.every={run.scoring.every}: model.front="none" hears nothing: give 0'
         )

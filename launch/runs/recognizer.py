@@ -177,7 +177,15 @@ def imported_run(folder: str, spec: ModelSpec) -> Run:
     """An import as a run without updates: rows are as long as its positions go."""
     text = dataclasses.replace(spec.text, placeholder=sound_token.stored_id(folder, spec))
     data, optim = Data(t=spec.model.rope.longest, b=1), Optim(steps=1, compute="float32")
-    return Run("import", spec.model, data, optim, spec.mel, text, spec.lora)
+    return Run(
+        name="import",
+        model=spec.model,
+        data=data,
+        optim=optim,
+        mel=spec.mel,
+        text=text,
+        lora=spec.lora,
+    )
 
 
 def prompt_examples(

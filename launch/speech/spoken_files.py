@@ -157,9 +157,7 @@ def _finished(
     texts = {request.id: request.text for request in requests}
     rows = [parse_json(line) for line in manifest.read_text().splitlines()]
     there = lambda row: (manifest.parent / names[row["id"]]).exists()
-    return {
-        row["id"]: row for row in rows if texts.get(row["id"]) == row["text"] and there(row)
-    }
+    return {row["id"]: row for row in rows if texts.get(row["id"]) == row["text"] and there(row)}
 
 
 def _write_lines(manifest: pathlib.Path, lines: Any) -> None:

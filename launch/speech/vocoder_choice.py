@@ -5,8 +5,6 @@ from typing import Protocol
 from jaxtyping import Float32
 import numpy as np
 
-from melllm_jax.config.features import Mel
-
 
 class SoundMaker(Protocol):
     """Mel in, sound out."""

@@ -24,7 +24,7 @@ import traceback
 from typing import Any
 
 from melllm_jax.config.overrides import override, with_new_names, with_old_names
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import catalog
 from melllm_jax.training.run_start import run_from
@@ -41,7 +41,7 @@ class SweepCell:
 
     id: str  # 10 hexadecimal digits of its own overrides
     overrides: Mapping[str, Any]  # its own, as JSON values; "preset" is one
-    run: Run  # with those of the whole sweep as well
+    run: BaseRun  # with those of the whole sweep as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _merge(parts: Sequence[Cell]) -> Cell:
     return merged
 
 
-def run(cell: Mapping[str, Any], common: Mapping[str, Any]) -> Run:
+def run(cell: Mapping[str, Any], common: Mapping[str, Any]) -> BaseRun:
     """The run of a cell; `common` sets the fields that the cell does not.
 
     Raises Mistake for an unknown preset or field, and for a value that does not fit.
@@ -105,7 +105,7 @@ def run(cell: Mapping[str, Any], common: Mapping[str, Any]) -> Run:
     for name, folder in folders.items():
         if type(folder) is not str:
             raise Mistake(f"{name}={folder!r}: must be a folder, or empty")
-    return override(run_from(catalog.preset(cell["preset"]), **folders), changes)
+    return override(run_from(catalog.any_preset(cell["preset"]), **folders), changes)
 
 
 def differing_fields(cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -129,7 +129,7 @@ def load(path: str, common: Mapping[str, Any]) -> SweepSpec:
     if not given:
         raise Mistake(f"{file}: cells() returns no cells")
     cells: list[SweepCell] = []
-    indices: dict[Run, int] = {}
+    indices: dict[BaseRun, int] = {}
     for index, cell in enumerate(given):
         where = f"{file}: cell {index}"
         try:

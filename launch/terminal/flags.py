@@ -32,7 +32,9 @@ from melllm_jax.config.data import Data, Sounds, Source
 from melllm_jax.config.distillation import Distill
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.overrides import RENAMED
-from melllm_jax.config.run import CheckpointIntervals, Init, Mesh, Optim, Run
+from melllm_jax.config.run import BaseRun, CheckpointIntervals, Init, Mesh, Optim, Run
+from melllm_jax.config.vocoder import HifiGan
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.errors import Mistake
 
 Kind = TypeVar("Kind")
@@ -74,6 +76,8 @@ SOURCE_FLAG = PrimitiveConstructorSpec(
 )
 FLAGS: Mapping[type, Mapping[str, Any]] = {
     Run: {"name": Annotated[str, Suppress]},
+    VocoderRun: {"name": Annotated[str, Suppress]},
+    HifiGan: {"dilations": Annotated[tuple[tuple[int, ...], ...], Suppress]},
     Mel: {
         "mean": Annotated[tuple[float, ...], Suppress],
         "invstd": Annotated[tuple[float, ...], Suppress],
@@ -132,7 +136,8 @@ def run_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
 class RunArguments:
     """Base of the arguments of commands on a preset; a command adds its own fields."""
 
-    run: Annotated[Run, arg(name=""), FlagConversionOff]  # --model.scan False, as an override says
+    # --model.scan False, as an override says. The preset says of which kind the run is.
+    run: Annotated[Any, arg(name=""), FlagConversionOff]
 
 
 def parse(
@@ -191,7 +196,7 @@ Runs = TypeVar("Runs", bound=RunArguments)
 def run_arguments(
     kind: type[Runs],
     argv: Sequence[str],
-    preset: Callable[[str], Run],
+    preset: Callable[[str], BaseRun],
     *,
     prog: str,
     presets: Iterable[str],
@@ -219,7 +224,8 @@ def run_arguments(
         for field in fields
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    default = kind(run=preset(argv[0]), **dict.fromkeys(required, tyro.MISSING_NONPROP))
+    run = preset(argv[0])
+    default = kind(run=run, **dict.fromkeys(required, tyro.MISSING_NONPROP))
     words = [_with_new_flag(word) for word in argv[1:]]
     return parse(kind, words, prog=f"{prog} {argv[0]}", default=default)
 

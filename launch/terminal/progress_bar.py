@@ -62,11 +62,14 @@ class ProgressBar:
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show an update's loss and speed."""
-        mel = f"mel {metrics['mel_l1']:.3f}  " if "mel_l1" in metrics else ""
-        note = (
-            f"loss {metrics['loss']:.3f}  {mel}accuracy {metrics['accuracy']:.1%}  "
-            f"{metrics['audio_seconds_per_second']:.0f} s of audio a second"
-        )
+        figures = {
+            "mel": ".3f",
+            "mel_l1": ".3f",
+            "accuracy": ".1%",
+        }  # those of them that the objective has
+        own = "".join(f"{x} {metrics[x]:{how}}  " for x, how in figures.items() if x in metrics)
+        speed = f"{metrics['audio_seconds_per_second']:.0f} s of audio a second"
+        note = f"loss {metrics['loss']:.3f}  {own}{speed}"
         if self._display is not None:
             self._update(description="training", completed=step, note=note)
         elif self._line_due(first=True) or step == self._total:

@@ -15,7 +15,7 @@ from etils import epath
 from melllm_jax import files
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.overrides import from_json, identity, to_json
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 
@@ -23,7 +23,7 @@ RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "to
 FRONT, WHISPER = "front.json", "whisper.json"
 
 
-def claim(workdir: str, run: Run) -> None:
+def claim(workdir: str, run: BaseRun) -> None:
     """Make `workdir` this run's folder, or check that it already is.
 
     Raises Mistake where it belongs to a run of another identity, and touches nothing in it then, or
@@ -34,7 +34,7 @@ def claim(workdir: str, run: Run) -> None:
     files.write_text(epath.Path(workdir) / RUN, to_json(run))
 
 
-def check(workdir: str, run: Run) -> None:
+def check(workdir: str, run: BaseRun) -> None:
     """Raises Mistake where `claim` would; writes nothing."""
     if "://" in workdir:
         raise Mistake(f"workdir={workdir}: a run writes to a disk: mount the bucket, and name that")
@@ -42,7 +42,7 @@ def check(workdir: str, run: Run) -> None:
         _check_same_run(workdir, run)
 
 
-def verify_claim(workdir: str, run: Run) -> None:
+def verify_claim(workdir: str, run: BaseRun) -> None:
     """Check that another host has made `workdir` this run's folder.
 
     Raises Mistake where that host trains another run, or in a folder that is not seen from here.
@@ -52,9 +52,9 @@ def verify_claim(workdir: str, run: Run) -> None:
     _check_same_run(workdir, run)
 
 
-def _check_same_run(workdir: str, run: Run) -> None:
+def _check_same_run(workdir: str, run: BaseRun) -> None:
     """Raises Mistake for another run; its mixture may change, but not what a corpus holds."""
-    other = read_run(workdir)
+    other = read_any_run(workdir)
     own, there = dict(_unchangeable_fields(run, other)), dict(_unchangeable_fields(other, run))
     if own != there:
         names = [n for n in own | there if own.get(n) != there.get(n)]
@@ -66,11 +66,21 @@ def _check_same_run(workdir: str, run: Run) -> None:
 
 
 def read_run(workdir: str) -> Run:
-    """The run whose folder this is. Raises Mistake where it is none."""
+    """The run of a decoder whose folder this is. Raises Mistake where it is none."""
+    run = read_any_run(workdir)
+    if not isinstance(run, Run):
+        raise Mistake(
+            f"run={workdir}: holds a vocoder, which makes sound of mel and has no decoder"
+        )
+    return run
+
+
+def read_any_run(workdir: str) -> BaseRun:
+    """The run whose folder this is, of whatever kind. Raises Mistake where it is none."""
     path = files.place(workdir) / RUN
     if not path.exists():
         raise Mistake(f"run={workdir}: holds no run.json")
-    return from_json(path.read_bytes(), Run)
+    return from_json(path.read_bytes(), BaseRun)
 
 
 def holds_run(folder: str) -> bool:
@@ -130,7 +140,7 @@ def read_whisper(folder: str) -> WhisperSpec | None:
     return from_json(path.read_bytes(), WhisperSpec) if path.exists() else None
 
 
-def _unchangeable_fields(run: Run, other: Run) -> Iterator[tuple[str, Any]]:
+def _unchangeable_fields(run: BaseRun, other: BaseRun) -> Iterator[tuple[str, Any]]:
     """The fields that a resume of `run` or of `other` may not change, as (dotted name, value).
 
     Sources may come and go, but one at least stays, and none changes under its path.

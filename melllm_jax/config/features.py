@@ -5,14 +5,19 @@ from typing import Literal
 
 from melllm_jax.config.validation import LATER, WHERE, require
 
+MelKind = Literal["phi4", "whisper", "plain", "speecht5", "vocos"]
+# Of the extractors that vocoders read: Hz of the sound, and samples from a frame to the next.
+RATES_AND_HOPS = {"speecht5": (16_000, 256), "vocos": (24_000, 256)}
+BANDS = {"phi4": (80,), "whisper": (80, 128), "speecht5": (80,), "vocos": (100,)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Mel:
     """How sound becomes mel patches."""
 
-    kind: Literal["phi4", "whisper", "plain"] = "phi4"  # whose extractor, to the constant
+    kind: MelKind = "phi4"  # whose extractor, to the constant
     m: int = 80  # mel bands
-    r: int = 8  # frames of 10 ms a position: the token rate is 100 / r Hz
+    r: int = 8  # frames a position: of 10 ms each, the token rate is 100 / r Hz
     normalize: Literal["none", "utterance", "global"] = "utterance"  # mean and variance by band
     mean: tuple[float, ...] = ()  # global: m means, in the extractor's log units
     invstd: tuple[float, ...] = ()  # global: m inverse standard deviations
@@ -22,7 +27,7 @@ class Mel:
 
     def __post_init__(self) -> None:
         require("mel.r", self.r, self.r in (1, 2, 4, 8, 16), "must be 1, 2, 4, 8 or 16")
-        bands = {"phi4": (80,), "whisper": (80, 128), "plain": range(8, 257)}[self.kind]
+        bands = BANDS.get(self.kind, range(8, 257))
         require("mel.m", self.m, self.m in bands, f"is no band count of {self.kind}")
         for name in ("mean", "invstd"):
             count = len(getattr(self, name))
@@ -31,9 +36,19 @@ class Mel:
             )
 
     @property
+    def rate(self) -> int:
+        """Hz of the sound that it is of; phi4 and mel.telephone="native" takes 8,000 as well."""
+        return RATES_AND_HOPS.get(self.kind, (16_000, 160))[0]
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next, at `rate`."""
+        return RATES_AND_HOPS.get(self.kind, (16_000, 160))[1]
+
+    @property
     def hop_seconds(self) -> float:
-        """Seconds from one frame to the next, of every kind."""
-        return 0.01
+        """Seconds from one frame to the next: 0.01 of what speech recognition reads."""
+        return self.hop / self.rate
 
     @property
     def p(self) -> int:

@@ -13,8 +13,9 @@ import typing
 from typing import Any, Literal, TypeVar
 
 from melllm_jax.config.model import FrontSpec, ModelSpec
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.config.validation import require
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import parse_json
@@ -32,9 +33,13 @@ RENAMED: Mapping[str, str] = types.MappingProxyType(
     }
 )
 _OLD_NAMES = {new: old for old, new in RENAMED.items()}
+# What run.json says under "kind" of a run that is not `Run`'s, which says nothing.
+RUN_KINDS: Mapping[str, type[BaseRun]] = types.MappingProxyType({"vocoder": VocoderRun})
+
+AnyRun = TypeVar("AnyRun", bound=BaseRun)
 
 
-def override(run: Run, changes: Mapping[str, Any]) -> Run:
+def override(run: AnyRun, changes: Mapping[str, Any]) -> AnyRun:
     """`run` with the dotted fields of `changes` set: `override(run, {"model.d": 512})`.
 
     A field's old name sets it too. Raises Mistake for a name that does not exist, with the nearest
@@ -47,7 +52,8 @@ def override(run: Run, changes: Mapping[str, Any]) -> Run:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             raise Mistake(f"unknown field {name}={value!r}: did you mean {near[0]}?")
         _set_field(tree, name, value)
-    return _replace_fields(run, tree, "")
+    replaced: AnyRun = _replace_fields(run, tree, "")
+    return replaced
 
 
 def with_new_names(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def _set_field(tree: dict[str, Any], name: str, value: Any) -> None:
 
 def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every settable field of a config as (dotted name, value)."""
-    for field in dataclasses.fields(cfg):
+    for field in _in_order(cfg):
         value = getattr(cfg, field.name)
         if dataclasses.is_dataclass(value):
             yield from fields(value, f"{prefix}{field.name}.")
@@ -84,15 +90,23 @@ def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def to_json(cfg: Run | ModelSpec | FrontSpec | WhisperSpec) -> str:
+def _in_order(cfg: Any) -> list[dataclasses.Field[Any]]:
+    """The fields of a config as they are written: of a run those of `BaseRun` among its own."""
+    order = getattr(cfg, "ORDER", ())
+    found = list(dataclasses.fields(cfg))
+    return sorted(found, key=lambda field: order.index(field.name)) if order else found
+
+
+def to_json(cfg: BaseRun | ModelSpec | FrontSpec | WhisperSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
-    return json.dumps(written_tree(cfg), indent=1) + "\n"
+    kind = {"kind": name for name, kind in RUN_KINDS.items() if type(cfg) is kind}
+    return json.dumps(kind | written_tree(cfg), indent=1) + "\n"
 
 
 def written_tree(value: Any) -> Any:
     """A dataclass as a JSON tree, without fields that came later and are as before."""
     if dataclasses.is_dataclass(value):
-        written = (f for f in dataclasses.fields(value) if not _is_as_before(f, value))
+        written = (f for f in _in_order(value) if not _is_as_before(f, value))
         return {f.name: written_tree(getattr(value, f.name)) for f in written}
     return [written_tree(item) for item in value] if isinstance(value, tuple) else value
 
@@ -102,23 +116,35 @@ def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
     return "later" in field.metadata and getattr(value, field.name) == field.default
 
 
-Kind = TypeVar("Kind", Run, ModelSpec, FrontSpec, WhisperSpec)
+Kind = TypeVar("Kind", BaseRun, ModelSpec, FrontSpec, WhisperSpec)
 
 
 def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
     """What `to_json` wrote, now or when fields had their old names.
 
-    Raises Mistake for unknown, missing or ill-typed fields.
+    Of `BaseRun` it is a run of whichever kind the text says. Raises Mistake for unknown, missing or ill-typed fields.
     """
-    name = {Run: "run", ModelSpec: "model", FrontSpec: "front", WhisperSpec: "whisper"}[kind]
+    name = {BaseRun: "run", ModelSpec: "model", FrontSpec: "front", WhisperSpec: "whisper"}[kind]
     try:
         tree = parse_json(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except json.JSONDecodeError as error:
         raise Mistake(f"{name}.json is no JSON: {error}") from error
-    if kind is Run and isinstance(tree, dict):
+    chosen: type = kind
+    if kind is BaseRun and isinstance(tree, dict):
         _rename_fields(tree)
-    parsed: Kind = _parse_value(kind, tree, name)
+        chosen = _run_kind(tree)
+    parsed: Kind = _parse_value(chosen, tree, name)
     return parsed
+
+
+def _run_kind(tree: dict[str, Any]) -> type[BaseRun]:
+    """The class of a parsed run.json, of which its kind is taken out."""
+    if "kind" not in tree:
+        return Run
+    kind = tree.pop("kind")
+    known = isinstance(kind, str) and kind in RUN_KINDS
+    require("run.kind", repr(kind), known, f"must be one of {', '.join(RUN_KINDS)}, or left out")
+    return RUN_KINDS[kind]
 
 
 def _rename_fields(tree: dict[str, Any]) -> None:
@@ -132,7 +158,7 @@ def _rename_fields(tree: dict[str, Any]) -> None:
                 del tree[part]
 
 
-def identity(run: Run) -> str:
+def identity(run: BaseRun) -> str:
     """Hash of what decides the run's result: 16 hexadecimal digits."""
     text = json.dumps(_identity_tree(run), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -120,20 +120,15 @@ class Init:
     )  # content hash of its checkpoint, or "random", filled in when a run starts
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A training run: all that decides its result, and where and how it runs."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseRun:
+    """What every training run has, whatever network it trains."""
 
     name: str = dataclasses.field(metadata=WHERE)  # the preset it came from
-    model: Model
     data: Data
     optim: Optim
     mel: Mel = Mel()
-    text: Text = Text()
-    lora: Lora = Lora()
     init: Init = Init()
-    distill: Distill = dataclasses.field(default=Distill(), metadata=LATER)  # AuRA's teacher
-    speech_loss: SpeechLoss = dataclasses.field(default=SpeechLoss(), metadata=LATER)
     seed: int = 0  # of weights, order of data, dropout and augmentation
     mesh: Mesh = dataclasses.field(default=Mesh(), metadata=WHERE)
     checkpoints: CheckpointIntervals = dataclasses.field(
@@ -141,6 +136,38 @@ class Run:
     )
     metrics: MetricInterval = dataclasses.field(default=MetricInterval(), metadata=WHERE)
     scoring: ScoreInterval = dataclasses.field(default=ScoreInterval(), metadata=WHERE)
+
+    ORDER = tuple[str, ...]()  # names of the fields as they are written; none: as they are declared
+
+    def __post_init__(self) -> None:
+        whole = self.data.b % self.optim.micro == 0
+        require("optim.micro", self.optim.micro, whole, f"does not divide data.b={self.data.b}")
+
+    @property
+    def patch_width(self) -> int:
+        """Width of a position's patch in a batch: 0 where no sound is read."""
+        raise NotImplementedError
+
+    @property
+    def lora_rank(self) -> int:
+        """Rank of the low-rank additions; 0 where there are none."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(BaseRun):
+    """A run of a decoder: all that decides its result, and where and how it runs."""
+
+    model: Model
+    text: Text = Text()
+    lora: Lora = Lora()
+    distill: Distill = dataclasses.field(default=Distill(), metadata=LATER)  # AuRA's teacher
+    speech_loss: SpeechLoss = dataclasses.field(default=SpeechLoss(), metadata=LATER)
+
+    ORDER = (
+        *("name", "model", "data", "optim", "mel", "text", "lora", "init", "distill"),
+        *("speech_loss", "seed", "mesh", "checkpoints", "metrics", "scoring"),
+    )
 
     def __post_init__(self) -> None:
         if self.model.front in ("conv", "conformer"):
@@ -170,8 +197,7 @@ class Run:
         layers = self.optim.freeze
         known = all(0 <= layer < self.model.l for layer in layers)
         require("optim.freeze", layers, known, f"layers run from 0 to {self.model.l - 1}")
-        whole = self.data.b % self.optim.micro == 0
-        require("optim.micro", self.optim.micro, whole, f"does not divide data.b={self.data.b}")
+        super().__post_init__()
 
     def _check_uses(self) -> None:
         """Raises Mistake where a source is to be heard or spoken by a model that cannot."""
@@ -222,3 +248,8 @@ class Run:
     def has_sound(self) -> bool:
         """Whether the model reads sound or writes it."""
         return self.model.front != "none" or self.model.writes == "speech"
+
+    @property
+    def lora_rank(self) -> int:
+        """Rank of LoRA."""
+        return self.lora.r

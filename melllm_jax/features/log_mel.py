@@ -12,20 +12,21 @@ import numpy as np
 
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import EPS, SAMPLE_RATE, MelFilters, make_filters
+from melllm_jax.features.mel_filters import EPS, MelFilters, make_filters
 
 HIGHEST = jax.lax.Precision.HIGHEST  # bfloat16 passes would leave 3 of a log's 7 digits
+TINY = 1e-22  # least power of a bin: the root's gradient is finite, and it stays under all floors
 
 
 def batch_log_mel(
-    wave: Float32[Array, "b w"], lengths: Int[Array, "b"], cfg: Mel, rate: int = SAMPLE_RATE
+    wave: Float32[Array, "b w"], lengths: Int[Array, "b"], cfg: Mel, rate: int = 0
 ) -> tuple[Float32[Array, "b frames m"], Int32[Array, "b"]]:
     """Normalised log-mel frames, and how many of each row are real; the others are zero.
 
-    `wave` holds samples in [-1, 1] at `rate` Hz, 16,000 or for phi4 8,000, `lengths` the real
-    samples of each row. `cfg` and `rate` are static under jit. A row too short for a frame has 0:
-    lengths are known on the device only. Raises Mistake where no row of width w could hold a frame,
-    for another rate, and for a global normalisation without its values.
+    `wave` holds samples in [-1, 1] at `rate` Hz, `cfg.rate` where it is 0 or for phi4 8,000,
+    `lengths` the real samples of each row. `cfg` and `rate` are static under jit. A row too short
+    for a frame has 0: lengths are known on the device only. Raises Mistake where no row of width w
+    could hold a frame, for another rate, and for a global normalisation without its values.
     """
     table = make_filters(cfg.kind, cfg.m, rate)
     b, w = wave.shape
@@ -38,7 +39,10 @@ def batch_log_mel(
     real = jnp.arange(count)[None, :] < counts[:, None]
     framed_bfw = _split_frames(_add_edges(wave, lengths, table), count, table)
     bins = jnp.einsum("bfw,wzc->bfzc", framed_bfw, table.kernel(), precision=HIGHEST)
-    power = jnp.einsum("bfc,cm->bfm", jnp.square(bins).sum(axis=2), table.bank, precision=HIGHEST)
+    power = jnp.square(bins).sum(axis=2)
+    if table.power == 1:
+        power = jnp.sqrt(jnp.maximum(power, TINY))
+    power = jnp.einsum("bfc,cm->bfm", power, table.bank, precision=HIGHEST)
     logs = jnp.log(jnp.maximum(power, table.floor))
     if table.span < np.inf:
         peak = jnp.max(logs, axis=(1, 2), where=real[:, :, None], initial=-np.inf, keepdims=True)

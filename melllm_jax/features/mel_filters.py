@@ -1,9 +1,10 @@
-"""Constants of the three mel extractors, for NumPy and for the device.
+"""Constants of the five mel extractors, for NumPy and for the device.
 
-Every kind looks through 25 ms of 16 kHz sound each 10 ms and is the same chain with other
-constants: edges, pre-emphasis, window, power spectrum, triangles, floor, natural log, and
-y = max(log, peak - span) * gain + offset. Phi-4-MM's has settings of its own for 8 kHz sound.
-Nothing here imports JAX.
+Every kind is the same chain with other constants: edges, pre-emphasis, window, power spectrum or
+magnitudes, triangles, floor, natural log, and y = max(log, peak - span) * gain + offset. Those of
+speech recognition look through 25 ms of 16 kHz sound each 10 ms, Phi-4-MM's with settings of its
+own for 8 kHz sound; those that vocoders read, through 1,024 samples each 256. Nothing here imports
+JAX.
 """
 
 import dataclasses
@@ -13,13 +14,14 @@ from typing import Any, Literal, TypeVar
 from jaxtyping import Float32
 import numpy as np
 
-from melllm_jax.config.features import Mel
+from melllm_jax.config.features import Mel, MelKind
 from melllm_jax.errors import Mistake
 
 SAMPLE_RATE = 16_000  # Hz
 TELEPHONE_RATE = 8_000  # Hz of telephone speech, which phi4 takes as it is
-HOP = 160  # samples between frames: 10 ms, `config.features.Mel.hop_seconds`
+HOP = 160  # samples of 16 kHz between frames: 10 ms
 WIDTH = 400  # samples a frame: 25 ms
+VOCODED_HOP, VOCODED_WIDTH = 256, 1024  # samples, of the kinds that vocoders read
 EPS = 1e-5  # added to a band's variance, in squared log units: a silent band divides by 0.003
 LN10 = float(np.log(10.0))
 
@@ -28,7 +30,7 @@ LN10 = float(np.log(10.0))
 class MelFilters:
     """Constants of one extractor for sound of one rate."""
 
-    hop: int  # samples between frames: 10 ms
+    hop: int  # samples between frames
     points: int  # of the Fourier transform; frames are filled up with zeros
     edge: int  # samples added at either end of the sound
     mode: Literal["reflect", "constant"]  # what they are: the sound mirrored, or zeros
@@ -41,10 +43,11 @@ class MelFilters:
     span: float  # nothing lies further than this under the utterance's peak, in natural log
     gain: float
     offset: float
+    power: Literal[1, 2] = 2  # of each bin's magnitude, which the triangles weigh
 
     @property
     def width(self) -> int:
-        """Samples a frame: 25 ms."""
+        """Samples a frame."""
         return len(self.window)
 
     def frames(self, samples: Any) -> Any:
@@ -62,17 +65,14 @@ class MelFilters:
         return np.stack([bins.real, bins.imag], axis=1).astype(np.float32)
 
 
-Kind = Literal["phi4", "whisper", "plain"]
-
-
 def mel_rate(cfg: Mel, rate: int) -> int:
-    """Hz at which `cfg` takes sound of `rate` Hz: 16,000, or 8,000 where mel.telephone says so."""
+    """Hz at which `cfg` takes sound of `rate` Hz: its own, or 8,000 where mel.telephone says so."""
     native = cfg.kind == "phi4" and cfg.telephone == "native"
-    return rate if native and rate == TELEPHONE_RATE else SAMPLE_RATE
+    return rate if native and rate == TELEPHONE_RATE else cfg.rate
 
 
 @functools.lru_cache(maxsize=16)
-def make_filters(kind: Kind, m: int, rate: int = SAMPLE_RATE) -> MelFilters:
+def make_filters(kind: MelKind, m: int, rate: int = 0) -> MelFilters:
     """The extractor `kind` with m bands, which `config.features.Mel` has found to go together.
 
     phi4: Phi-4-MM (SpeechLib's fbank): symmetric Hamming window, 16-bit sample scale, emphasis
@@ -85,9 +85,14 @@ def make_filters(kind: Kind, m: int, rate: int = SAMPLE_RATE) -> MelFilters:
     center=True, pad_mode="constant", power=2, htk=False, norm="slaney"), floor 1e-6, natural log.
     With 512 points, some of the lowest triangles fall between two bins where m is above about
     100: those bands stand at the floor.
+    speecht5, vocos: `_vocoded_filters`.
     """
-    if rate != SAMPLE_RATE and (kind, rate) != ("phi4", TELEPHONE_RATE):
-        raise Mistake(f"rate={rate}: {kind} takes sound of {SAMPLE_RATE} Hz")
+    own = Mel(kind, m).rate
+    rate = rate or own
+    if rate != own and (kind, rate) != ("phi4", TELEPHONE_RATE):
+        raise Mistake(f"rate={rate}: {kind} takes sound of {own} Hz")
+    if kind in ("speecht5", "vocos"):
+        return _vocoded_filters(kind, m)
     if kind == "phi4":
         part = SAMPLE_RATE // rate
         width, points = WIDTH // part, 512 // part
@@ -143,12 +148,43 @@ def make_filters(kind: Kind, m: int, rate: int = SAMPLE_RATE) -> MelFilters:
     )
 
 
+def _vocoded_filters(kind: MelKind, m: int) -> MelFilters:
+    """The extractors that vocoders read: magnitudes through a periodic Hann window, mirrored edges.
+
+    speecht5: transformers' SpeechT5FeatureExtractor of `audio_target`: 16 kHz, Slaney triangles
+    from 80 to 7,600 Hz, log10, floor 1e-10.
+    vocos: `MelSpectrogramFeatures` of the package vocos with padding "center": 24 kHz, triangles of
+    height 1 on the HTK scale (O'Shaughnessy's) from 0 to 12 kHz, natural log, floor 1e-7.
+    """
+    if kind == "speecht5":
+        bank, floor, gain = _slaney(m, VOCODED_WIDTH, low=80.0, high=7600.0), 1e-10, 1 / LN10
+    else:
+        edges = 700.0 * np.expm1(np.linspace(0.0, _kaldi(12_000.0), m + 2) / 1127.0)
+        bank, floor, gain = _triangles(_bins(VOCODED_WIDTH, 24_000), edges), 1e-7, 1.0
+    return MelFilters(
+        hop=VOCODED_HOP,
+        points=VOCODED_WIDTH,
+        edge=VOCODED_WIDTH // 2,
+        mode="reflect",
+        drop=0,
+        shortest=VOCODED_WIDTH // 2 + 1,  # as many beside the first one are mirrored
+        emphasis=0.0,
+        window=(0.5 - 0.5 * _cosine(VOCODED_WIDTH, VOCODED_WIDTH)).astype(np.float32),
+        bank=_crop(bank),
+        floor=floor,
+        span=np.inf,
+        gain=gain,
+        offset=0.0,
+        power=1,
+    )
+
+
 def _cosine(width: int, period: int) -> np.ndarray:
     return np.cos(2 * np.pi * np.arange(width) / period)
 
 
-def _bins(points: int) -> np.ndarray:
-    return np.arange(points // 2 + 1) * (SAMPLE_RATE / points)
+def _bins(points: int, rate: int = SAMPLE_RATE) -> np.ndarray:
+    return np.arange(points // 2 + 1) * (rate / points)
 
 
 Hertz = TypeVar("Hertz", float, np.ndarray)
@@ -159,13 +195,14 @@ def _kaldi(hertz: Hertz) -> Hertz:
     return 1127.0 * np.log1p(hertz / 700.0)
 
 
-def _slaney(m: int, points: int) -> np.ndarray:
-    """Triangles of equal area [bins m] in Hz, from 0 to 8 kHz, on the Auditory Toolbox's scale.
+def _slaney(m: int, points: int, low: float = 0.0, high: float = SAMPLE_RATE / 2) -> np.ndarray:
+    """Triangles of equal area [bins m] in Hz, from `low` to `high`, on Slaney's scale.
 
-    That scale is linear, 15 mel a kHz, below 1 kHz, and has 27 mel to a factor of 6.4 above.
+    That scale, of the Auditory Toolbox, is linear, 15 mel a kHz, below 1 kHz, and has 27 mel to a
+    factor of 6.4 above.
     """
-    top = 15.0 + 27.0 * np.log(SAMPLE_RATE / 2 / 1000.0) / np.log(6.4)
-    mel = np.linspace(0.0, top, m + 2)
+    to_mel = lambda x: 15 * x if x < 1 else 15.0 + 27.0 * np.log(x) / np.log(6.4)
+    mel = np.linspace(to_mel(low / 1000.0), to_mel(high / 1000.0), m + 2)
     edges = np.where(mel < 15.0, mel / 15.0, 6.4 ** ((mel - 15.0) / 27.0)) * 1000.0
     return _triangles(_bins(points), edges) * (2.0 / (edges[2:] - edges[:-2]))
 

@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, Float
 
 from melllm_jax.batch import Batch
-from melllm_jax.config.run import Optim, Run
+from melllm_jax.config.run import BaseRun, Optim
 from melllm_jax.models.parameters import Kinds, Net, Weights, is_encoder, is_front
 from melllm_jax.nn.layers import LoraParam, NonTrainable
 
@@ -63,7 +63,7 @@ class Objective(Protocol[Net]):
     """What a run learns."""
 
     @property
-    def run(self) -> Run:
+    def run(self) -> BaseRun:
         """The run that this is the objective of."""
 
     def build(self, rngs: nnx.Rngs) -> Net:

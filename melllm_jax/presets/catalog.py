@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 import difflib
 import functools
 import types
+from typing import TypeVar
 
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import ladder
 from melllm_jax.presets.aura import aura_phi4_mini, aura_qwen2_5_7b
@@ -30,6 +31,9 @@ from melllm_jax.presets.mel_llm import (
 from melllm_jax.presets.small import digits, quickstart
 from melllm_jax.presets.smollm2 import aura_smollm2, smollm2_asr
 from melllm_jax.presets.tts import tts
+from melllm_jax.presets.vocoder import vocoder, vocoder_hifi_gan, vocoder_vocos
+
+AnyRun = TypeVar("AnyRun", bound=BaseRun)
 
 PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
     {
@@ -61,10 +65,26 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
     | {name: functools.partial(ladder.rung, name) for name in ladder.RUNGS}
 )
 
+VOCODERS: Mapping[str, Callable[[], BaseRun]] = types.MappingProxyType(
+    {make.__name__: make for make in (vocoder, vocoder_vocos, vocoder_hifi_gan)}
+)
+ALL: Mapping[str, Callable[[], BaseRun]] = types.MappingProxyType({**PRESETS, **VOCODERS})
+
 
 def preset(name: str) -> Run:
-    """The run of that name. Raises Mistake for an unknown one, with the nearest."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)
-        raise Mistake(f"preset={name}: is none of {', '.join(PRESETS)}; did you mean {near[0]}?")
-    return PRESETS[name]()
+    """The decoder's run of that name. Raises Mistake for an unknown one, with the nearest."""
+    if name in VOCODERS:
+        raise Mistake(f"preset={name}: trains a vocoder, which only train and sweep take")
+    return _find(name, PRESETS)
+
+
+def any_preset(name: str) -> BaseRun:
+    """The run of that name, of whatever kind. Raises Mistake for an unknown one."""
+    return _find(name, ALL)
+
+
+def _find(name: str, known: Mapping[str, Callable[[], AnyRun]]) -> AnyRun:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise Mistake(f"preset={name}: is none of {', '.join(known)}; did you mean {near[0]}?")
+    return known[name]()

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from melllm_jax import flops
-from melllm_jax.config.run import Run
+from melllm_jax import flops, vocoder_flops
+from melllm_jax.config.run import BaseRun, Run
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.telemetry.goodput import Goodput
 
 
@@ -17,7 +18,7 @@ class ThroughputMeter:
 
     def __init__(
         self,
-        run: Run,
+        run: BaseRun,
         mesh: jax.sharding.Mesh,
         sizes: Sequence[int],
         seen: np.ndarray,
@@ -25,7 +26,7 @@ class ThroughputMeter:
     ):
         chip = flops.find_chip(mesh.devices.flat[0].device_kind)
         self._peak = chip.flops * mesh.size if chip else None
-        self._flops = flops.update_flops(run)
+        self._flops = _update_flops(run)
         self._names = [source.path for source in run.data.sources]
         self._sizes, self.seen = sizes, seen
         self._spent, self._before = spent, dict(spent.seconds)
@@ -58,3 +59,10 @@ class ThroughputMeter:
             if self._sizes:
                 metrics[f"epoch/{name}"] = self.seen[i] / self._sizes[i]
         return metrics
+
+
+def _update_flops(run: BaseRun) -> float:
+    if isinstance(run, VocoderRun):
+        return vocoder_flops.vocoder_update_flops(run)
+    assert isinstance(run, Run)
+    return flops.update_flops(run)

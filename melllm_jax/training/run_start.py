@@ -8,19 +8,29 @@ import dataclasses
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.stored_front import FRONT_FIELDS, read_front_fields
 from melllm_jax.config.distillation import SIZE_FIELDS
-from melllm_jax.config.run import RANDOM, Run
+from melllm_jax.config.run import RANDOM, BaseRun, Run
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.errors import Mistake
 
 HEAD_FIELDS = ("writes", "mel_head")  # of a model: whether and how it writes mel patches
 COMPUTE_FIELDS = ("remat", "kept", "attention", "scan")  # of a model: how it is computed
 
 
-def run_from(run: Run, init: str, front: str, teacher: str = "") -> Run:
+DISCRIMINATOR_SIZES = ("periods", "period_channels", "resolutions", "resolution_channels")
+
+
+def run_from(run: BaseRun, init: str, front: str, teacher: str = "") -> BaseRun:
     """`run` with what the folders that are given hold.
 
     These are the sizes of the model in `init`, the front end in `front`, and the encoder in
-    `teacher` to learn from.
+    `teacher` to learn from. A vocoder starts from a vocoder alone.
     """
+    if isinstance(run, VocoderRun):
+        for name, folder in (("init.front", front), ("distill.path", teacher)):
+            if folder:
+                raise Mistake(f"{name}={folder}: preset={run.name} trains a vocoder: give --init")
+        return adopt_vocoder(run, init) if init else run
+    assert isinstance(run, Run)
     run = adopt_model(run, init) if init else run
     run = adopt_front(run, front) if front not in ("", RANDOM) else run
     return adopt_teacher(run, teacher) if teacher else run
@@ -91,3 +101,21 @@ def adopt_teacher(run: Run, folder: str) -> Run:
     if run.mel.r in distill.traits.rates:
         mel = dataclasses.replace(mel, r=run.mel.r)
     return dataclasses.replace(run, mel=mel, distill=distill)
+
+
+def adopt_vocoder(run: VocoderRun, folder: str) -> VocoderRun:
+    """`run` with the sizes and the mel of the vocoder that was trained in `folder`.
+
+    The discriminators are those of its training. Raises Mistake where `folder` holds no such run.
+    """
+    other = run_folder.read_any_run(folder)
+    if not isinstance(other, VocoderRun):
+        raise Mistake(f"init={folder}: holds no vocoder")
+    sizes = {name: getattr(other.adversarial, name) for name in DISCRIMINATOR_SIZES}
+    return dataclasses.replace(
+        run,
+        vocoder=other.vocoder,
+        mel=other.mel,
+        adversarial=dataclasses.replace(run.adversarial, **sizes),
+        init=dataclasses.replace(run.init, path=folder),
+    )

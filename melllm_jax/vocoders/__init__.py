@@ -1,0 +1,1 @@
+"""Mel to sound: the networks, and Griffin-Lim for who has none."""
