@@ -20,3 +20,27 @@ class SoundMaker(Protocol):
     def __call__(self, mel: Float32[np.ndarray, "frames m"]) -> Float32[np.ndarray, " w"]:
         """The sound of a mel in the extractor's own log units."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedSoundMaker:
+    """A function from mel to sound, and what it is called."""
+
+    name: str
+    rate: int
+    make: Callable[[Float32[np.ndarray, "frames m"]], Float32[np.ndarray, " w"]]
+
+    def __call__(self, mel: Float32[np.ndarray, "frames m"]) -> Float32[np.ndarray, " w"]:
+        return self.make(mel)
+
+
+def open_vocoder(path: str, mel: Mel) -> SoundMaker:
+    """The vocoder in a folder, an import's or a run's, or Griffin-Lim where `path` is empty.
+
+    Raises Mistake for a folder without one, and for one that reads another mel.
+    """
+    if not path:
+        return NamedSoundMaker(GRIFFIN_LIM, mel.rate, functools.partial(griffin_lim, cfg=mel))
+    spec, make = load_vocoder(path)
+    check_same_mel(spec, mel, f"vocoder={path}")
+    return NamedSoundMaker(path, spec.rate, make)

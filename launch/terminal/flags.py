@@ -16,7 +16,7 @@ import itertools
 import os
 import pathlib
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Suppress, UseAppendAction, arg
@@ -28,7 +28,7 @@ from tyro.constructors import (
 )
 
 from melllm_jax import files
-from melllm_jax.config.data import Data, Sounds, Source
+from melllm_jax.config.data import Data, Sounds, Source, SourceUse
 from melllm_jax.config.distillation import Distill
 from melllm_jax.config.features import Mel, Text
 from melllm_jax.config.overrides import RENAMED
@@ -41,19 +41,21 @@ Kind = TypeVar("Kind")
 
 
 def parse_source(text: str) -> Source:
-    """The corpus that `DIR`, `DIR=WEIGHT` or `DIR=WEIGHT:HOURSh` names.
+    """The corpus that `DIR`, `DIR=WEIGHT` or `DIR=WEIGHT[:HOURSh][:USE]` names.
 
     A folder's name may hold "=" as well: the longest folder that exists is meant. Raises Mistake
-    for a weight, or hours, that are none.
+    for a weight, hours or a use that are none.
     """
     path, equals, share = text.rpartition("=")
     if not equals or os.path.isdir(text.removeprefix("file://")):
         return Source(text)
-    weight, colon, hours = share.partition(":")
-    if colon and not hours.endswith("h"):
-        raise Mistake(f"{text}: what follows : must be hours, such as 10h, not {hours!r}")
+    weight, *more = share.split(":")
+    use = more.pop() if more and more[-1] in USES else "auto"
+    if len(more) > 1 or more and not more[0].endswith("h"):
+        wanted = f"hours, such as 10h, or {', '.join(USES[1:])}"
+        raise Mistake(f"{text}: what follows : must be {wanted}, not {':'.join(more)!r}")
     try:
-        return Source(path, float(weight), hours=float(hours[:-1]) if colon else 0.0)
+        return Source(path, float(weight), hours=float(more[0][:-1]) if more else 0.0, use=use)
     except ValueError as error:
         raise Mistake(
             f"{text}: what follows = must be a positive weight, then :HOURSh or nothing, not "
@@ -64,12 +66,14 @@ def parse_source(text: str) -> Source:
 def format_source(source: Source) -> str:
     """The text that `parse_source` reads back."""
     hours = f":{source.hours:g}h" if source.hours else ""
-    return f"{source.path}={source.weight:g}{hours}"
+    use = "" if source.use == "auto" else f":{source.use}"
+    return f"{source.path}={source.weight:g}{hours}{use}"
 
 
+USES = get_args(SourceUse)
 SOURCE_FLAG = PrimitiveConstructorSpec(
     nargs=1,
-    metavar="DIR[=WEIGHT[:HOURSh]]",
+    metavar="DIR[=WEIGHT[:HOURSh][:USE]]",
     instance_from_str=lambda words: parse_source(words[0]),
     is_instance=lambda value: isinstance(value, Source),
     str_from_instance=lambda value: [format_source(value)],
@@ -100,10 +104,11 @@ FLAGS: Mapping[type, Mapping[str, Any]] = {
             arg(
                 name="data",
                 prefix_name=False,
-                metavar="DIR[=WEIGHT[:HOURSh]]",
+                metavar="DIR[=WEIGHT[:HOURSh][:USE]]",
                 help="folder of shards or of SPLIT.jsonl manifests, its share of the examples "
                 "drawn, relative to the others (1 if not said), and how many hours of it to draw "
-                "from (all if not said): speech=2:100h; a folder named lang=en is lang=en=1",
+                "from (all if not said): speech=2:100h; a folder named lang=en is lang=en=1; "
+                "then whether it is heard (asr), spoken (tts) or read (text): speech=1:tts",
             ),
         ]
     },

@@ -10,6 +10,9 @@ from typing import Literal
 from melllm_jax.config.validation import LATER, WHERE, require
 
 
+SourceUse = Literal["auto", "asr", "tts", "text"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """One corpus in the mixture."""
@@ -20,7 +23,7 @@ class Source:
     hours: float = 0.0  # of sound: a subset, the same on every machine, in every larger one; 0: all
     # What an utterance teaches. asr: its sound is heard, its words are written; tts: its words are
     # read, its sound is spoken; text: its words alone. auto: the first of these that the model can.
-    use: Literal["auto", "asr", "tts", "text"] = dataclasses.field(default="auto", metadata=LATER)
+    use: SourceUse = dataclasses.field(default="auto", metadata=LATER)
 
     def __post_init__(self) -> None:
         require("data.sources.weight", self.weight, self.weight > 0, "must be positive")

@@ -30,7 +30,7 @@ from melllm_jax.presets.mel_llm import (
 )
 from melllm_jax.presets.small import digits, quickstart
 from melllm_jax.presets.smollm2 import aura_smollm2, smollm2_asr
-from melllm_jax.presets.tts import tts
+from melllm_jax.presets.tts import mel_llm_tts, mel_llm_unified, tts
 from melllm_jax.presets.vocoder import vocoder, vocoder_hifi_gan, vocoder_vocos
 
 AnyRun = TypeVar("AnyRun", bound=BaseRun)
@@ -60,6 +60,8 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
             aura_qwen2_5_7b,
             aura_phi4_mini,
             tts,
+            mel_llm_tts,
+            mel_llm_unified,
         )
     }
     | {name: functools.partial(ladder.rung, name) for name in ladder.RUNGS}

@@ -161,7 +161,7 @@ def test_help_shows_every_field_with_its_comment_and_the_presets_value(capsys):
         assert (f"--{name.replace('_', '-')} " in told) == (name not in hidden), name
     words = " ".join(told.replace("│", " ").split())
     assert "hidden_size (default: 64)" in words
-    assert "--data DIR[=WEIGHT[:HOURSh]] folder of shards" in words
+    assert "--data DIR[=WEIGHT[:HOURSh][:USE]] folder of shards" in words
     assert "--workdir STR folder of the run (required)" in words
 
 
