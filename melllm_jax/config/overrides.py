@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.run import Run
 from melllm_jax.config.validation import require
+from melllm_jax.config.vocoder import VocoderSpec
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import parse_json
@@ -84,7 +85,7 @@ def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def to_json(cfg: Run | ModelSpec | FrontSpec | WhisperSpec) -> str:
+def to_json(cfg: Run | ModelSpec | FrontSpec | WhisperSpec | VocoderSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
     return json.dumps(written_tree(cfg), indent=1) + "\n"
 
@@ -102,7 +103,14 @@ def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
     return "later" in field.metadata and getattr(value, field.name) == field.default
 
 
-Kind = TypeVar("Kind", Run, ModelSpec, FrontSpec, WhisperSpec)
+Kind = TypeVar("Kind", Run, ModelSpec, FrontSpec, WhisperSpec, VocoderSpec)
+NAMES: Mapping[type, str] = {
+    Run: "run",
+    ModelSpec: "model",
+    FrontSpec: "front",
+    WhisperSpec: "whisper",
+    VocoderSpec: "vocoder",
+}
 
 
 def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
@@ -110,7 +118,7 @@ def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
 
     Raises Mistake for unknown, missing or ill-typed fields.
     """
-    name = {Run: "run", ModelSpec: "model", FrontSpec: "front", WhisperSpec: "whisper"}[kind]
+    name = NAMES[kind]
     try:
         tree = parse_json(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except json.JSONDecodeError as error:
