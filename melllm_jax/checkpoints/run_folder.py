@@ -16,12 +16,8 @@ from etils import epath
 from melllm_jax import files
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.overrides import from_json, identity, to_json
-<<<<<<< HEAD
 from melllm_jax.config.run import BaseRun, Run
-=======
-from melllm_jax.config.run import Run
 from melllm_jax.config.vocoder import VocoderSpec
->>>>>>> vocoders
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 
@@ -149,17 +145,13 @@ def read_whisper(folder: str) -> WhisperSpec | None:
     return from_json(path.read_bytes(), WhisperSpec) if path.exists() else None
 
 
-<<<<<<< HEAD
-def _unchangeable_fields(run: BaseRun, other: BaseRun) -> Iterator[tuple[str, Any]]:
-=======
 def read_vocoder(folder: str) -> VocoderSpec | None:
     """The vocoder whose folder this is; None where it holds none."""
     path = files.place(folder) / VOCODER
     return from_json(path.read_bytes(), VocoderSpec) if path.exists() else None
 
 
-def _unchangeable_fields(run: Run, other: Run) -> Iterator[tuple[str, Any]]:
->>>>>>> vocoders
+def _unchangeable_fields(run: BaseRun, other: BaseRun) -> Iterator[tuple[str, Any]]:
     """The fields that a resume of `run` or of `other` may not change, as (dotted name, value).
 
     Sources may come and go, but one at least stays, and none changes under its path.

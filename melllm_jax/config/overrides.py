@@ -15,11 +15,8 @@ from typing import Any, Literal, TypeVar
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.config.validation import require
-<<<<<<< HEAD
-from melllm_jax.config.vocoder_run import VocoderRun
-=======
 from melllm_jax.config.vocoder import VocoderSpec
->>>>>>> vocoders
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import parse_json
@@ -94,7 +91,6 @@ def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-<<<<<<< HEAD
 def _in_order(cfg: Any) -> list[dataclasses.Field[Any]]:
     """The fields of a config as they are written: of a run those of `BaseRun` among its own."""
     order = getattr(cfg, "ORDER", ())
@@ -102,10 +98,7 @@ def _in_order(cfg: Any) -> list[dataclasses.Field[Any]]:
     return sorted(found, key=lambda field: order.index(field.name)) if order else found
 
 
-def to_json(cfg: BaseRun | ModelSpec | FrontSpec | WhisperSpec) -> str:
-=======
-def to_json(cfg: Run | ModelSpec | FrontSpec | WhisperSpec | VocoderSpec) -> str:
->>>>>>> vocoders
+def to_json(cfg: BaseRun | ModelSpec | FrontSpec | WhisperSpec | VocoderSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
     kind = {"kind": name for name, kind in RUN_KINDS.items() if type(cfg) is kind}
     return json.dumps(kind | written_tree(cfg), indent=1) + "\n"
@@ -124,18 +117,14 @@ def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
     return "later" in field.metadata and getattr(value, field.name) == field.default
 
 
-<<<<<<< HEAD
-Kind = TypeVar("Kind", BaseRun, ModelSpec, FrontSpec, WhisperSpec)
-=======
-Kind = TypeVar("Kind", Run, ModelSpec, FrontSpec, WhisperSpec, VocoderSpec)
+Kind = TypeVar("Kind", BaseRun, ModelSpec, FrontSpec, WhisperSpec, VocoderSpec)
 NAMES: Mapping[type, str] = {
-    Run: "run",
+    BaseRun: "run",
     ModelSpec: "model",
     FrontSpec: "front",
     WhisperSpec: "whisper",
     VocoderSpec: "vocoder",
 }
->>>>>>> vocoders
 
 
 def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
@@ -143,11 +132,7 @@ def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
 
     Of `BaseRun` it is a run of whichever kind the text says. Raises Mistake for unknown, missing or ill-typed fields.
     """
-<<<<<<< HEAD
-    name = {BaseRun: "run", ModelSpec: "model", FrontSpec: "front", WhisperSpec: "whisper"}[kind]
-=======
     name = NAMES[kind]
->>>>>>> vocoders
     try:
         tree = parse_json(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except json.JSONDecodeError as error:

@@ -50,9 +50,9 @@ def mel_llm_tts() -> Run:
     """Mel-LLM's speech synthesis: Phi-4-mini reads words and writes mel, all of it trained.
 
     Libriheavy's 50,000 h in 5 epochs (arXiv 2606.10231), of which a batch of 64 rows of 2,048
-    positions holds some 1.4 h at 25 positions a second: 180,000 updates. Expected there: WER 11.03 %
-    and UTMOS 3.10 without normalisation, 14.75 % and 3.25 with it. Frame rate, batch and learning
-    rate are not published; these are ours. Not trained here.
+    positions holds some 1.4 h at 25 positions a second: 180,000 updates. Expected there: WER
+    11.03 % and UTMOS 3.10 without normalisation, 14.75 % and 3.25 with it. Frame rate, batch and
+    learning rate are not published; these are ours. Not trained here.
 
     melllm convert import microsoft/Phi-4-mini-instruct PHI
     melllm train mel_llm_tts --init PHI --data LIBRIHEAVY --workdir runs/mel-llm-tts
@@ -82,7 +82,7 @@ def mel_llm_unified() -> Run:
     What is heard and what is spoken are sources of one mixture; the prompt says which is asked.
     Batch, rates and shares are ours. Not trained here.
 
-    melllm train mel_llm_unified --init PHI --data SPEECH=1:asr --data SPEECH=1:tts --workdir runs/one
+    melllm train mel_llm_unified --init PHI --data A=1:asr --data A=1:tts --workdir runs/unified
     """
     run = mel_llm_asr()
     return dataclasses.replace(
