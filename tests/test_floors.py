@@ -35,6 +35,7 @@ FLOORS = (
     {"launch.terminal", "launch.runtime"},
     {"launch.charts"},
     {"launch.corpus_report", "launch.runs"},
+    {"launch.speech"},
     {"launch.evaluation", "launch.bench"},
     {"launch.sweep", "launch.api"},
     {"launch.sweep.backends", "launch.sweep.specs", "launch.scaling"},

@@ -1,9 +1,18 @@
 """What makes sound of a mel: a vocoder that was trained or imported, or Griffin-Lim."""
 
+from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Protocol
 
 from jaxtyping import Float32
 import numpy as np
+
+from melllm_jax.config.features import Mel
+from melllm_jax.vocoders.griffin_lim import griffin_lim
+from melllm_jax.vocoders.stored_vocoder import check_same_mel, load_vocoder
+
+GRIFFIN_LIM = "Griffin-Lim, without a vocoder"
 
 
 class SoundMaker(Protocol):

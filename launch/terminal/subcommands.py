@@ -143,6 +143,7 @@ COMMANDS: dict[str, Command | CommandGroup] = {
     ),
     "transcribe": Command("text of wav, flac, mp3 and ogg files", "launch.commands.transcribe"),
     "generate": Command("text after prompts, as a model writes it", "launch.commands.generate"),
+    "speak": Command("sound of texts, by a run that speaks", "launch.commands.speak"),
     "convert": CONVERT,
     "logits": Command(
         "scores of a checkpoint for given tokens, to debug a port", "launch.commands.logits"

@@ -1,0 +1,138 @@
+"""`melllm speak` on a small run: files, JSON, a corpus's texts, a voice, and refusals."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from launch import cli
+from launch.runs.run_inputs import complete_run
+from launch.speech.speaking_model import SpeakingModel
+from melllm_jax.checkpoints import run_folder
+from melllm_jax.config.overrides import override
+from tests.support.runs import (
+    compiled_once,
+    compiled_quickly,
+    corpus,
+    one_device,
+    refused,
+    tiny,
+    trained,
+    two_updates,
+)
+
+once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+alone = pytest.fixture(scope="module", autouse=True)(one_device)
+HEAD = {"prenet": 8, "hidden": 8, "channels": 4, "convolutions": 2, "taps": 3}
+SPEAKING = {"model.writes": "speech", "model.front": "none", "mel.normalize": "global"}
+SPEAKING |= {f"model.mel_head.{name}": size for name, size in HEAD.items()}
+LIMIT = ("--speaking.extra", "0.5", "--speaking.per-letter", "0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`data` and `run`, of one update over it, that speaks; `ears`, a run that does not."""
+    folder = tmp_path_factory.mktemp("speak")
+    run = override(tiny(corpus(folder / "data"), steps=1), SPEAKING)
+    run = complete_run(run).run
+    run_folder.claim(str(folder / "run"), run)
+    trained(run, folder / "run")
+    two_updates(folder / "ears")
+    return folder
+
+
+def told(folder, capsys, *words):
+    capsys.readouterr()
+    assert cli.main(["speak", "--run", str(folder / "run"), *LIMIT, *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_text_becomes_a_file_and_the_output_says_what_made_it(folder, capsys, tmp_path):
+    out = tmp_path / "a.wav"
+    line = told(folder, capsys, "hello there", "--out", out)
+    assert "Griffin-Lim, without a vocoder" in line
+    wave, rate = soundfile.read(out)
+    assert rate == 16_000
+    assert 0 < len(wave) <= 0.6 * rate
+    first = out.read_bytes()
+    told(folder, capsys, "hello there", "--out", out)
+    assert out.read_bytes() == first
+    told(folder, capsys, "hello there", "--out", out, "--seed", 1)
+    assert out.read_bytes() != first
+
+
+def test_json_has_its_figures_and_a_picture_is_drawn(folder, capsys, tmp_path):
+    out, picture = tmp_path / "a.wav", tmp_path / "a.png"
+    found = json.loads(told(folder, capsys, "hi", "--out", out, "--json", "--picture", picture))
+    assert found["text"] == "hi"
+    assert found["duration"] == pytest.approx(len(soundfile.read(out)[0]) / 16_000, abs=1e-3)
+    assert found["rtf"] == pytest.approx(found["seconds"] / found["duration"], rel=0.05, abs=2e-3)
+    assert found["flags"].keys() == {"stopped", "broken"}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_texts_of_a_corpus_are_spoken_beside_their_recordings(folder, capsys, tmp_path):
+    out = tmp_path / "said"
+    words = ("--data", folder / "data", "--split", "train", "--most", 3, "--out", out, "--batch", 2)
+    told(folder, capsys, *words)
+    lines = [json.loads(line) for line in (out / "spoken.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert soundfile.info(out / line["audio_filepath"]).duration == pytest.approx(
+            line["duration"], abs=1e-3
+        )
+        assert soundfile.info(out / line["reference"]).frames > 0
+    assert "3 texts" in told(folder, capsys, *words)
+
+
+def test_a_voice_is_gone_on_from(folder, capsys, tmp_path):
+    voice = tmp_path / "voice.wav"
+    noise = np.random.default_rng(0).standard_normal(16_000) * 0.1
+    soundfile.write(voice, noise, 16_000)
+    plain, other = tmp_path / "a.wav", tmp_path / "b.wav"
+    told(folder, capsys, "hi", "--out", plain)
+    told(folder, capsys, "hi", "--out", other, "--voice", voice, "--voice-text", "well")
+    assert plain.read_bytes() != other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "texts: give one at least, --file FILE or --data DIR"),
+        ([" "], "text=' ': is empty: must hold words"),
+        (["a", "b"], "is one file for 2 texts: give a folder"),
+        (["a" * 5000], "the model has 4096 (model.rope.longest)"),
+        (["a\udcff"], "text="),
+        (["a", "--voice-text", "b"], "voice_text: goes with --voice FILE"),
+        (["a", "--voice", "v.wav"], "a voice needs what is said in it"),
+        (["a", "--speaking.stop", "1"], "stop=1.0: must lie between 0 and 1"),
+        (["a", "--vocoder", "nowhere"], "vocoder=nowhere: "),
+    ],
+)
+def test_mistakes_take_one_line_and_write_nothing(folder, words, message, capsys, tmp_path):
+    out = tmp_path / "a.wav"
+    line = refused(["speak", "--run", folder / "run", *words, "--out", out], capsys)
+    assert message in line
+    assert not out.exists()
+
+
+def test_a_run_that_writes_text_alone_is_refused(folder, capsys, tmp_path):
+    words = ["speak", "--run", folder / "ears" / "run", "a", "--out", tmp_path / "a.wav"]
+    assert "has no head that speaks" in refused(words, capsys)
+
+
+def test_a_patch_that_is_not_finite_ends_the_text_flagged(folder, capsys, tmp_path, monkeypatch):
+    """Without a patch there is a file without a sample, and the line says why."""
+    said = SpeakingModel.say
+
+    def broken(self, texts, **how):
+        for spoken in said(self, texts, **how):
+            yield dataclasses.replace(spoken, mel=spoken.mel[:0], broken=True, stopped=False)
+
+    monkeypatch.setattr(SpeakingModel, "say", broken)
+    out = tmp_path / "a.wav"
+    assert "ended where it was not finite" in told(folder, capsys, "hi", "--out", out)
+    assert soundfile.info(out).frames == 0
