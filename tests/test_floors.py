@@ -159,7 +159,8 @@ def test_no_modules_import_in_a_circle():
 
 def test_folders_are_small_enough_to_look_through():
     sizes = {folder: sum(m.rpartition(".")[0] == folder for m in MODULES) for folder in INITS}
-    assert {folder: size for folder, size in sizes.items() if size > 13} == {}
+    most = {"launch.commands": 16}  # a file for each command, which their names tell apart
+    assert {x: size for x, size in sizes.items() if size > most.get(x, 13)} == {}
 
 
 @pytest.mark.parametrize("folder", (*PACKAGES, "benchmarks", "examples", "tests"))
