@@ -1,4 +1,4 @@
-"""`melllm evaluate`: scores of a run on a split, by task, and its speed; perplexity on text."""
+"""`melllm evaluate`: scores of a run on a split, of generated speech, and perplexity on text."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -72,10 +72,13 @@ class EvaluateArguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`melllm evaluate --run DIR --data DIR --split NAME`."""
+    """`melllm evaluate --run DIR --data DIR --split NAME`, or `--speech MANIFEST --judge DIR`."""
     arguments = parse(EvaluateArguments, argv, prog="melllm evaluate")
     if arguments.speech:
         return _print_speech_score(arguments)
+    for field in ("judge", "judge_python"):
+        if getattr(arguments, field):
+            raise Mistake(f"{field}={getattr(arguments, field)}: goes with --speech")
     if not arguments.run:
         raise Mistake("missing --run DIR")
     if bool(arguments.data) == bool(arguments.text):
@@ -146,7 +149,7 @@ def _print_text_score(arguments: EvaluateArguments) -> int:
 
 
 def _print_speech_score(arguments: EvaluateArguments) -> int:
-    for field in ("run", "data", "text", "llm", "against", "name"):
+    for field in ("run", "data", "text", "llm", "against", "name", "window", "stride"):
         if getattr(arguments, field):
             raise Mistake(f"{field}={getattr(arguments, field)}: does not go with --speech")
     if not arguments.judge:
@@ -163,7 +166,7 @@ def _print_speech_score(arguments: EvaluateArguments) -> int:
     else:
         table = score_table(found)
         text_table.show(text_table.table(table.heads, table.rows, right=(1, 2, 3)))
-        print("\n".join(["", *errors(found)]))
+        print("".join(f"\n{error}" for error in errors(found)), end="")
     print(f"scores: {out / SCORES}", file=sys.stderr)
     if dead := trouble(found):
         raise Fault("; ".join(dead))

@@ -28,14 +28,15 @@ def mel_cepstral_distortion(
     wave: Float32[np.ndarray, " w"], recording: Float32[np.ndarray, " r"]
 ) -> float:
     """The distortion in dB of 16 kHz sound; 0 where both are alike but for their level."""
-    distances = _DECIBELS * cdist(mel_cepstra(wave), mel_cepstra(recording))
+    first, second = (mel_cepstra(extract_log_mel(sound, MEL)) for sound in (wave, recording))
+    distances = _DECIBELS * cdist(first, second)
     rows, columns = align(distances)
     return float(distances[rows, columns].mean())
 
 
-def mel_cepstra(wave: Float32[np.ndarray, " w"]) -> Float[np.ndarray, "frames k"]:
-    """c_1 to c_13 of every frame of 16 kHz sound."""
-    log_amplitude = extract_log_mel(wave, MEL).astype(np.float64) / 2
+def mel_cepstra(log_mel: Float[np.ndarray, "frames m"]) -> Float[np.ndarray, "frames k"]:
+    """c_1 to c_13 of frames of log mel power."""
+    log_amplitude = log_mel.astype(np.float64) / 2
     return np.asarray(scipy.fft.dct(log_amplitude, type=2) / MEL.m)[:, 1 : CEPSTRA + 1]
 
 

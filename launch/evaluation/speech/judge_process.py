@@ -54,7 +54,7 @@ class JudgeProcess:
     def ask(
         self, wave: Float32[np.ndarray, " w"], voice: Float32[np.ndarray, " w"] | None = None
     ) -> JudgeAnswer:
-        """Its score of a sound, for similarity with another. Raises JudgeError where it has died."""
+        """Its score of a sound, for similarity with another. Raises JudgeError where it is dead."""
         request = {"wave": _encode(wave)} | ({} if voice is None else {"voice": _encode(voice)})
         with contextlib.suppress(BrokenPipeError):  # what killed it is told below
             assert self._process.stdin is not None
@@ -99,7 +99,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _read_answer(name: str, process: "subprocess.Popen[str]", said: IO[str]) -> dict[str, Any]:
-    """The next line that a process answers. Raises JudgeError, with its last words, where it died."""
+    """The next line that a process answers. Raises JudgeError with its last words where it died."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if line.endswith("\n"):

@@ -13,10 +13,23 @@ from launch.evaluation.speech.cepstral_distortion import (
     mel_cepstral_distortion,
 )
 from launch.evaluation.speech.journal import Journal
-from launch.evaluation.speech.judge_process import JudgeError, JudgeName, open_judge
-from launch.evaluation.speech.spoken_set import SoundFacts, SpokenFile, load_place, wave_digest
+from launch.evaluation.speech.judge_process import (
+    JudgeAnswer,
+    JudgeError,
+    JudgeName,
+    JudgeProcess,
+    open_judge,
+)
+from launch.evaluation.speech.spoken_set import (
+    Place,
+    SoundFacts,
+    SpokenFile,
+    load_place,
+    wave_digest,
+)
 from launch.runs import model_loader, transcriber
 from launch.runs.recognizer import DtypeChoice, load_recognizer
+from launch.terminal.progress_bar import count_progress
 from melllm_jax import __version__
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.integrity import checkpoint_digest, newest_checkpoint
@@ -80,8 +93,10 @@ def hear(files: Sequence[Sounding], how: Hearing, journal: Journal, say: Say) ->
         with jax.set_mesh(model_loader.all_devices_mesh()):
             judge = load_recognizer(how.folder, how.decoding, how.dtype)
             trials = (judge.prompts([one.utterance])[0] for one in new.values())
-            for digest, told in zip(new, judge.transcribe(trials, rows), strict=True):
-                journal.keep({"text": told.line, "looped": told.looped}, *by, digest)
+            with count_progress(len(new), "files heard") as advance:
+                for digest, told in zip(new, judge.transcribe(trials, rows), strict=True):
+                    journal.keep({"text": told.line, "looped": told.looped}, *by, digest)
+                    advance()
     known = (journal.find(*by, x.digest) for _, x in files)
     return [Heard(**({} if value is None else value)) for value in known]
 
@@ -94,31 +109,41 @@ def judge_sounds(
     For similarity each file is held against the voice that was to speak, or else the recording;
     None where no file has either. What befalls the judge is told in the scores, not raised.
     """
-    others = [(one.voice or one.reference) if name == "similarity" else None for one, _ in files]
-    if name == "similarity" and not any(others):
-        return None
+    asked = [i for i, (_, facts) in enumerate(files) if facts.seconds]
+    others: list[Place | None] = [None] * len(files)
+    if name == "similarity":
+        others = [one.voice or one.reference for one, _ in files]
+        asked = [i for i in asked if others[i]]
+        if not any(others):
+            return None
     values: list[float | None] = [None] * len(files)
-    refused = list[str]()
-    by = ""
+    refused, by = list[str](), ""
     try:
-        with open_judge(name, python) as judge:
+        with open_judge(name, python) as judge, count_progress(len(asked), name) as advance:
             by = judge.by
             say(f"{name} by {by}")
-            for index, ((one, facts), other) in enumerate(zip(files, others, strict=True)):
-                if not facts.seconds or (name == "similarity" and other is None):
-                    continue
-                voice = None if other is None else load_place(other, one.where).wave
-                key = [name, by, facts.digest, None if voice is None else wave_digest(voice)]
-                told = journal.find(*key)
-                if told is None:
-                    told = dataclasses.asdict(judge.ask(one.load().wave, voice))
-                    journal.keep(told, *key)
-                values[index] = told["value"]
-                refused += [f"{one.utterance.id}: {told['error']}"] if told["error"] else []
+            for i in asked:
+                told = _judged(judge, *files[i], others[i], journal)
+                values[i] = told.value
+                refused += [f"{files[i][0].utterance.id}: {told.error}"] if told.error else []
+                advance()
     except JudgeError as error:
         return FileScores(values, by, str(error), failed=not error.missing)
-    error = f"{name}: {len(refused)} files have none: {refused[0]}" if refused else ""
-    return FileScores(values, by, error)
+    why = f"{name}: {len(refused)} files have none: {refused[0]}" if refused else ""
+    return FileScores(values, by, why)
+
+
+def _judged(
+    judge: JudgeProcess, one: SpokenFile, facts: SoundFacts, other: Place | None, journal: Journal
+) -> JudgeAnswer:
+    """What the judge says of a file, now or before."""
+    voice = None if other is None else load_place(other, one.where).wave
+    key = [judge.name, judge.by, facts.digest, None if voice is None else wave_digest(voice)]
+    told = journal.find(*key)
+    if told is None:
+        told = dataclasses.asdict(judge.ask(one.load().wave, voice))
+        journal.keep(told, *key)
+    return JudgeAnswer(**told)
 
 
 def distortions(files: Sequence[Sounding], journal: Journal, say: Say) -> FileScores | None:
@@ -126,24 +151,27 @@ def distortions(files: Sequence[Sounding], journal: Journal, say: Say) -> FileSc
 
     Sound of over a minute has none.
     """
-    if not any(one.reference for one, _ in files):
+    recorded = [i for i, (one, _) in enumerate(files) if one.reference]
+    if not recorded:
         return None
-    say(f"{VARIANT} against the recordings")
+    say(f"mcd by {VARIANT}")
     values: list[float | None] = [None] * len(files)
     too_long = list[str]()
-    for index, (one, facts) in enumerate(files):
-        if one.reference is None or not facts.seconds:
-            continue
-        recording = load_place(one.reference, one.where)
-        if max(facts.seconds, recording.seconds) > LONGEST:
-            too_long.append(one.utterance.id)
-            continue
-        key = [VARIANT, facts.digest, wave_digest(recording.wave)]
-        value = journal.find(*key)
-        if value is None:
-            value = mel_cepstral_distortion(one.load().wave, recording.wave)
-            journal.keep(value, *key)
-        values[index] = value
-    rule = f"last over {LONGEST:g} s, and have no distortion"
-    error = f"mcd: {len(too_long)} files {rule}: {too_long[0]}" if too_long else ""
-    return FileScores(values, VARIANT, error)
+    with count_progress(len(recorded), "distortions") as advance:
+        for i in recorded:
+            one, facts = files[i]
+            assert one.reference is not None
+            recording = load_place(one.reference, one.where)
+            if max(facts.seconds, recording.seconds) > LONGEST:
+                too_long.append(one.utterance.id)
+            elif facts.seconds:
+                key = [VARIANT, facts.digest, wave_digest(recording.wave)]
+                value = journal.find(*key)
+                if value is None:
+                    value = mel_cepstral_distortion(one.load().wave, recording.wave)
+                    journal.keep(value, *key)
+                values[i] = value
+            advance()
+    rule = f"files have none, as they last over {LONGEST:g} s"
+    why = f"mcd: {len(too_long)} {rule}: {too_long[0]}" if too_long else ""
+    return FileScores(values, VARIANT, why)

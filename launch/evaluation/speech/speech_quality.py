@@ -89,7 +89,7 @@ def score_speech(
 
 def default_folder(speech: str) -> pathlib.Path:
     """Where the scores of a manifest, or of a corpus in a folder, go: beside it."""
-    path = pathlib.Path(speech)
+    path = pathlib.Path(speech).absolute()
     return path.with_name(f"{path.stem if path.suffix == '.jsonl' else path.name}-scores")
 
 
