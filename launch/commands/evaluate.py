@@ -166,7 +166,8 @@ def _print_speech_score(arguments: EvaluateArguments) -> int:
     else:
         table = score_table(found)
         text_table.show(text_table.table(table.heads, table.rows, right=(1, 2, 3)))
-        print("".join(f"\n{error}" for error in errors(found)), end="")
+        for error in errors(found):
+            print(error)
     print(f"scores: {out / SCORES}", file=sys.stderr)
     if dead := trouble(found):
         raise Fault("; ".join(dead))
