@@ -38,7 +38,7 @@ def load_mos() -> Judge:
 
     def judge(request: Mapping[str, str]) -> float:
         with torch.inference_mode():
-            return float(model(torch.from_numpy(_samples(request["wave"]))[None]))
+            return float(model(torch.from_numpy(_samples(request["wave"]))[None]).item())
 
     return judge
 
