@@ -89,7 +89,7 @@ def hear(files: Sequence[Sounding], how: Hearing, journal: Journal, say: Say) ->
     new = {x.digest: one for one, x in long if journal.find(*by, x.digest) is None}
     say(f"hearing {len(new)} of {len(files)} files")
     if new:
-        rows = transcriber.round_up_rows(how.batch)
+        rows = transcriber.round_up_rows(min(how.batch, len(new)))  # empty rows take as long
         with jax.set_mesh(model_loader.all_devices_mesh()):
             judge = load_recognizer(how.folder, how.decoding, how.dtype)
             trials = (judge.prompts([one.utterance])[0] for one in new.values())
