@@ -13,6 +13,10 @@ VERSION = re.search(
 EVAL = ["jiwer>=4.0,<5", "regex>=2022.3", "whisper-normalizer>=0.1.12,<0.2"]
 DEMO = [*EVAL, "espeakng-loader>=0.2.4", "matplotlib>=3.9"]
 NATURAL = ["hibari-tts==0.2.1"]  # its weights are in the wheel: another release is another voice
+# Without the judges themselves, distillmos==0.9.1, xls-r-sqa==0.1.0 and Resemblyzer==0.1.4, which
+# ask for what does not install or load beside this torch, and which they do not need here (old
+# typing, webrtcvad without wheels, torchaudio): they come by a further `pip install --no-deps`.
+JUDGE = ["torch>=2.4", "librosa>=0.11,<0.12", "webrtcvad-wheels==2.0.14.post1"]
 PARQUET = ["pyarrow>=17"]
 TFDS = ["tensorflow-datasets>=4.9.9"]
 RUFF = "ruff==0.17.5"
@@ -83,6 +87,7 @@ setup(
         "plan-gpu": ["jax[cuda12]>=0.10.2,<0.13"],  # the same for GPUs: 5.5 GB
         "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", RUFF],  # mkdocs serve
         "eval": EVAL,
+        "judge": JUDGE,  # melllm evaluate --speech: what DistillMOS and Resemblyzer need
         "natural": NATURAL,  # melllm data speak --voices natural
         "parquet": PARQUET,  # melllm data import --kind parquet
         "tfds": [*TFDS, "tensorflow>=2.18"],  # its stock Audio feature is read by nothing else

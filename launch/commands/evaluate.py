@@ -1,4 +1,4 @@
-"""`melllm evaluate`: scores of a run on a split, by task, and its speed; perplexity on text."""
+"""`melllm evaluate`: scores of a run on a split, of generated speech, and perplexity on text."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -11,10 +11,23 @@ from tyro.conf import arg
 from data_pipelines.corpora.utterance import ASR
 from launch.evaluation.score_split import score_split
 from launch.evaluation.score_text import score_text
+from launch.evaluation.speech.failures import FailureRules
+from launch.evaluation.speech.measured_scores import Hearing
+from launch.evaluation.speech.score_table import errors, score_table, trouble
+from launch.evaluation.speech.speech_quality import (
+    SCORES,
+    SpeechScoring,
+    default_folder,
+    score_speech,
+)
+from launch.evaluation.speech.spoken_set import read_spoken
 from launch.runs.option_scorer import ChoiceRule
 from launch.runs.recognizer import DtypeChoice
+from launch.runtime import compile_cache
+from launch.terminal import text_table
 from launch.terminal.flags import parse
-from melllm_jax.errors import Mistake
+from melllm_jax import files
+from melllm_jax.errors import Fault, Mistake
 from melllm_jax.evaluation.wer import Normalizer
 from melllm_jax.inference.sampling import DecodingOptions
 
@@ -23,12 +36,17 @@ from melllm_jax.inference.sampling import DecodingOptions
 class EvaluateArguments:
     """Score a run on a split: WER, the scores of tasks, and RTFx; hypotheses kept in RUN/eval.
 
+    With --speech MANIFEST it scores sound that was generated, or recorded: a line for each file is
+    {"id", "text", "audio_filepath"}, and may have "reference", the recording of the same sentence,
+    "voice", a sound of the voice that was to speak, and "flags", as {"stopped": false}. The Whisper
+    of --judge hears it. What was measured before, of sound that has not changed, stays.
+
     With --text FILE a run or an import is scored on text instead: perplexity, and bits a byte. Each
     token is told from those before it in a window; windows begin every --stride tokens.
     """
 
     # Of a run, or of an import: with --data a Whisper, or a model with a front end.
-    run: Annotated[str, arg(aliases=("--checkpoint",), metavar="DIR")]
+    run: Annotated[str, arg(aliases=("--checkpoint",), metavar="DIR")] = ""
     data: str = ""  # folder of prepared shards or of SPLIT.jsonl manifests
     split: str = "test"  # which of its splits
     llm: str = ""  # folder of a language model that answers what --run, a Whisper, hears
@@ -39,16 +57,30 @@ class EvaluateArguments:
     window: int = 0  # of text: tokens; 0: 2,048, or all positions of a model with fewer
     stride: int = 0  # of text: tokens from one window to the next; 0: half a window
     against: str = ""  # of text: folder of another run or import: KL(that ‖ run), a token
+    speech: str = ""  # a manifest of spoken files, or a folder of a corpus, of which --split
+    judge: str = ""  # of speech: folder of an imported Whisper, which hears it
+    # of speech: the Python that has torch and the extra judge, if it is not this one
+    judge_python: str = ""
+    failures: FailureRules = dataclasses.field(default_factory=FailureRules)  # of speech
     choice: ChoiceRule = "sum"  # an option's log-probability, or its mean by token or byte
-    out: str = ""  # folder of the hypotheses and their summary; by default RUN/eval
+    # folder of the hypotheses and their summary, by default RUN/eval; of speech of scores.json, by
+    # default beside the manifest
+    out: str = ""
     name: str = ""  # of the files there; by default the folder's, the split's and the LLM's
     json: bool = False  # print one JSON object on standard output and nothing else
     decoding: DecodingOptions = dataclasses.field(default_factory=DecodingOptions)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`melllm evaluate --run DIR --data DIR --split NAME`."""
+    """`melllm evaluate --run DIR --data DIR --split NAME`, or `--speech MANIFEST --judge DIR`."""
     arguments = parse(EvaluateArguments, argv, prog="melllm evaluate")
+    if arguments.speech:
+        return _print_speech_score(arguments)
+    for field in ("judge", "judge_python"):
+        if getattr(arguments, field):
+            raise Mistake(f"{field}={getattr(arguments, field)}: goes with --speech")
+    if not arguments.run:
+        raise Mistake("missing --run DIR")
     if bool(arguments.data) == bool(arguments.text):
         raise Mistake("evaluate: give --data DIR, to transcribe, or --text FILE")
     if arguments.against and not arguments.text:
@@ -113,6 +145,32 @@ def _print_text_score(arguments: EvaluateArguments) -> int:
             f"KL(base ‖ run) {drift['kl']:.6g} nats a token: perplexity {drift['perplexity']:.4f}, "
             f"{drift['base_perplexity']:.4f} of the base ({drift['checkpoint']})"
         )
+    return 0
+
+
+def _print_speech_score(arguments: EvaluateArguments) -> int:
+    for field in ("run", "data", "text", "llm", "against", "name", "window", "stride"):
+        if getattr(arguments, field):
+            raise Mistake(f"{field}={getattr(arguments, field)}: does not go with --speech")
+    if not arguments.judge:
+        raise Mistake("judge: --speech needs the folder of the Whisper that hears it")
+    spoken = read_spoken(arguments.speech, arguments.split)
+    hearing = Hearing(arguments.judge, arguments.batch, arguments.dtype, arguments.decoding)
+    rules, python = arguments.failures, arguments.judge_python
+    how = SpeechScoring(hearing, arguments.normalizer, rules, python)
+    out = files.local_path("out", arguments.out or default_folder(arguments.speech))
+    with compile_cache.use_folder(compile_cache.FOLDER):
+        found = score_speech(spoken, how, out, lambda x: print(x, file=sys.stderr, flush=True))
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        table = score_table(found)
+        text_table.show(text_table.table(table.heads, table.rows, right=(1, 2, 3)))
+        for error in errors(found):
+            print(error)
+    print(f"scores: {out / SCORES}", file=sys.stderr)
+    if dead := trouble(found):
+        raise Fault("; ".join(dead))
     return 0
 
 

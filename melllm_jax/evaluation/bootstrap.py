@@ -10,7 +10,7 @@ too narrow.
 from collections.abc import Iterator
 import dataclasses
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 import numpy as np
 
 from melllm_jax.errors import Mistake
@@ -51,6 +51,18 @@ def wer_interval(
     Raises Mistake where no utterance has a word.
     """
     counted = _counted(errors, words)
+    drawn = np.concatenate([e / w for e, w in _resamples(counted, resamples, seed)])
+    low, high = _quantiles(drawn)
+    return Interval(low, high, LEVEL, resamples)
+
+
+def mean_interval(
+    values: Float[np.ndarray, "utterances"], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The interval of the mean of a score that each utterance has. Raises Mistake for no value."""
+    if not len(values):
+        raise Mistake("none of 0 utterances has a score: there is nothing to draw from")
+    counted = values, np.ones_like(values)
     drawn = np.concatenate([e / w for e, w in _resamples(counted, resamples, seed)])
     low, high = _quantiles(drawn)
     return Interval(low, high, LEVEL, resamples)

@@ -40,6 +40,14 @@ class UtteranceErrors:
     words: tuple[int, ...]  # in the reference; 0 where nothing remains of it, and it counts not
 
 
+@dataclasses.dataclass(frozen=True)
+class CharacterErrors:
+    """The character errors of each utterance, in their order; a blank between words is one."""
+
+    errors: tuple[int, ...]  # substitutions, deletions and insertions
+    characters: tuple[int, ...]  # in the reference; 0 where nothing remains of it
+
+
 def score_transcripts(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer
 ) -> Score:
@@ -52,7 +60,7 @@ def score_transcripts(
     empty hypothesis is all deletions. Raises Mistake where the lengths differ, where no reference
     has a word, and where the extra `eval` is not installed.
     """
-    jiwer, (pairs, name) = _load_jiwer(), _normalized_pairs(references, hypotheses, normalizer)
+    jiwer, (pairs, name) = _load_jiwer(), normalize_pairs(references, hypotheses, normalizer)
     spoken = [pair for pair in pairs if pair[0].split()]
     if not spoken:
         raise Mistake(f"none of {len(references)} references has a word (normalizer {name})")
@@ -75,7 +83,7 @@ def count_utterance_errors(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer
 ) -> UtteranceErrors:
     """What `score_transcripts` pools, utterance by utterance. Raises Mistake as that does."""
-    jiwer, (pairs, _) = _load_jiwer(), _normalized_pairs(references, hypotheses, normalizer)
+    jiwer, (pairs, _) = _load_jiwer(), normalize_pairs(references, hypotheses, normalizer)
     errors, words = list[int](), list[int]()
     for reference, hypothesis in pairs:
         length = len(reference.split())
@@ -85,22 +93,29 @@ def count_utterance_errors(
     return UtteranceErrors(tuple(errors), tuple(words))
 
 
-def _load_jiwer() -> types.ModuleType:
-    try:
-        import jiwer
-    except ImportError as error:
-        raise _missing(error) from error
-    return jiwer
+def count_character_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer
+) -> CharacterErrors:
+    """What a character error rate pools, of the texts that word errors are counted in.
+
+    Raises Mistake as `score_transcripts`, but for references that normalise to nothing.
+    """
+    jiwer, (pairs, _) = _load_jiwer(), normalize_pairs(references, hypotheses, normalizer)
+    errors, characters = list[int](), list[int]()
+    for reference, hypothesis in pairs:
+        found = jiwer.process_characters(reference, hypothesis) if reference else None
+        errors.append(found.substitutions + found.deletions + found.insertions if found else 0)
+        characters.append(len(reference))
+    return CharacterErrors(tuple(errors), tuple(characters))
 
 
-def _missing(error: ImportError) -> Mistake:
-    return Mistake(f"word error rates need the extra eval ({error}): {INSTALL}")
-
-
-def _normalized_pairs(
+def normalize_pairs(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: Normalizer
 ) -> tuple[list[tuple[str, str]], str]:
-    """Reference and hypothesis of each utterance as they are compared; the normaliser's name."""
+    """Reference and hypothesis of each utterance as they are compared; the normaliser's name.
+
+    Raises Mistake where the lengths differ, and where the extra `eval` is not installed.
+    """
     if len(references) != len(hypotheses):
         raise Mistake(f"{len(references)} references cannot face {len(hypotheses)} hypotheses")
     rewritten: Callable[[str], str] = _single_spaced
@@ -115,6 +130,18 @@ def _normalized_pairs(
         rewritten, name = WhisperNormalizer(EnglishTextNormalizer()), WhisperNormalizer.name
     pairs = [(rewritten(r), rewritten(h)) for r, h in zip(references, hypotheses, strict=True)]
     return pairs, name
+
+
+def _load_jiwer() -> types.ModuleType:
+    try:
+        import jiwer
+    except ImportError as error:
+        raise _missing(error) from error
+    return jiwer
+
+
+def _missing(error: ImportError) -> Mistake:
+    return Mistake(f"word error rates need the extra eval ({error}): {INSTALL}")
 
 
 def _single_spaced(text: str) -> str:

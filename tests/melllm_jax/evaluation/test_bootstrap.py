@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from melllm_jax.errors import Mistake
-from melllm_jax.evaluation.bootstrap import paired_difference, wer_interval
+from melllm_jax.evaluation.bootstrap import mean_interval, paired_difference, wer_interval
 
 RNG = np.random.default_rng(0)
 WORDS = RNG.integers(5, 20, 400)
@@ -53,6 +53,19 @@ def test_difference_that_is_chance_is_better_in_half_of_the_draws():
     assert found.difference == 0.0
     ties = 1 - found.below - paired_difference(others, errors, np.full(30, 3)).below
     assert found.below == pytest.approx((1 - ties) / 2, abs=0.01)
+
+
+def test_interval_of_a_mean_is_that_of_its_standard_error():
+    values = RNG.normal(4, 0.5, 400)
+    found = mean_interval(values)
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.05 * error)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.05 * error)
+    assert mean_interval(values, resamples=9) != mean_interval(values, resamples=9, seed=1)
+    one = mean_interval(np.array([3.5]))
+    assert (one.low, one.high) == (3.5, 3.5)
+    with pytest.raises(Mistake, match="none of 0 utterances has a score"):
+        mean_interval(np.zeros(0))
 
 
 def test_nothing_but_silence_is_refused():

@@ -6,7 +6,11 @@ import sys
 import pytest
 
 from melllm_jax.errors import Mistake
-from melllm_jax.evaluation.wer import count_utterance_errors, score_transcripts
+from melllm_jax.evaluation.wer import (
+    count_character_errors,
+    count_utterance_errors,
+    score_transcripts,
+)
 
 jiwer = pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 
@@ -29,6 +33,14 @@ def test_errors_of_each_utterance_are_those_that_are_pooled():
     assert (found.errors, found.words) == ((2, 0, 1, 1), (6, 0, 3, 1))
     pooled = score_transcripts(references, hypotheses, "whisper")
     assert sum(found.errors) == pooled.substitutions + pooled.deletions + pooled.insertions
+
+
+def test_character_errors_are_counted_in_the_normalised_texts_with_their_blanks():
+    references = ["The cat.", "um", "we went", "yes"]
+    hypotheses = ["the hat", "more", "wewents", ""]
+    found = count_character_errors(references, hypotheses, "whisper")
+    assert (found.errors, found.characters) == ((1, 0, 2, 3), (7, 0, 7, 3))
+    assert count_character_errors(["A b"], ["a  b"], "none").errors == (1,)
 
 
 def test_score_pools_words_instead_of_averaging_rates():

@@ -1,0 +1,1 @@
+"""Scores of generated speech: what a judge hears, how it sounds, and how it fails."""
