@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -24,12 +24,17 @@ from launch.evaluation.speech.spoken_set import read_spoken
 from launch.runs.option_scorer import ChoiceRule
 from launch.runs.recognizer import DtypeChoice
 from launch.runtime import compile_cache
+from launch.speech.corpus_requests import corpus_requests
+from launch.speech.run_speaker import SpeakerChoice, open_speaker
+from launch.speech.spoken_files import MANIFEST, speak_folder
 from launch.terminal import text_table
 from launch.terminal.flags import parse
+from launch.terminal.progress_bar import count_progress
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.evaluation.wer import Normalizer
 from melllm_jax.inference.sampling import DecodingOptions
+from melllm_jax.inference.synthesize import SpeakingOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,12 @@ class EvaluateArguments:
     window: int = 0  # of text: tokens; 0: 2,048, or all positions of a model with fewer
     stride: int = 0  # of text: tokens from one window to the next; 0: half a window
     against: str = ""  # of text: folder of another run or import: KL(that ‖ run), a token
+    # tts: a run speaks the texts of --split of --data, and what it says is scored as --speech
+    task: Literal["asr", "tts"] = "asr"
+    vocoder: str = ""  # of tts: folder of a vocoder; without one, Griffin-Lim
+    most: int = 0  # of tts: texts at most; 0 is all
+    seed: int = 0  # of tts: of what is drawn
+    speaking: SpeakingOptions = dataclasses.field(default_factory=SpeakingOptions)  # of tts
     speech: str = ""  # a manifest of spoken files, or a folder of a corpus, of which --split
     judge: str = ""  # of speech: folder of an imported Whisper, which hears it
     # of speech: the Python that has torch and the extra judge, if it is not this one
@@ -74,6 +85,8 @@ class EvaluateArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm evaluate --run DIR --data DIR --split NAME`, or `--speech MANIFEST --judge DIR`."""
     arguments = parse(EvaluateArguments, argv, prog="melllm evaluate")
+    if arguments.task == "tts":
+        return _print_speech_score(_speak_split(arguments))
     if arguments.speech:
         return _print_speech_score(arguments)
     for field in ("judge", "judge_python"):
@@ -146,6 +159,29 @@ def _print_text_score(arguments: EvaluateArguments) -> int:
             f"{drift['base_perplexity']:.4f} of the base ({drift['checkpoint']})"
         )
     return 0
+
+
+def _speak_split(arguments: EvaluateArguments) -> EvaluateArguments:
+    """The arguments that score what the run said, once it has said it into RUN/eval/tts-SPLIT."""
+    if not (arguments.run and arguments.data and arguments.judge):
+        raise Mistake("task=tts: needs --run DIR, --data DIR and --judge WHISPER")
+    if arguments.speech:
+        raise Mistake(f"speech={arguments.speech}: does not go with --task tts")
+    out = arguments.out or f"{arguments.run}/eval/tts-{arguments.split}"
+    folder = files.local_path("out", out)
+    requests = corpus_requests(arguments.data, arguments.split, arguments.most)
+    choice = SpeakerChoice(
+        run=arguments.run,
+        vocoder=arguments.vocoder,
+        options=arguments.speaking,
+        seed=arguments.seed,
+        batch=arguments.batch,
+    )
+    with compile_cache.use_folder(compile_cache.FOLDER), open_speaker(choice) as speaker:
+        with count_progress(len(requests), "texts") as advance:
+            speak_folder(requests, folder, speaker.settings, speaker, advance)
+    spoken = str(folder / MANIFEST)
+    return dataclasses.replace(arguments, run="", data="", speech=spoken, out=out)
 
 
 def _print_speech_score(arguments: EvaluateArguments) -> int:

@@ -1,36 +1,28 @@
 """`melllm speak`: texts to sound files, by a run whose model speaks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import json
 import pathlib
 from typing import Annotated, Any, Literal
 
-import jax
 from tyro.conf import Positional, arg
 
-from data_pipelines.audio.sound import Sound
-from data_pipelines.corpora.corpus import Corpus, load_utterance_sound, open_corpus
-from data_pipelines.reject import Unusable
-from data_pipelines.text.load_tokenizer import load_tokenizer
-from launch.runs.model_loader import load_model, mesh_for
 from launch.runtime import compile_cache
+from launch.speech.corpus_requests import corpus_requests
+from launch.speech.run_speaker import RunSpeaker, SpeakerChoice, open_speaker
 from launch.speech.speaking_model import SpeakingModel, Voice
 from launch.speech.spoken_files import (
     MANIFEST,
     SpeechRequest,
     SpokenSound,
-    speak,
     speak_folder,
     write_sound,
 )
-from launch.speech.vocoder_choice import SoundMaker, open_vocoder
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import count_progress
 from launch.terminal.text_input import STDIN, read_text
 from melllm_jax import files
-from melllm_jax.checkpoints import run_folder
 from melllm_jax.errors import Mistake
 from melllm_jax.inference.synthesize import SpeakingOptions
 
@@ -67,64 +59,40 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(SpeakArguments, argv, prog="melllm speak")
     one_file = arguments.out.lower().endswith(".wav")
     out = files.local_path("out", arguments.out)
-    requests = _corpus_requests(arguments) if arguments.data else _text_requests(arguments)
+    requests = _requests(arguments)
     if one_file and len(requests) != 1:
         raise Mistake(f"out={arguments.out}: is one file for {len(requests)} texts: give a folder")
     if arguments.picture and not one_file:
         raise Mistake(f"picture={arguments.picture}: is of one text: give --out FILE.wav")
-    voice = _voice(arguments)
-    spec = run_folder.read_spec(arguments.run)
-    tokenizer = load_tokenizer(spec.text.tokenizer)
-    with jax.set_mesh(mesh_for(spec)), compile_cache.use_folder(compile_cache.FOLDER):
-        checkpoint = load_model(pathlib.Path(arguments.run), arguments.dtype)
-        model = SpeakingModel(checkpoint, tokenizer, arguments.speaking, voice)
-        vocoder = open_vocoder(arguments.vocoder, model.mel)
+    choice = SpeakerChoice(
+        run=arguments.run,
+        vocoder=arguments.vocoder,
+        voice=_voice(arguments),
+        dtype=arguments.dtype,
+        options=arguments.speaking,
+        seed=arguments.seed,
+        batch=arguments.batch,
+    )
+    with compile_cache.use_folder(compile_cache.FOLDER), open_speaker(choice) as speaker:
         for request in requests:
-            model.check(request.text)
-        make = lambda texts: speak(
-            model, vocoder, texts, batch=arguments.batch, seed=arguments.seed
-        )
+            speaker.model.check(request.text)
         if one_file:
-            (sound,) = make([requests[0].text])
-            return _speak_one(arguments, out, sound, model, vocoder)
-        names = ("run", "seed", "dtype", "voice", "voice_text")
-        settings = {name: getattr(arguments, name) for name in names}
-        settings |= {"checkpoint": checkpoint.step, "vocoder": vocoder.name}
-        settings |= dataclasses.asdict(arguments.speaking)
-        return _speak_all(arguments, out, requests, make, settings)
+            return _speak_one(arguments, out, requests[0].text, speaker)
+        return _speak_all(arguments, out, requests, speaker)
 
 
-def _text_requests(arguments: SpeakArguments) -> list[SpeechRequest]:
-    """The texts of words and of the file. Raises Mistake for none."""
+def _requests(arguments: SpeakArguments) -> list[SpeechRequest]:
+    """The texts of a corpus, or of words and of a file. Raises Mistake for none, and for both."""
+    if arguments.data:
+        if arguments.texts or arguments.file:
+            raise Mistake(f"data={arguments.data}: and other texts: give one of them")
+        return corpus_requests(arguments.data, arguments.split, arguments.most)
     texts = [read_text(STDIN).strip() if x == STDIN else x for x in arguments.texts]
     if arguments.file:
         texts += [line for line in read_text(arguments.file).splitlines() if line.strip()]
     if not texts:
         raise Mistake("texts: give one at least, --file FILE or --data DIR")
     return [SpeechRequest(f"{number:04d}", text) for number, text in enumerate(texts, start=1)]
-
-
-def _corpus_requests(arguments: SpeakArguments) -> list[SpeechRequest]:
-    """The texts of a split, each with its recording. Raises Mistake for other texts beside them."""
-    if arguments.texts or arguments.file:
-        raise Mistake(f"data={arguments.data}: and other texts: give one of them")
-    corpus = open_corpus(arguments.data, arguments.split)
-    found = []
-    for index in range(min(arguments.most or len(corpus), len(corpus))):
-        utterance = corpus[index]
-        if utterance.flaw or utterance.turns:
-            continue  # no text with its own sound
-        load = functools.partial(_load_recording, corpus, index)
-        recording = None if corpus.mel is not None else load
-        found.append(SpeechRequest(utterance.id, utterance.text, recording))
-    return found
-
-
-def _load_recording(corpus: Corpus, index: int) -> Sound:
-    try:
-        return load_utterance_sound(corpus[index])
-    except Unusable as error:
-        raise Mistake(f"data={corpus.path}: {error}") from error
 
 
 def _voice(arguments: SpeakArguments) -> Voice | None:
@@ -135,22 +103,18 @@ def _voice(arguments: SpeakArguments) -> Voice | None:
     return None
 
 
-def _speak_one(
-    arguments: SpeakArguments,
-    out: pathlib.Path,
-    sound: SpokenSound,
-    model: SpeakingModel,
-    vocoder: SoundMaker,
-) -> int:
+def _speak_one(arguments: SpeakArguments, out: pathlib.Path, text: str, speaker: RunSpeaker) -> int:
     """Writes the one file and its picture, and says what it is."""
+    (sound,) = speaker([text])
+    vocoder = speaker.vocoder.name
     write_sound(out, sound)
     if arguments.picture:
-        _draw(arguments, sound, model)
+        _draw(arguments, sound, speaker.model)
     if arguments.json:
-        _print_json({"out": str(out), "text": sound.spoken.text, "vocoder": vocoder.name}, sound)
+        _print_json({"out": str(out), "text": sound.spoken.text, "vocoder": vocoder}, sound)
         return 0
     ended = "" if sound.spoken.stopped else _unended(sound)
-    print(f"{out}: {sound.duration:.2f} s in {sound.seconds:.2f} s, sound by {vocoder.name}{ended}")
+    print(f"{out}: {sound.duration:.2f} s in {sound.seconds:.2f} s, sound by {vocoder}{ended}")
     return 0
 
 
@@ -158,13 +122,12 @@ def _speak_all(
     arguments: SpeakArguments,
     out: pathlib.Path,
     requests: Sequence[SpeechRequest],
-    make: Callable[[Sequence[str]], Iterator[SpokenSound]],
-    settings: Mapping[str, Any],
+    speaker: RunSpeaker,
 ) -> int:
     """Speaks into the folder, and says how many and how fast."""
     requests = [dataclasses.replace(x, voice=arguments.voice) for x in requests]
     with count_progress(len(requests), "texts") as advance:
-        lines = speak_folder(requests, out, settings, make, advance)
+        lines = speak_folder(requests, out, speaker.settings, speaker, advance)
     if arguments.json:
         for line in lines:
             print(json.dumps(line))
@@ -172,7 +135,7 @@ def _speak_all(
     lasts, took = (sum(line[name] for line in lines) for name in ("duration", "seconds"))
     unended = sum(not line["flags"]["stopped"] for line in lines)
     print(
-        f"{len(lines)} texts, {lasts:.0f} s of sound in {took:.0f} s, by {settings['vocoder']}; "
+        f"{len(lines)} texts, {lasts:.0f} s of sound in {took:.0f} s, by {speaker.vocoder.name}; "
         f"{unended} ended by their limit: {out / MANIFEST}"
     )
     return 0
