@@ -162,13 +162,14 @@ def _print_text_score(arguments: EvaluateArguments) -> int:
 
 
 def _speak_split(arguments: EvaluateArguments) -> EvaluateArguments:
-    """The arguments that score what the run said, once it has said it into RUN/eval/tts-SPLIT."""
+    """The arguments that score what a run said, once it has said it.
+
+    That is kept in RUN/eval/tts-SPLIT-STEP, and not said again.
+    """
     if not (arguments.run and arguments.data and arguments.judge):
         raise Mistake("task=tts: needs --run DIR, --data DIR and --judge WHISPER")
     if arguments.speech:
         raise Mistake(f"speech={arguments.speech}: does not go with --task tts")
-    out = arguments.out or f"{arguments.run}/eval/tts-{arguments.split}"
-    folder = files.local_path("out", out)
     requests = corpus_requests(arguments.data, arguments.split, arguments.most)
     choice = SpeakerChoice(
         run=arguments.run,
@@ -177,9 +178,15 @@ def _speak_split(arguments: EvaluateArguments) -> EvaluateArguments:
         seed=arguments.seed,
         batch=arguments.batch,
     )
-    with compile_cache.use_folder(compile_cache.FOLDER), open_speaker(choice) as speaker:
-        with count_progress(len(requests), "texts") as advance:
-            speak_folder(requests, folder, speaker.settings, speaker, advance)
+    with (
+        compile_cache.use_folder(compile_cache.FOLDER),
+        open_speaker(choice) as speaker,
+        count_progress(len(requests), "texts") as advance,
+    ):
+        step = speaker.settings["checkpoint"]
+        out = arguments.out or f"{arguments.run}/eval/tts-{arguments.split}-{step}"
+        folder = files.local_path("out", out)
+        speak_folder(requests, folder, speaker.settings, speaker, advance)
     spoken = str(folder / MANIFEST)
     return dataclasses.replace(arguments, run="", data="", speech=spoken, out=out)
 
