@@ -116,7 +116,7 @@ def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
     return "later" in field.metadata and getattr(value, field.name) == field.default
 
 
-Kind = TypeVar("Kind", BaseRun, ModelSpec, FrontSpec, WhisperSpec)
+Kind = TypeVar("Kind", BaseRun, Run, ModelSpec, FrontSpec, WhisperSpec)
 
 
 def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
@@ -124,15 +124,21 @@ def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
 
     Of `BaseRun` it is a run of whichever kind the text says. Raises Mistake for unknown, missing or ill-typed fields.
     """
-    name = {BaseRun: "run", ModelSpec: "model", FrontSpec: "front", WhisperSpec: "whisper"}[kind]
+    name = {
+        BaseRun: "run",
+        Run: "run",
+        ModelSpec: "model",
+        FrontSpec: "front",
+        WhisperSpec: "whisper",
+    }[kind]
     try:
         tree = parse_json(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except json.JSONDecodeError as error:
         raise Mistake(f"{name}.json is no JSON: {error}") from error
     chosen: type = kind
-    if kind is BaseRun and isinstance(tree, dict):
+    if issubclass(kind, BaseRun) and isinstance(tree, dict):
         _rename_fields(tree)
-        chosen = _run_kind(tree)
+        chosen = _run_kind(tree) if kind is BaseRun else kind
     parsed: Kind = _parse_value(chosen, tree, name)
     return parsed
 

@@ -77,7 +77,9 @@ class Update(Generic[Net]):
         Raises Mistake as `WarmStart.fresh_names` does.
         """
         kinds = self.skeleton.kinds
-        return list(kinds) if self.warm is None else self.warm.fresh_names(kinds, self.run.lora_rank)
+        return (
+            list(kinds) if self.warm is None else self.warm.fresh_names(kinds, self.run.lora_rank)
+        )
 
     def state_from(self, weights: Weights) -> State:
         """The state before the first update, from given weights."""
