@@ -99,8 +99,8 @@ def _in_order(cfg: Any) -> list[dataclasses.Field[Any]]:
 
 def to_json(cfg: BaseRun | ModelSpec | FrontSpec | WhisperSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
-    kind = {"kind": name for name, kind in RUN_KINDS.items() if type(cfg) is kind}
-    return json.dumps(kind | written_tree(cfg), indent=1) + "\n"
+    names: dict[type, dict[str, str]] = {kind: {"kind": name} for name, kind in RUN_KINDS.items()}
+    return json.dumps(names.get(type(cfg), {}) | written_tree(cfg), indent=1) + "\n"
 
 
 def written_tree(value: Any) -> Any:
@@ -122,7 +122,8 @@ Kind = TypeVar("Kind", BaseRun, Run, ModelSpec, FrontSpec, WhisperSpec)
 def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
     """What `to_json` wrote, now or when fields had their old names.
 
-    Of `BaseRun` it is a run of whichever kind the text says. Raises Mistake for unknown, missing or ill-typed fields.
+    Of `BaseRun` it is a run of whichever kind the text says. Raises Mistake for unknown, missing
+    or ill-typed fields.
     """
     name = {
         BaseRun: "run",
