@@ -18,8 +18,9 @@ from launch.terminal.number_format import format_bytes
 from launch.terminal.progress_bar import byte_progress
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.model import FrontSpec, ModelSpec
+from melllm_jax.config.vocoder import VocoderSpec
 from melllm_jax.config.whisper import WhisperSpec
-from melllm_jax.convert import adapter_tensors, from_hf, to_hf, whisper_to_hf
+from melllm_jax.convert import adapter_tensors, from_hf, to_hf, vocoder_to_hf, whisper_to_hf
 from melllm_jax.errors import Mistake
 
 HF = Annotated[str, Positional, arg(metavar="HF_DIR")]
@@ -31,7 +32,8 @@ class ImportCheckpointArguments:
     """Turn a checkpoint of safetensors into a checkpoint of ours, block by block.
 
     Llama 2 and 3, SmolLM2, Mistral, Qwen2, 2.5 and 3, Phi-3 to Phi-4-mini, Phi-4-multimodal in
-    Microsoft's layout or transformers', and Whisper. Tokenizer files travel along.
+    Microsoft's layout or transformers', and Whisper; vocoders: HiFi-GAN as SpeechT5HifiGan and
+    Vocos. Tokenizer files travel along.
     """
 
     source: HF  # folder with config.json and *.safetensors, or a name on the hub
@@ -134,7 +136,7 @@ def _check_vocabulary(plan: from_hf.ImportPlan) -> None:
     """
     spec = plan.spec
     if (
-        isinstance(spec, FrontSpec)
+        isinstance(spec, FrontSpec | VocoderSpec)
         or isinstance(spec, ModelSpec)
         and spec.text.tokenizer == "bytes"
     ):
@@ -151,9 +153,10 @@ def _check_vocabulary(plan: from_hf.ImportPlan) -> None:
 def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
     """Export a checkpoint: the figures of what was written."""
     malloc.keep_freed_memory()
-    whisper = run_folder.read_whisper(str(arguments.source))
-    if whisper is not None:
-        return _export_whisper(arguments, whisper)
+    folder = str(arguments.source)
+    whole = run_folder.read_whisper(folder) or run_folder.read_vocoder(folder)
+    if whole is not None:
+        return _export_whole(arguments, whole)
     began = time.perf_counter()
     plan = to_hf.plan_export(
         arguments.source,
@@ -184,15 +187,24 @@ def export_checkpoint(arguments: ExportCheckpointArguments) -> dict[str, Any]:
     }
 
 
-def _export_whisper(arguments: ExportCheckpointArguments, spec: WhisperSpec) -> dict[str, Any]:
-    """`export_checkpoint` of a Whisper."""
+def _export_whole(
+    arguments: ExportCheckpointArguments, spec: WhisperSpec | VocoderSpec
+) -> dict[str, Any]:
+    """`export_checkpoint` of a Whisper or a vocoder."""
+    what = "Whisper" if isinstance(spec, WhisperSpec) else "vocoder"
     for name in ("lora", "front"):
         if (value := getattr(arguments, name)) != "keep":
-            raise Mistake(f"{name}={value}: a Whisper goes out whole, and has no LoRA")
+            raise Mistake(f"{name}={value}: a {what} goes out whole, and has no LoRA")
     began = time.perf_counter()
-    plan = whisper_to_hf.plan_export(arguments.source, spec, arguments.dtype)
-    with byte_progress(plan.bytes) as moved:
-        whisper_to_hf.export_whisper(plan, arguments.target, moved)
+    plan: whisper_to_hf.WhisperExportPlan | vocoder_to_hf.VocoderExportPlan
+    if isinstance(spec, WhisperSpec):
+        plan = whisper_to_hf.plan_export(arguments.source, spec, arguments.dtype)
+        with byte_progress(plan.bytes) as moved:
+            whisper_to_hf.export_whisper(plan, arguments.target, moved)
+    else:
+        plan = vocoder_to_hf.plan_export(arguments.source, spec, arguments.dtype)
+        with byte_progress(plan.bytes) as moved:
+            vocoder_to_hf.export_vocoder(plan, arguments.target, moved)
     seconds, count = time.perf_counter() - began, len(plan.tensors)
     return {
         "checkpoint": str(arguments.target),

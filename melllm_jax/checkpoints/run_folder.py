@@ -3,7 +3,8 @@
 run.json  checkpoints/  metrics.jsonl  tensorboard/  tokenizer/  eval/  samples/  claims/
 
 An imported checkpoint is such a folder with `model.json` in place of `run.json`, and no metrics; an
-imported Whisper one with `whisper.json`, its encoder alone one with `front.json`.
+imported Whisper one with `whisper.json`, its encoder alone one with `front.json`, a vocoder one
+with `vocoder.json`.
 """
 
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ from melllm_jax import files
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.overrides import from_json, identity, to_json
 from melllm_jax.config.run import BaseRun, Run
+from melllm_jax.config.vocoder import VocoderSpec
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 
 RUN, SPEC, CHECKPOINTS, TOKENIZER = "run.json", "model.json", "checkpoints", "tokenizer"
-FRONT, WHISPER = "front.json", "whisper.json"
+FRONT, WHISPER, VOCODER = "front.json", "whisper.json", "vocoder.json"
 
 
 def claim(workdir: str, run: BaseRun) -> None:
@@ -91,7 +94,8 @@ def holds_run(folder: str) -> bool:
 
 def holds_checkpoint(folder: str) -> bool:
     """Whether a folder is that of a run or of an import."""
-    return any((files.place(folder) / name).exists() for name in (RUN, SPEC, FRONT, WHISPER))
+    names = (RUN, SPEC, FRONT, WHISPER, VOCODER)
+    return any((files.place(folder) / name).exists() for name in names)
 
 
 def read_spec(folder: str) -> ModelSpec:
@@ -109,6 +113,8 @@ def read_spec(folder: str) -> ModelSpec:
         raise Mistake(f"checkpoint={folder}: holds a front end alone: --init.front takes it")
     elif (path.parent / WHISPER).exists():
         raise Mistake(whisper_alone(folder))
+    elif (path.parent / VOCODER).exists():
+        raise Mistake(f"checkpoint={folder}: holds a vocoder, which makes sound of mel, and no LLM")
     else:
         raise Mistake(f"checkpoint={folder}: holds neither {SPEC} nor {RUN}")
     if found.text.tokenizer == "bytes":
@@ -138,6 +144,15 @@ def read_whisper(folder: str) -> WhisperSpec | None:
     """The Whisper whose folder this is; None where it holds none."""
     path = files.place(folder) / WHISPER
     return from_json(path.read_bytes(), WhisperSpec) if path.exists() else None
+
+
+def read_vocoder(folder: str) -> VocoderSpec | None:
+    """The vocoder whose folder this is, imported or trained; None where it holds none."""
+    path = files.place(folder) / VOCODER
+    if path.exists():
+        return from_json(path.read_bytes(), VocoderSpec)
+    run = read_any_run(folder) if (path.parent / RUN).exists() else None
+    return run.spec if isinstance(run, VocoderRun) else None
 
 
 def _unchangeable_fields(run: BaseRun, other: BaseRun) -> Iterator[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.config.validation import require
+from melllm_jax.config.vocoder import VocoderSpec
 from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
@@ -97,7 +98,7 @@ def _in_order(cfg: Any) -> list[dataclasses.Field[Any]]:
     return sorted(found, key=lambda field: order.index(field.name)) if order else found
 
 
-def to_json(cfg: BaseRun | ModelSpec | FrontSpec | WhisperSpec) -> str:
+def to_json(cfg: BaseRun | ModelSpec | FrontSpec | WhisperSpec | VocoderSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
     names: dict[type, dict[str, str]] = {kind: {"kind": name} for name, kind in RUN_KINDS.items()}
     return json.dumps(names.get(type(cfg), {}) | written_tree(cfg), indent=1) + "\n"
@@ -116,7 +117,15 @@ def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
     return "later" in field.metadata and getattr(value, field.name) == field.default
 
 
-Kind = TypeVar("Kind", BaseRun, Run, ModelSpec, FrontSpec, WhisperSpec)
+Kind = TypeVar("Kind", BaseRun, Run, ModelSpec, FrontSpec, WhisperSpec, VocoderSpec)
+NAMES: Mapping[type, str] = {
+    BaseRun: "run",
+    Run: "run",
+    ModelSpec: "model",
+    FrontSpec: "front",
+    WhisperSpec: "whisper",
+    VocoderSpec: "vocoder",
+}
 
 
 def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
@@ -125,13 +134,7 @@ def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
     Of `BaseRun` it is a run of whichever kind the text says. Raises Mistake for unknown, missing
     or ill-typed fields.
     """
-    name = {
-        BaseRun: "run",
-        Run: "run",
-        ModelSpec: "model",
-        FrontSpec: "front",
-        WhisperSpec: "whisper",
-    }[kind]
+    name = NAMES[kind]
     try:
         tree = parse_json(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except json.JSONDecodeError as error:

@@ -33,6 +33,16 @@ def to_contiguous(values: np.ndarray) -> np.ndarray:
     return out
 
 
+def with_lengths(directions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Rows [x …] of a weight-normed matrix: directions of the given lengths [x 1 …], in float32.
+
+    Rounded once, to the dtype of `directions`.
+    """
+    rows = directions.astype(np.float32)
+    norm = np.sqrt(np.square(rows).sum(axis=tuple(range(1, rows.ndim)), keepdims=True))
+    return (rows * (lengths.astype(np.float32) / norm)).astype(directions.dtype)
+
+
 def merge_lora(
     rows: np.ndarray,
     a: np.ndarray,

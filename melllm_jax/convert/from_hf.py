@@ -18,8 +18,9 @@ from melllm_jax.checkpoints import run_folder, weight_store
 from melllm_jax.config.features import Text
 from melllm_jax.config.model import FrontSpec, Lora, ModelSpec
 from melllm_jax.config.overrides import to_json
+from melllm_jax.config.vocoder import VocoderSpec
 from melllm_jax.config.whisper import WhisperSpec
-from melllm_jax.convert import adapter_tensors, block_copy, safetensors_files
+from melllm_jax.convert import adapter_tensors, block_copy, foreign_vocoder, safetensors_files
 from melllm_jax.convert.adapter_tensors import MergedTensors
 from melllm_jax.convert.hf_config import reader, whisper_config
 from melllm_jax.convert.hf_config.audio_config import FrontChoice
@@ -56,12 +57,15 @@ class ImportPlan:
 
     source: pathlib.Path
     adapter: AdapterChoice
-    spec: ModelSpec | WhisperSpec | FrontSpec  # the last for an encoder alone
+    spec: ModelSpec | WhisperSpec | FrontSpec | VocoderSpec  # FrontSpec for an encoder alone
     tensors: Mapping[str, ForeignTensor]  # to be read, by their names
     entries: Mapping[str, TensorEntry]  # where they are
     blanks: Mapping[str, weight_store.WeightLayout]  # to be written, by our names
     merged: Mapping[str, MergedTensors]  # matrix → what is merged into it
     left_out: Mapping[str, list[str]]  # tensors that are not read, by reason
+    lengths: Mapping[str, TensorEntry] = dataclasses.field(
+        default_factory=dict
+    )  # matrix stored as directions → the lengths of its rows: weight normalisation
 
     @property
     def bytes(self) -> int:
@@ -76,6 +80,8 @@ def plan_import(
 
     `front` says what is read of a speech encoder: its conv stem, or its Conformer as well.
     """
+    if foreign_vocoder.is_vocoder(source):
+        return _plan_vocoder(source, adapter)
     entries = safetensors_files.list_tensors(source)
     tree = read_object(source / "config.json")
     if tree.get("model_type") == whisper_config.MODEL_TYPE:
@@ -154,6 +160,16 @@ def _plan_whisper(
     return ImportPlan(source, "keep", spec, tensors, entries, blanks, {}, omitted)
 
 
+def _plan_vocoder(source: pathlib.Path, adapter: AdapterChoice) -> ImportPlan:
+    if adapter != "keep":
+        raise Mistake(f"lora={adapter}: a vocoder has none")
+    x = foreign_vocoder.read_vocoder(source)
+    blanks = _blanks(x.tensors, x.entries, x.dims, x.shapes)
+    return ImportPlan(
+        source, "keep", x.spec, x.tensors, x.entries, blanks, {}, x.left_out, x.lengths
+    )
+
+
 def import_checkpoint(
     plan: ImportPlan, target: pathlib.Path, progress: Callable[[int], None]
 ) -> None:
@@ -169,9 +185,11 @@ def import_checkpoint(
         (scratch / _spec_file(plan.spec)).write_text(to_json(plan.spec))
 
 
-def _spec_file(spec: ModelSpec | WhisperSpec | FrontSpec) -> str:
+def _spec_file(spec: ModelSpec | WhisperSpec | FrontSpec | VocoderSpec) -> str:
     if isinstance(spec, WhisperSpec):
         return run_folder.WHISPER
+    if isinstance(spec, VocoderSpec):
+        return run_folder.VOCODER
     return run_folder.FRONT if isinstance(spec, FrontSpec) else run_folder.SPEC
 
 
@@ -184,6 +202,9 @@ def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[in
     def move(piece: tuple[str, Piece]) -> int:
         name, block = piece
         rows = plan.entries[name].rows(block.start, block.stop)
+        if name in plan.lengths:
+            own = plan.lengths[name].rows(block.start, block.stop)
+            rows = block_copy.with_lengths(rows, own)
         if name in plan.merged:
             x = plan.merged[name]
             lengths = None if x.lengths is None else x.lengths.rows(block.start, block.stop)
@@ -194,8 +215,8 @@ def _fill_folder(plan: ImportPlan, scratch: pathlib.Path, progress: Callable[[in
 
     block_copy.run_in_threads(move, _pieces_in_file_order(plan), progress)
     writer.seal()
-    if isinstance(plan.spec, FrontSpec):
-        return  # an encoder alone reads and writes no text
+    if isinstance(plan.spec, FrontSpec | VocoderSpec):
+        return  # neither reads or writes text
     companions = scratch / run_folder.TOKENIZER
     companions.mkdir()
     for pattern in COMPANION_FILES:

@@ -83,16 +83,19 @@ class TensorEntry:
         return out
 
 
-def list_tensors(folder: pathlib.Path) -> dict[str, TensorEntry]:
+def list_tensors(
+    folder: pathlib.Path, conversion: str = TORCH_CONVERSION
+) -> dict[str, TensorEntry]:
     """Every tensor of a checkpoint's folder by name: one file, or many with their index.
 
-    Raises Mistake for a folder without, for files that are missing, cut short or no safetensors,
-    and for a tensor that two files have or that is not where the index says.
+    `conversion` is the command that makes them of torch files, for the message. Raises Mistake for
+    a folder without, for files that are missing, cut short or no safetensors, and for a tensor that
+    two files have or that is not where the index says.
     """
     index = folder / INDEX_FILE
     if not index.exists():
         if not (folder / SINGLE_FILE).exists():
-            raise Mistake(_no_tensors_message(folder))
+            raise Mistake(_no_tensors_message(folder, conversion))
         return read_header(folder / SINGLE_FILE)
     try:
         file_names: dict[str, str] = parse_json(index.read_bytes())["weight_map"]
@@ -246,10 +249,10 @@ def _groups(tensors: Mapping[str, tuple[np.dtype, Shape]], largest: int) -> Iter
     yield group
 
 
-def _no_tensors_message(folder: pathlib.Path) -> str:
+def _no_tensors_message(folder: pathlib.Path, conversion: str) -> str:
     if not folder.is_dir():
         return f"HF_DIR={folder}: is no folder"
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        how = TORCH_CONVERSION.format(folder)
+        how = conversion.format(folder)
         return f"HF_DIR={folder}: holds torch files, which are programs: convert them with {how}"
     return f"HF_DIR={folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}"

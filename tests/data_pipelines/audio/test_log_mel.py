@@ -23,7 +23,8 @@ from melllm_jax.features.mel_filters import make_filters
 from tests.support.paths import SHARED
 
 SPEECH = SHARED
-KINDS = [Mel(), Mel("whisper"), Mel("whisper", m=128), Mel("plain"), Mel("plain", m=23)]
+VOCODED = [Mel("speecht5"), Mel("vocos", m=100)]
+KINDS = [Mel(), Mel("whisper"), Mel("whisper", m=128), Mel("plain"), Mel("plain", m=23), *VOCODED]
 COUNT = 40_123  # samples: no multiple of the hop, and two blocks of frames
 
 
@@ -85,6 +86,37 @@ def plain(wave, m):
         y=wave, sr=16_000, n_fft=512, win_length=400, hop_length=160, n_mels=m
     )
     return np.log(np.maximum(power, 1e-6)).T
+
+
+def speecht5(wave):
+    transformers = pytest.importorskip("transformers", reason="needs the extra parity")
+    out = transformers.SpeechT5FeatureExtractor()(audio_target=wave, sampling_rate=16_000)
+    return out["input_values"][0]
+
+
+def vocos(wave):
+    """As the package's MelSpectrogramFeatures asks torchaudio for it, by librosa."""
+    magnitudes = librosa.feature.melspectrogram(
+        y=wave,
+        sr=24_000,
+        n_fft=1024,
+        hop_length=256,
+        n_mels=100,
+        power=1,
+        htk=True,
+        norm=None,
+        pad_mode="reflect",
+    )
+    return np.log(np.maximum(magnitudes, 1e-7)).T
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize(("cfg", "reference"), [(VOCODED[0], speecht5), (VOCODED[1], vocos)])
+def test_mel_of_a_vocoder_equals_its_reference(cfg, reference, name):
+    """Down to 80 dB under the frame's loudest band: their floors lie below what float32 tells."""
+    mels, expected = extract_log_mel(SIGNALS[name], cfg), reference(SIGNALS[name])
+    least = expected.max(axis=1, keepdims=True) - (4.0 if cfg.kind == "speecht5" else 9.2)
+    assert_same(np.maximum(mels, least), np.maximum(expected, least))
 
 
 @pytest.mark.parametrize("name", SIGNALS)
@@ -194,6 +226,8 @@ def test_extract_in_many_threads_equals_one(cfg):
         ("plain", 159, 1),
         ("plain", 160, 2),
         ("plain", 480_000, 3001),
+        ("speecht5", 767, 3),
+        ("speecht5", 768, 4),
     ],
 )
 def test_frame_count_at_a_border_is_what_extract_gives(kind, samples, frames):
@@ -201,7 +235,9 @@ def test_frame_count_at_a_border_is_what_extract_gives(kind, samples, frames):
     assert extract_log_mel(noise(samples), Mel(kind)).shape == (frames, 80)
 
 
-@pytest.mark.parametrize(("kind", "shortest"), [("phi4", 400), ("whisper", 201), ("plain", 1)])
+@pytest.mark.parametrize(
+    ("kind", "shortest"), [("phi4", 400), ("whisper", 201), ("plain", 1), ("speecht5", 513)]
+)
 def test_a_sound_too_short_for_a_frame_is_a_mistake(kind, shortest):
     rule = f"{shortest - 1} samples .* the {kind} extractor needs {shortest} or more"
     with pytest.raises(Mistake, match=rule):

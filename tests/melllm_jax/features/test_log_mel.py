@@ -11,10 +11,11 @@ from data_pipelines.audio.log_mel import normalized_log_mel
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.log_mel import batch_log_mel
-from melllm_jax.features.mel_filters import HOP, SAMPLE_RATE
+from melllm_jax.features.mel_filters import make_filters, mel_rate
 
-KINDS = [Mel(), Mel("whisper"), Mel("whisper", m=128), Mel("plain"), Mel("plain", m=23)]
-LENGTHS = [400, 559, 20_001, 23_999, 24_000]
+VOCODED = [Mel("speecht5"), Mel("vocos", m=100)]
+KINDS = [Mel(), Mel("whisper"), Mel("whisper", m=128), Mel("plain"), Mel("plain", m=23), *VOCODED]
+LENGTHS = [513, 767, 20_001, 23_999, 24_000]
 RAGGED = pytest.mark.parametrize("cfg", KINDS, ids=str)
 jitted = jax.jit(batch_log_mel, static_argnames="cfg")
 
@@ -70,7 +71,7 @@ def test_what_lies_in_the_padding_changes_nothing(cfg):
 
 @RAGGED
 def test_rows_too_short_for_a_frame_are_zero_beside_others(cfg):
-    shortest = {"phi4": 400, "whisper": 201, "plain": 1}[cfg.kind]
+    shortest = {"phi4": 400, "whisper": 201, "plain": 1}.get(cfg.kind, 513)
     wave, _ = batch(filling=0.0)
     lengths = jnp.asarray([shortest - 1, 0, 24_000, shortest, 24_000], jnp.int32)
     mels, counts = jitted(wave, lengths, cfg=cfg)
@@ -106,4 +107,16 @@ def test_global_normalisation_without_values_is_a_mistake():
 
 @pytest.mark.parametrize("cfg", KINDS, ids=str)
 def test_hop_in_seconds_is_that_of_the_frames(cfg):
-    assert cfg.hop_seconds == HOP / SAMPLE_RATE
+    table = make_filters(cfg.kind, cfg.m)
+    assert cfg.hop_seconds == table.hop / mel_rate(cfg, 48_000)
+    assert table.frames(24_001 + cfg.hop) == table.frames(24_001) + 1
+
+
+@pytest.mark.parametrize("cfg", VOCODED, ids=str)
+def test_the_gradient_by_silent_sound_is_finite(cfg):
+    """A magnitude has none at 0: what trains a vocoder starts from near silence."""
+    loss = lambda wave: batch_log_mel(wave, jnp.array([2000]), cfg)[0].sum()
+    wave = jnp.zeros((1, 2000)).at[0, 1000].set(0.1)
+    slope = jax.jit(jax.grad(loss))(wave)
+    assert np.isfinite(slope).all()
+    assert np.abs(slope).max() > 0

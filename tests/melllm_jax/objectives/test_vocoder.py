@@ -11,9 +11,9 @@ from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.features import Mel
 from melllm_jax.config.vocoder import HifiGan, VocoderSpec, Vocos
+from melllm_jax.config.vocoder_run import GENERATOR
 from melllm_jax.models.parameters import init_model
 from melllm_jax.objectives.vocoder import (
-    GENERATOR,
     VocoderObjective,
     crop_mels,
     mel_distance,

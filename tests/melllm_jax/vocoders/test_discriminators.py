@@ -5,8 +5,9 @@ import pytest
 
 from melllm_jax import vocoder_flops
 from melllm_jax.config.overrides import override
+from melllm_jax.config.vocoder_run import GENERATOR
 from melllm_jax.models.parameters import abstract_model
-from melllm_jax.objectives.vocoder import GENERATOR, VocoderObjective
+from melllm_jax.objectives.vocoder import VocoderObjective
 from melllm_jax.planning.traced_flops import count_flops
 from melllm_jax.presets import catalog
 from melllm_jax.vocoders.discriminators import Discriminators
