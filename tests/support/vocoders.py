@@ -10,8 +10,13 @@ from melllm_jax.config.run import CheckpointIntervals, Optim
 from melllm_jax.config.vocoder import Vocos
 from melllm_jax.config.vocoder_run import Adversarial, Vocoder, VocoderRun
 
+# Of one kind: those of resolutions have 25 convolutions, which take a minute to compile.
 JUDGES = Adversarial(
-    periods=(2, 3), period_channels=(4, 4), resolutions=(64,), resolution_channels=2
+    loss="least_squares",
+    periods=(2, 3),
+    period_channels=(4, 4),
+    resolutions=(),
+    resolution_channels=2,
 )
 
 

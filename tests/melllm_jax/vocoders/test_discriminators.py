@@ -1,5 +1,8 @@
+import dataclasses
+
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,14 +14,14 @@ from melllm_jax.objectives.vocoder import VocoderObjective
 from melllm_jax.planning.traced_flops import count_flops
 from melllm_jax.presets import catalog
 from melllm_jax.vocoders.discriminators import Discriminators
-from tests.support.models import one_device
+from tests.support.models import jitted, one_device
 from tests.support.vocoders import JUDGES, vocoder_run
 
 
 @pytest.fixture(scope="module")
 def judges():
     with one_device():
-        return Discriminators(nnx.Rngs(0), JUDGES)
+        return Discriminators(nnx.Rngs(0), dataclasses.replace(JUDGES, resolutions=(64,)))
 
 
 def test_a_period_sees_each_of_its_columns_by_itself(judges):
@@ -26,7 +29,7 @@ def test_a_period_sees_each_of_its_columns_by_itself(judges):
     other = wave.copy()
     other[0, 300] += 0.5  # the first of its row of three
     with one_device():
-        before, after = (judges.periods[1](x) for x in (wave, other))
+        before, after = (jitted(judges.periods[1])(jnp.asarray(x)) for x in (wave, other))
     for layer, changed in zip(before, after, strict=True):
         moved = np.abs(layer - changed).max(axis=(0, 1, 3)) > 0
         assert moved.tolist() == [True, False, False]
@@ -34,8 +37,9 @@ def test_a_period_sees_each_of_its_columns_by_itself(judges):
 
 def test_a_resolution_hears_neither_loudness_nor_an_offset(judges):
     wave = np.random.default_rng(0).normal(0, 0.1, (2, 640)).astype(np.float32)
+    heard = jitted(judges.resolutions[0])
     with one_device():
-        quiet, loud = (judges.resolutions[0](x)[-1] for x in (wave, 3 * wave + 0.25))
+        quiet, loud = (heard(jnp.asarray(x))[-1] for x in (wave, 3 * wave + 0.25))
     np.testing.assert_allclose(quiet, loud, atol=2e-5)
     assert not np.allclose(quiet[0], quiet[1], atol=1e-3)
 
