@@ -77,5 +77,9 @@ def test_shards_of_ready_mel_are_refused_by_name_and_shards_of_sound_read(tmp_pa
     stream.set_state(place)
     np.testing.assert_array_equal(next(stream).patches, second.patches)
     stream.close()
+    worker = vocoder_run(tmp_path / "flac", **{"data.workers": 1})
+    other = iter(pipeline.train_batches(worker, ByteTokenizer()))
+    np.testing.assert_array_equal(next(other).patches, first.patches)
+    other.close()
     known = {load_utterance_wave(one).tobytes() for one in open_corpus(tmp_path / "flac", "train")}
     assert any(row[row.nonzero()].tobytes()[:64] in one for one in known for row in first.patches)

@@ -59,7 +59,8 @@ def test_counted_weights_and_products_are_those_of_the_networks(name):
         judge = lambda weights, x: skeleton.model(weights).discriminators(x)
         traced = count_flops(jax.make_jaxpr(judge)(shapes, wave))
     counted = sum(layer.flops for layer in vocoder_flops.discriminator_layers(run))
-    assert traced.dot + traced.conv == pytest.approx(counted, rel=0.02)
+    # Traced are the products with what is there, counted those with the zeros around it too.
+    assert 0.93 * counted < traced.dot + traced.conv <= counted
 
 
 def test_an_update_costs_what_the_networks_do_several_times():
