@@ -13,7 +13,7 @@ from melllm_jax.config.vocoder_run import Adversarial, Vocoder, VocoderRun
 # Of one kind: those of resolutions have 25 convolutions, which take a minute to compile.
 JUDGES = Adversarial(
     loss="least_squares",
-    periods=(2, 3),
+    periods=(3,),
     period_channels=(4, 4),
     resolutions=(),
     resolution_channels=2,
