@@ -38,13 +38,14 @@ from melllm_jax.batch import Batch, BatchStream
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.data import Source
 from melllm_jax.config.overrides import override
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.objectives.objective import Companion, LossSums, Objective, Term
-from melllm_jax.objectives.run_objective import objective_of
-from melllm_jax.presets.catalog import PRESETS, preset
+from melllm_jax.objectives.run_objective import any_objective_of, objective_of
+from melllm_jax.presets.catalog import ALL as PRESETS
+from melllm_jax.presets.catalog import any_preset as preset
 from melllm_jax.sharding import shard_batch
 from melllm_jax.training.preemption import StopRequest
 from melllm_jax.training.run_start import run_from
@@ -128,14 +129,14 @@ class Training:
     """What `train` leaves."""
 
     folder: pathlib.Path  # of the run: checkpoints, metrics.jsonl; `load` reads it
-    run: Run  # with all that it took from its data
+    run: BaseRun  # with all that it took from its data
     steps: int  # updates made in all, those of earlier starts included
     loss: float | None  # of the last update, in nats a target; None where there was none
     stopped: bool  # whether SIGTERM ended it before its last update
 
 
 def train(
-    run: Run | str,
+    run: BaseRun | str,
     data: Corpora | None,
     workdir: Path,
     overrides: Mapping[str, Any] = NO_CHANGES,
@@ -143,7 +144,7 @@ def train(
     init: Path = "",
     front: Path = "",
     teacher: Path = "",
-    objective: Callable[[Run], Objective[Any]] = objective_of,
+    objective: Callable[[Any], Objective[Any]] = any_objective_of,
 ) -> Training:
     """Train a run in `workdir` on all devices here, or go on where it stopped.
 
@@ -164,7 +165,7 @@ def train(
 
 
 def batches(
-    run: Run | str,
+    run: BaseRun | str,
     data: Corpora | None = None,
     overrides: Mapping[str, Any] = NO_CHANGES,
 ) -> Iterator[Batch]:
@@ -180,17 +181,17 @@ def batches(
 
 
 def configure(
-    run: Run | str,
+    run: BaseRun | str,
     data: Corpora | None = None,
     overrides: Mapping[str, Any] = NO_CHANGES,
     *,
     init: Path = "",
     front: Path = "",
     teacher: Path = "",
-) -> Run:
+) -> BaseRun:
     """The run that `melllm train RUN --data … --init … --FIELD VALUE …` trains.
 
-    `run` is a Run or the name of a preset. `data` is a folder of manifests or shards, a list of
+    `run` is a run or the name of a preset. `data` is a folder of manifests or shards, a list of
     folders, or a dict of folders and their shares; None keeps the run's own. `overrides` are dotted
     fields, {"model.d": 512}. `init` is the folder of a run or an import, whose sizes, mel,
     tokenizer and weights the run takes over; `front` that of a run or an imported encoder, whose

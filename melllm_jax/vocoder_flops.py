@@ -17,7 +17,7 @@ class Layer:
 
     weights: int  # that one output step is multiplied with
     biases: int
-    steps: float  # at which it works, of one crop
+    steps: int  # at which it works, of one crop
 
     @property
     def flops(self) -> float:
@@ -39,7 +39,7 @@ def generator_layers(run: VocoderRun) -> Sequence[Layer]:
         first = Layer(VOCODER_TAPS * m * own.d, own.d, t)
         return [first, *block * own.l, *[Layer(own.d * bins, bins, t)] * 2]
     cfg = run.vocoder.hifi_gan
-    c, steps = cfg.channels, float(t)
+    c, steps = cfg.channels, t
     layers = [Layer(VOCODER_TAPS * m * c, c, steps)]
     for rate, taps in zip(cfg.rates, cfg.kernels, strict=True):
         layers.append(Layer(taps * c * (c // 2), c // 2, steps))

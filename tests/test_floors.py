@@ -18,7 +18,10 @@ FLOORS = (
     {"melllm_jax.errors", "melllm_jax.interrupts", "melllm_jax.batch", "melllm_jax.xla_options"},
     {"melllm_jax.json_text"},
     {"melllm_jax.config", "melllm_jax.files"},
-    {"melllm_jax.features", "melllm_jax.sharding", "melllm_jax.flops"},
+    {
+        *("melllm_jax.features", "melllm_jax.sharding"),
+        *("melllm_jax.flops", "melllm_jax.vocoder_flops"),
+    },
     {"melllm_jax.presets", "melllm_jax.nn", "melllm_jax.telemetry", "melllm_jax.checkpoints"},
     {"melllm_jax.encoders"},
     {"melllm_jax.models"},

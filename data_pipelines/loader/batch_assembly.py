@@ -24,7 +24,9 @@ def batch_bytes(run: BaseRun, rows: int) -> int:
     return max(start + count for _, _, start, count in _array_layout(run, rows))
 
 
-def allocate_batch(run: BaseRun, rows: int, memory: UInt8[np.ndarray, "bytes"] | None = None) -> Batch:
+def allocate_batch(
+    run: BaseRun, rows: int, memory: UInt8[np.ndarray, "bytes"] | None = None
+) -> Batch:
     """A batch with `rows` rows in `memory`, or in new memory; its content is not initialised."""
     if memory is None:
         memory = np.empty(batch_bytes(run, rows), np.uint8)

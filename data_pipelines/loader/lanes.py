@@ -56,7 +56,12 @@ class Lanes(grain.IterDataset):
     """
 
     def __init__(
-        self, chain: Chain, run: BaseRun, lanes: Sequence[int], mixture: Mixture, workers: WorkerSetup
+        self,
+        chain: Chain,
+        run: BaseRun,
+        lanes: Sequence[int],
+        mixture: Mixture,
+        workers: WorkerSetup,
     ) -> None:
         super().__init__()
         self._chain, self._run, self._lanes = chain, run, tuple(lanes)

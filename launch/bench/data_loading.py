@@ -75,6 +75,7 @@ def measure(arguments: DataBenchArguments) -> dict[str, Any]:
     counts = _process_counts(cores or 1)
     inputs = complete_run(_shrink_run(full, counts[-1]))
     run, tokenizer = inputs.run, inputs.tokenizer
+    assert isinstance(run, Run)
     stages = _stage_figures(run, tokenizer, arguments.utterances)
     # A process that has one core to itself reads faster without threads.
     more = {count: 0 for count in counts if count <= run.data.lane_count}

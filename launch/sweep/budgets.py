@@ -14,7 +14,7 @@ import dataclasses
 from launch.sweep import spec
 from launch.sweep.spec import Cell
 from melllm_jax import flops as counted
-from melllm_jax.config.run import Run
+from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.errors import Mistake
 from melllm_jax.presets import ladder
 
@@ -55,7 +55,7 @@ def tokens(cell: Cell, count: float, rows: RowShares) -> Cell:
 
 def flops(cell: Cell, count: float, rows: RowShares) -> Cell:
     """`cell` for as many updates as `count` FLOPs pay for, as `flops.training_flops` counts."""
-    run = spec.run(cell, {})
+    run = _decoder_run(cell)
     positions = run.data.b * run.data.t
     speech, text = positions * rows.speech, positions * (rows.fill - rows.speech)
     return _with_updates(cell, count / counted.training_flops(run, speech, text))
@@ -71,7 +71,7 @@ def hours(cell: Cell, count: float, rows: RowShares) -> Cell:
     return _with_updates(cell, count / hours_per_update(spec.run(cell, {}), rows))
 
 
-def hours_per_update(run: Run, rows: RowShares) -> float:
+def hours_per_update(run: BaseRun, rows: RowShares) -> float:
     """Hours of sound an update."""
     return run.data.b * run.data.t * rows.speech * run.mel.r * run.mel.hop_seconds / 3600
 
@@ -86,7 +86,7 @@ def chinchilla(cells: Sequence[Cell], ratios: Sequence[float], rows: RowShares) 
 
     20 is the best of Hoffmann et al. 2022, arXiv 2203.15556, approach 1 (table 3).
     """
-    size = lambda cell: counted.matmul_parameters(spec.run(cell, {}))
+    size = lambda cell: counted.matmul_parameters(_decoder_run(cell))
     return [tokens(cell, ratio * size(cell), rows) for ratio in ratios for cell in cells]
 
 
@@ -128,7 +128,7 @@ def with_ladder_rate(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _with_ladder_rate(cell: Cell) -> Cell:
-    run = spec.run(cell, {})
+    run = _decoder_run(cell)
     positions, steps = float(run.data.b * run.data.t), run.optim.steps
     size = float(counted.stack_parameters(run.model))
     lr = ladder.learning_rate(size, positions * steps, positions)
@@ -141,3 +141,11 @@ def _with_updates(cell: Cell, updates: float) -> Cell:
     steps = max(1, round(updates))
     warmup = round(optim.warmup * steps / optim.steps)
     return cell | {"optim.steps": steps, "optim.warmup": warmup}
+
+
+def _decoder_run(cell: Cell) -> Run:
+    """The run of a cell. Raises Mistake where it has no decoder."""
+    run = spec.run(cell, {})
+    if not isinstance(run, Run):
+        raise Mistake(f"preset={cell['preset']}: has no decoder to budget for: give optim.steps")
+    return run

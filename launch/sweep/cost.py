@@ -14,10 +14,12 @@ from launch.sweep.spec import SweepCell, SweepSpec, differing_fields
 from launch.terminal import text_table
 from launch.terminal.flags import format_source
 from launch.terminal.number_format import format_count, shorten
-from melllm_jax import flops
+from melllm_jax import flops, vocoder_flops
+from melllm_jax.config.run import BaseRun, Run
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.errors import Mistake
 from melllm_jax.planning import plan
-from melllm_jax.planning.topology import parse_pod
+from melllm_jax.planning.topology import Pod, parse_pod
 
 Rate = Callable[[str], float | None]  # FLOP/s of a device, of a dtype
 
@@ -43,32 +45,50 @@ def plan_cells(
 
 def _plan_cell(cell: SweepCell, topology: str, price: float, rate: Rate) -> dict[str, Any]:
     run = cell.run
-    work = flops.update_flops(run) + flops.distillation_flops(run)
+    params, params_total, work = _sizes(run)
     total_flops = work * run.optim.steps
     topology = topology or run.mesh.topology
     seconds: float | None
     if topology:
         pod = parse_pod(topology, run.mesh.slices)
         try:
-            sizes = plan.mesh_sizes(run, pod)
+            update = _update_seconds(run, pod, work)
         except Mistake as mistake:
             raise Mistake(f"cell {cell.id} on {pod}: {mistake}") from mistake
-        seconds, chips = (
-            plan.estimate_plan(run, pod, sizes).step_seconds * run.optim.steps,
-            pod.chips,
-        )
+        seconds, chips = update * run.optim.steps, pod.chips
     else:
         speed, chips = rate(run.optim.compute), 1
         seconds = None if speed is None else total_flops / speed
     hours = None if seconds is None else seconds / 3600
     return {
-        "params": flops.matmul_parameters(run),
-        "params_total": flops.count_parameters(run).total,
+        "params": params,
+        "params_total": params_total,
         "flops": total_flops,
         "tokens": run.data.b * run.data.t * run.optim.steps,
         "hours": hours,
         "cost": hours * chips * price if price and hours is not None else None,
     }
+
+
+def _sizes(run: BaseRun) -> tuple[int, int, float]:
+    """Weights that multiply, all weights, and FLOPs of an update.
+
+    A vocoder's discriminators count among all.
+    """
+    if isinstance(run, VocoderRun):
+        own = vocoder_flops.generator_parameters(run)
+        judges = vocoder_flops.discriminator_parameters(run)
+        return own, own + judges, vocoder_flops.vocoder_update_flops(run)
+    assert isinstance(run, Run)
+    work = flops.update_flops(run) + flops.distillation_flops(run)
+    return flops.matmul_parameters(run), flops.count_parameters(run).total, work
+
+
+def _update_seconds(run: BaseRun, pod: Pod, work: float) -> float:
+    """Seconds of an update on a pod: of a vocoder those of its products, at the chips' peak."""
+    if not isinstance(run, Run):
+        return work / (pod.chip.flops * pod.chips)
+    return plan.estimate_plan(run, pod, plan.mesh_sizes(run, pod)).step_seconds
 
 
 def table(sweep: SweepSpec, figures: Sequence[Mapping[str, Any]]) -> Table:

@@ -18,6 +18,7 @@ from melllm_jax.config.model import FrontSpec, ModelSpec
 from melllm_jax.config.overrides import from_json, identity, to_json
 from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.config.vocoder import VocoderSpec
+from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.config.whisper import WhisperSpec
 from melllm_jax.errors import Mistake
 
@@ -146,9 +147,12 @@ def read_whisper(folder: str) -> WhisperSpec | None:
 
 
 def read_vocoder(folder: str) -> VocoderSpec | None:
-    """The vocoder whose folder this is; None where it holds none."""
+    """The vocoder whose folder this is, imported or trained; None where it holds none."""
     path = files.place(folder) / VOCODER
-    return from_json(path.read_bytes(), VocoderSpec) if path.exists() else None
+    if path.exists():
+        return from_json(path.read_bytes(), VocoderSpec)
+    run = read_any_run(folder) if (path.parent / RUN).exists() else None
+    return run.spec if isinstance(run, VocoderRun) else None
 
 
 def _unchangeable_fields(run: BaseRun, other: BaseRun) -> Iterator[tuple[str, Any]]:

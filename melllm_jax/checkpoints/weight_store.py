@@ -91,12 +91,16 @@ class WeightWriter:
 
 
 class WeightReader:
-    """Reads the weights of a checkpoint block by block, of one that training wrote, too."""
+    """Reads the weights of a checkpoint block by block, of one that training wrote, too.
 
-    def __init__(self, folder: pathlib.Path):
+    Of several networks in it those alone whose names begin with `part`, which is then left out.
+    """
+
+    def __init__(self, folder: pathlib.Path, part: str = ""):
         weights = folder / "weights"
         tree: dict[str, Any] = json.loads((weights / "_METADATA").read_text())
-        names = [x["key_metadata"][0]["key"] for x in tree["tree_metadata"].values()]
+        keys = (x["key_metadata"][0]["key"] for x in tree["tree_metadata"].values())
+        names = [key for key in keys if key.startswith(part)]
         driver = "zarr3" if tree["use_zarr3"] else "zarr"
         files = {"driver": "file", "path": f"{weights}/"}
         uncached, cached = (
@@ -114,7 +118,7 @@ class WeightReader:
             layers = (array.chunk_layout.read_chunk.shape or (1,))[0] or 1
             if name.startswith("stack.") and layers > 1:
                 array = tensorstore.open(spec, context=cached, read=True).result()
-            self._arrays[name] = array
+            self._arrays[name.removeprefix(part)] = array
 
     @property
     def shapes(self) -> dict[str, tuple[np.dtype, Shape]]:

@@ -100,8 +100,8 @@ def _in_order(cfg: Any) -> list[dataclasses.Field[Any]]:
 
 def to_json(cfg: BaseRun | ModelSpec | FrontSpec | WhisperSpec | VocoderSpec) -> str:
     """A run or a spec as indented JSON; `from_json` reads it back equal."""
-    kind = {"kind": name for name, kind in RUN_KINDS.items() if type(cfg) is kind}
-    return json.dumps(kind | written_tree(cfg), indent=1) + "\n"
+    names: dict[type, dict[str, str]] = {kind: {"kind": name} for name, kind in RUN_KINDS.items()}
+    return json.dumps(names.get(type(cfg), {}) | written_tree(cfg), indent=1) + "\n"
 
 
 def written_tree(value: Any) -> Any:
@@ -117,9 +117,10 @@ def _is_as_before(field: dataclasses.Field[Any], value: Any) -> bool:
     return "later" in field.metadata and getattr(value, field.name) == field.default
 
 
-Kind = TypeVar("Kind", BaseRun, ModelSpec, FrontSpec, WhisperSpec, VocoderSpec)
+Kind = TypeVar("Kind", BaseRun, Run, ModelSpec, FrontSpec, WhisperSpec, VocoderSpec)
 NAMES: Mapping[type, str] = {
     BaseRun: "run",
+    Run: "run",
     ModelSpec: "model",
     FrontSpec: "front",
     WhisperSpec: "whisper",
@@ -130,7 +131,8 @@ NAMES: Mapping[type, str] = {
 def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
     """What `to_json` wrote, now or when fields had their old names.
 
-    Of `BaseRun` it is a run of whichever kind the text says. Raises Mistake for unknown, missing or ill-typed fields.
+    Of `BaseRun` it is a run of whichever kind the text says. Raises Mistake for unknown, missing
+    or ill-typed fields.
     """
     name = NAMES[kind]
     try:
@@ -138,9 +140,9 @@ def from_json(text: str | bytes, kind: type[Kind]) -> Kind:
     except json.JSONDecodeError as error:
         raise Mistake(f"{name}.json is no JSON: {error}") from error
     chosen: type = kind
-    if kind is BaseRun and isinstance(tree, dict):
+    if issubclass(kind, BaseRun) and isinstance(tree, dict):
         _rename_fields(tree)
-        chosen = _run_kind(tree)
+        chosen = _run_kind(tree) if kind is BaseRun else kind
     parsed: Kind = _parse_value(chosen, tree, name)
     return parsed
 

@@ -5,8 +5,9 @@ from typing import Literal
 
 from melllm_jax.config.run import BaseRun
 from melllm_jax.config.validation import require
-from melllm_jax.config.vocoder import HifiGan, Vocos, VocoderSpec
+from melllm_jax.config.vocoder import HifiGan, VocoderSpec, Vocos
 
+GENERATOR = "generator."  # what the names of the vocoder's own weights begin with, in a run
 REAL_WIRE = "float32"  # sound has 16 bits, bfloat16 keeps 8
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from melllm_jax.checkpoints import integrity, run_folder, weight_store
+from melllm_jax.checkpoints import weight_store
 from melllm_jax.config.vocoder import VocoderSpec
 from melllm_jax.convert import block_copy, safetensors_files, to_hf
 from melllm_jax.convert.hf_config.vocoder_config import hifi_gan_config
@@ -16,7 +16,7 @@ from melllm_jax.convert.tensor_names.hifi_gan import hifi_gan_rules
 from melllm_jax.convert.to_hf import DtypeChoice
 from melllm_jax.convert.weight_map import ForeignTensor, Piece, expand_rules
 from melllm_jax.files import new_folder
-from melllm_jax.vocoders.stored_vocoder import abstract_vocoder
+from melllm_jax.vocoders.stored_vocoder import abstract_vocoder, open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def plan_export(
     Raises Mistake for one that transformers' class cannot be, and without a whole checkpoint.
     """
     hifi_gan_config(spec, "float32")
-    stored = weight_store.WeightReader(integrity.newest_checkpoint(folder / run_folder.CHECKPOINTS))
+    stored = open_weights(folder)
     shapes = {name: tuple(x.shape) for name, x in abstract_vocoder(spec)[1].items()}
     to_hf.check_shapes(folder, shapes, stored)
     tensors = expand_rules(hifi_gan_rules(spec.hifi_gan), shapes)

@@ -17,10 +17,7 @@ from melllm_jax.models.parameters import Kinds
 from melllm_jax.nn import attention
 from melllm_jax.objectives.objective import Companion, LossSums, Term, trainable_names
 from melllm_jax.vocoders.discriminators import Discriminators, Layers
-from melllm_jax.vocoders.hifi_gan import HifiGanVocoder
-from melllm_jax.vocoders.vocos import VocosVocoder
-
-GENERATOR = "generator."  # what the names of the vocoder's own weights begin with
+from melllm_jax.vocoders.stored_vocoder import Vocoder, make_vocoder
 
 Judge = Callable[[Array], Array]  # an output of a discriminator to what it costs
 # What an output costs a discriminator of a recording, and of the vocoder's sound, and what the
@@ -43,12 +40,7 @@ class VocoderAndJudges(nnx.Module):
     """A vocoder and the discriminators that it learns against."""
 
     def __init__(self, rngs: nnx.Rngs, run: VocoderRun):
-        cfg, m = run.vocoder, run.mel.m
-        self.generator: HifiGanVocoder | VocosVocoder = (
-            HifiGanVocoder(rngs, cfg.hifi_gan, m)
-            if cfg.kind == "hifi_gan"
-            else VocosVocoder(rngs, cfg.vocos, m)
-        )
+        self.generator: Vocoder = make_vocoder(rngs, run.spec)
         self.discriminators = Discriminators(rngs, run.adversarial)
 
 

@@ -16,9 +16,8 @@ def vocoder() -> VocoderRun:
         name="vocoder",
         vocoder=Vocoder(kind="vocos", vocos=Vocos(d=256, f=768, l=6)),
         adversarial=Adversarial(
-            periods=(2, 3, 5, 7, 11),
             period_channels=(8, 16, 32, 64, 64),
-            resolutions=(1024, 512, 256),
+            resolutions=(512,),
             resolution_channels=4,
         ),
         mel=Mel(kind="speecht5", r=1, normalize="none"),

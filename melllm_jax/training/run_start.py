@@ -108,9 +108,12 @@ def adopt_vocoder(run: VocoderRun, folder: str) -> VocoderRun:
 
     The discriminators are those of its training. Raises Mistake where `folder` holds no such run.
     """
+    imported = run_folder.read_vocoder(folder) is not None and not run_folder.holds_run(folder)
+    if imported:
+        raise Mistake(f"init={folder}: holds a vocoder without discriminators: give a run's folder")
     other = run_folder.read_any_run(folder)
     if not isinstance(other, VocoderRun):
-        raise Mistake(f"init={folder}: holds no vocoder")
+        raise Mistake(f"init={folder}: holds no vocoder that was trained here")
     sizes = {name: getattr(other.adversarial, name) for name in DISCRIMINATOR_SIZES}
     return dataclasses.replace(
         run,

@@ -18,8 +18,8 @@ from melllm_jax.models.parameters import (
     init_model,
     init_weights,
     is_front,
-    is_mel_head,
 )
+from melllm_jax.nn.layers import NonTrainable
 from melllm_jax.objectives.objective import Companion, LossSums, Objective, Term
 from melllm_jax.training import optimizer
 from melllm_jax.training.front_start import FrontStart
@@ -32,7 +32,7 @@ class State(NamedTuple):
     """All that an update changes, and the frozen weights beside it."""
 
     trained: Weights  # float32 masters
-    frozen: Weights  # bfloat16, but for what is of the front end
+    frozen: Weights  # bfloat16, but for statistics and what is of the front end
     opt: optax.OptState
     step: Array  # int32, updates made
     halted: Array  # bool: an update was not finite, and nothing has changed since
@@ -78,7 +78,9 @@ class Update(Generic[Net]):
         Raises Mistake as `WarmStart.fresh_names` does.
         """
         kinds = self.skeleton.kinds
-        return list(kinds) if self.warm is None else self.warm.fresh_names(kinds, self.run.lora_rank)
+        return (
+            list(kinds) if self.warm is None else self.warm.fresh_names(kinds, self.run.lora_rank)
+        )
 
     def state_from(self, weights: Weights) -> State:
         """The state before the first update, from given weights."""
@@ -197,9 +199,14 @@ class Update(Generic[Net]):
 
     def _state_from(self, weights: Weights) -> State:
         trained = {name: x for name, x in weights.items() if name in self.names}
-        frozen = {name: _as_frozen(name, x) for name, x in weights.items() if name not in trained}
+        frozen = {name: self._kept(name, x) for name, x in weights.items() if name not in trained}
         opt = jax.jit(self.optimizer.init)(trained)
         return State(trained, frozen, opt, jnp.int32(0), jnp.bool(False))
+
+    def _kept(self, name: str, x: Array) -> Array:
+        """A frozen weight as it is kept: that of a front end, or a statistic, as it is."""
+        exact = is_front(name) or isinstance(self.skeleton.kinds[name], NonTrainable)
+        return x if exact else x.astype(jnp.bfloat16)
 
 
 def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Array]:
@@ -222,10 +229,6 @@ def _companion_shapes(companion: Companion, shapes: Weights) -> Weights:
     """The shapes of a companion's weights as they are kept."""
     keep = lambda name, x: x if name in companion.exact else x.astype(jnp.bfloat16)
     return jax.eval_shape(lambda w: {name: keep(name, x) for name, x in w.items()}, shapes)
-
-
-def _as_frozen(name: str, x: Array) -> Array:
-    return x if is_front(name) or is_mel_head(name) else x.astype(jnp.bfloat16)
 
 
 def _with_layouts(shapes: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -102,9 +102,7 @@ class ResolutionDiscriminator(nnx.Module):
 class PlaneConvolution(nnx.Module):
     """A convolution over a plane, padded with zeros by half its taps."""
 
-    def __init__(
-        self, rngs: nnx.Rngs, c: int, u: int, taps: tuple[int, int], gain: float = GAIN
-    ):
+    def __init__(self, rngs: nnx.Rngs, c: int, u: int, taps: tuple[int, int], gain: float = GAIN):
         size = {"x": taps[0], "y": taps[1], "c": c, "u": u}
         self.kernel = weight(rngs, size, "x y c u", fan_in="x y c", scale=gain)
         self.bias = constant(size, "u", 0.0)

@@ -14,6 +14,7 @@ from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.features import Mel
 from melllm_jax.config.run import Mesh
 from melllm_jax.config.vocoder import VocoderSpec
+from melllm_jax.config.vocoder_run import GENERATOR
 from melllm_jax.errors import Mistake
 from melllm_jax.models.parameters import Skeleton, Weights, abstract_model
 from melllm_jax.vocoders.hifi_gan import HifiGanVocoder
@@ -49,8 +50,7 @@ def load_vocoder(path: str) -> tuple[VocoderSpec, SynthesizeFn]:
     spec = run_folder.read_vocoder(path)
     if spec is None:
         raise Mistake(f"vocoder={path}: holds no {run_folder.VOCODER}")
-    checkpoint = integrity.newest_checkpoint(pathlib.Path(path) / run_folder.CHECKPOINTS)
-    stored = weight_store.WeightReader(checkpoint)
+    stored = open_weights(pathlib.Path(path))
     skeleton, shapes = abstract_vocoder(spec)
     for name, x in shapes.items():
         found = stored.shapes.get(name, (None, None))[1]
@@ -60,6 +60,16 @@ def load_vocoder(path: str) -> tuple[VocoderSpec, SynthesizeFn]:
     with jax.set_mesh(mesh):
         weights = {name: jnp.asarray(stored.read(name), jnp.float32) for name in shapes}
     return spec, synthesize_fn(spec, skeleton, weights, mesh)
+
+
+def open_weights(folder: pathlib.Path) -> weight_store.WeightReader:
+    """The weights of the vocoder in a folder, those of a training without its discriminators.
+
+    Raises Mistake where it has no whole checkpoint.
+    """
+    checkpoint = integrity.newest_checkpoint(folder / run_folder.CHECKPOINTS)
+    imported = (folder / run_folder.VOCODER).exists()
+    return weight_store.WeightReader(checkpoint, "" if imported else GENERATOR)
 
 
 def synthesize_fn(

@@ -25,7 +25,7 @@ from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.overrides import override
 from melllm_jax.models.parameters import init_model
-from melllm_jax.objectives.run_objective import objective_of
+from melllm_jax.objectives.run_objective import any_objective_of
 from melllm_jax.telemetry.progress import SILENT
 from melllm_jax.training import train_step
 from melllm_jax.training.loop import Telemetry, train
@@ -85,7 +85,8 @@ _copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # what is trained 
 def _drawn_once(build, seed):
     """As `init_model`, whose program takes longer to compile than an update of a tiny run."""
     run, kind = build.__self__.run, type(build.__self__)
-    key = kind, run.model, run.mel, run.lora, run.distill, seed, jax.sharding.get_mesh()
+    sizes = [getattr(run, x, None) for x in ("model", "lora", "distill", "vocoder", "adversarial")]
+    key = kind, *sizes, run.mel, seed, jax.sharding.get_mesh()
     if key not in _DRAWN:
         _DRAWN[key] = init_model(build, seed)
     skeleton, weights = _DRAWN[key]
@@ -95,7 +96,7 @@ def _drawn_once(build, seed):
 @functools.cache
 def update_of(run):
     """The update of a run that starts at random, traced once in however many trainings of it."""
-    return train_step.Update(objective_of(run))
+    return train_step.Update(any_objective_of(run))
 
 
 def compiled_quickly():
@@ -169,7 +170,7 @@ def trained(run, workdir, progress=SILENT, *, stream=None, warm=None, **telemetr
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
     telemetry = Telemetry(progress, **telemetry)
     with contextlib.closing(stream or batches_of(run)) as stream, jax.set_mesh(mesh):
-        update = train_step.Update(objective_of(run), warm) if warm else update_of(run)
+        update = train_step.Update(any_objective_of(run), warm) if warm else update_of(run)
         return train(update, stream, workdir, telemetry)
 
 
