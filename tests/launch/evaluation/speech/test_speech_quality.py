@@ -109,7 +109,7 @@ def test_every_score_is_there_with_what_gave_it(made, models):
     assert rows[0]["failures"]["no_stop"] == 0.5 and rows[0]["flags"] == {"stopped": False}
     assert "no_stop" not in rows[1]["failures"]
     failures = scores["failures"]
-    assert (failures["no_stop"], failures["rules"]["silent_share"]) == (1, 0.5)
+    assert (failures["no_stop"], failures["rules"]["silent_share"]) == (1, 0.75)
     assert scores["judge"]["folder"] == str(models / "ours")
 
 
@@ -159,6 +159,11 @@ def test_what_was_measured_is_not_measured_again_unless_the_sound_changes(
     assert "hearing 1 of 3 files" in said
     assert again["rows"][0] == first["rows"][0]
     assert (again["rows"][1]["mos"], again["rows"][1]["mcd"]) == (pytest.approx(2.4), 1.0)
+    text = text.replace('"reference": "a.wav"}', '"reference": "c.wav"}')
+    (place / "set.jsonl").write_text(text)
+    last, _ = scored(place, models, capsys)
+    assert asked[4:] == ["similarity", "mcd"]
+    assert last["rows"][1]["similarity"] == pytest.approx(np.cos(0.75 - 0.35))
 
 
 def test_what_was_measured_before_an_end_amid_it_is_kept(place, models, capsys, monkeypatch):
