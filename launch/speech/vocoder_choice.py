@@ -49,7 +49,7 @@ def open_vocoder(path: str, mel: Mel) -> SoundMaker:
     Raises Mistake for a folder without one, and for one that reads another mel.
     """
     if not path:
-        return NamedSoundMaker(GRIFFIN_LIM, mel.rate, functools.partial(griffin_lim, cfg=mel))
+        return NamedSoundMaker(GRIFFIN_LIM, mel.rate, functools.partial(griffin_lim, mel=mel))
     spec, make = load_vocoder(path)
     check_same_mel(spec, mel, f"vocoder={path}")
     return NamedSoundMaker(path, spec.rate, make)

@@ -16,7 +16,7 @@ import itertools
 import os
 import pathlib
 import re
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import tyro
 from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Suppress, UseAppendAction, arg
@@ -50,7 +50,7 @@ def parse_source(text: str) -> Source:
     if not equals or os.path.isdir(text.removeprefix("file://")):
         return Source(text)
     weight, *more = share.split(":")
-    use = more.pop() if more and more[-1] in USES else "auto"
+    use: SourceUse = cast(SourceUse, more.pop()) if more and more[-1] in USES else "auto"
     if len(more) > 1 or more and not more[0].endswith("h"):
         wanted = f"hours, such as 10h, or {', '.join(USES[1:])}"
         raise Mistake(f"{text}: what follows : must be {wanted}, not {':'.join(more)!r}")

@@ -9,7 +9,6 @@ from typing import Literal
 
 from melllm_jax.config.validation import LATER, WHERE, require
 
-
 SourceUse = Literal["auto", "asr", "tts", "text"]
 
 
