@@ -27,7 +27,8 @@ class ThroughputMeter:
         chip = flops.find_chip(mesh.devices.flat[0].device_kind)
         self._peak = chip.flops * mesh.size if chip else None
         self._flops = _update_flops(run)
-        self._names = [source.path for source in run.data.sources]
+        sources = run.data.sources
+        self._names = [x.path if x.use == "auto" else f"{x.path}:{x.use}" for x in sources]
         self._sizes, self.seen = sizes, seen
         self._spent, self._before = spent, dict(spent.seconds)
 

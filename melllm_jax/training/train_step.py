@@ -215,7 +215,7 @@ def batch_counts(batch: Batch, sources: int, hop_seconds: float) -> dict[str, Ar
     by_source = batch.sources[..., None] == jnp.arange(sources, dtype=jnp.int32)[None, None]
     return {
         "tokens": jnp.sum(batch.segments > 0).astype(jnp.float32),
-        "speech": jnp.sum(batch.is_speech).astype(jnp.float32),
+        "speech": jnp.sum(batch.clips != 0).astype(jnp.float32),
         "audio": jnp.sum(batch.frames).astype(jnp.float32) * hop_seconds,
         "examples": jnp.sum(starts[..., None] & by_source, axis=(0, 1)).astype(jnp.int32),
     }

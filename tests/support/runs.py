@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.overrides import override
 from melllm_jax.models.parameters import init_model
 from melllm_jax.objectives.run_objective import any_objective_of
-from melllm_jax.telemetry.progress import SILENT
+from melllm_jax.telemetry.progress import SILENT, SilentProgress
 from melllm_jax.training import train_step
 from melllm_jax.training.loop import Telemetry, train
 from tests.support.corpora import run_over, write_corpus
@@ -196,6 +197,23 @@ def saved(folder, cfg, values):
     step = {"step": jnp.int32(1)}
     with Checkpoints(str(folder / run_folder.CHECKPOINTS), cfg.checkpoints) as checkpoints:
         checkpoints.save(1, values, step, step)
+
+
+class At(SilentProgress):
+    """Calls a function with each update that is told of."""
+
+    def __init__(self, does):
+        self.said, self._does = [], does
+
+    def log(self, text):
+        self.said.append(text)
+
+    def step(self, step, metrics):
+        self._does(step)
+
+
+def ask_to_stop_at(wanted):
+    return At(lambda step: signal.raise_signal(signal.SIGTERM) if step == wanted else None)
 
 
 class ListStream:

@@ -17,7 +17,9 @@ from melllm_jax.errors import Fault
 from melllm_jax.models.parameters import split_model
 from melllm_jax.telemetry.progress import SilentProgress
 from tests.support.runs import (
+    At,
     ListStream,
+    ask_to_stop_at,
     batches_of,
     compiled_once,
     corpus,
@@ -28,23 +30,6 @@ from tests.support.runs import (
     trained,
     update_of,
 )
-
-
-class At(SilentProgress):
-    """Calls a function with each update that is told of."""
-
-    def __init__(self, does):
-        self.said, self._does = [], does
-
-    def log(self, text):
-        self.said.append(text)
-
-    def step(self, step, metrics):
-        self._does(step)
-
-
-def ask_to_stop_at(wanted):
-    return At(lambda step: signal.raise_signal(signal.SIGTERM) if step == wanted else None)
 
 
 def same(left, right):
