@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 def unified(folder):
     uses = [{"path": str(folder / "data"), "use": use} for use in ("asr", "tts", "text")]
-    changes = {"model.writes": "speech", "data.sources": uses}
+    changes = {"model.writes": "speech", "mel.normalize": "global", "data.sources": uses}
     changes |= {f"model.mel_head.{name}": size for name, size in HEAD.items()}
     return complete_run(override(tiny(folder / "data", steps=4), changes)).run
 
