@@ -45,6 +45,7 @@ SIBLINGS = {
     "Llama-3.1",
     "Qwen2.5",
     "Qwen3",
+    "SmolLM2",  # parity/test_llama holds its decoder, data_pipelines/text its template
 }
 
 

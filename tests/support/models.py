@@ -58,13 +58,17 @@ def split_as(name):
 
 
 def made(cfg, seed=0):
-    """The skeleton and random weights of a run's model, the same on every mesh; none is at rest.
+    """The skeleton and random weights of a run's model; see `drawn`."""
+    return drawn(lambda rngs: SpeechLM(cfg.model, cfg.mel, cfg.lora, rngs=rngs), seed)
 
-    LoRA's B, norms and biases start at 0 or 1, where a wrong use of them may not show.
+
+def drawn(build, seed=0):
+    """The skeleton and random weights of a network, the same on every mesh; none is at rest.
+
+    LoRA's B, norms and biases start at 0 or 1, where a wrong use of them may not show. Nothing is
+    compiled: `init_model`'s program takes longer than an update of a tiny run.
     """
-    skeleton, shapes = parameters.abstract_model(
-        lambda rngs: SpeechLM(cfg.model, cfg.mel, cfg.lora, rngs=rngs)
-    )
+    skeleton, shapes = parameters.abstract_model(build)
     rng = np.random.default_rng(seed)
     values = {}
     for name, x in shapes.items():

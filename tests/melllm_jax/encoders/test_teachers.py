@@ -12,7 +12,6 @@ from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.features import Mel
 from melllm_jax.encoders import clip_windows, conformer, window_attention
 from melllm_jax.encoders.teachers import TEACHERS, states_there
-from melllm_jax.models.parameters import init_model
 from tests.support import models
 from tests.support.models import Clip
 
@@ -39,7 +38,7 @@ def packed(mel=MEL):
 
 
 def made(cfg, mel):
-    return init_model(lambda rngs: TEACHERS[cfg.teacher](rngs, cfg, mel), seed=3)
+    return models.drawn(lambda rngs: TEACHERS[cfg.teacher](rngs, cfg, mel), seed=3)
 
 
 def taught(cfg, place, batch, mel=MEL):
