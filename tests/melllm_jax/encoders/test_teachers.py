@@ -103,7 +103,7 @@ def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame, windows):
     np.testing.assert_array_equal(there, seen)
 
 
-@pytest.mark.parametrize("length", [500, 3])
+@pytest.mark.parametrize("length", [pytest.param(500, marks=pytest.mark.slow), 3])
 def test_a_packed_clip_is_heard_by_a_conformer_as_alone(monkeypatch, length):
     """In windows of 500 positions, all of a clip here, or of three, of which some have two."""
     for module in (clip_windows, conformer, window_attention):
