@@ -222,12 +222,12 @@ def test_training_by_the_command_leaves_a_model_without_its_teacher(
     given = {"data": folder / "data", "teacher": teacher, "workdir": tmp_path / "run"}
     heard = ("mel.kind", "mel.m")  # as the teacher does
     small = {k: v for k, v in SMALL.items() if k not in heard}
-    small |= {"optim.steps": 3, "optim.lr": 0.03, "model.l": 2, "distill.windows": 16}
+    small |= {"optim.steps": 8, "optim.lr": 0.03, "model.l": 2, "distill.windows": 16}
     small |= {"model.remat": "none"}
     flags = [word for k, v in (given | small).items() for word in (f"--{k}", str(v))]
     assert cli.main(["train", "digits", *flags]) == 0
     rows = lines(tmp_path / "run")
-    assert rows[-1]["align_1"] < rows[0]["align_1"] and rows[-1]["taught"] == 1
+    assert rows[-1]["align_1"] < rows[0]["align_1"] / 2 and rows[-1]["taught"] == 1
     run = run_folder.read_run(str(tmp_path / "run"))
     digest = integrity.checkpoint_digest(teacher / "checkpoints/0")
     assert (run.distill.teacher, run.distill.digest) == (kind, digest)

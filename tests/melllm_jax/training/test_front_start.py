@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.overrides import override
@@ -17,7 +18,7 @@ from melllm_jax.presets import catalog
 from melllm_jax.training import front_start, run_start, warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import models, phi_files, whisper_files
-from tests.support.families import FAMILIES, write_checkpoint
+from tests.support.families import FAMILIES, V, write_checkpoint
 from tests.support.runs import (
     compiled_once,
     compiled_quickly,
@@ -189,6 +190,9 @@ def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys,
     run = run_folder.read_run(str(tmp_path / "one"))
     digest = integrity.checkpoint_digest(folder / "whisper/checkpoints/0")
     assert run.init.front_digest == digest
+    # The LLM has no token for sound: it is the id after its tokens.
+    size = load_tokenizer(str(tmp_path / "one/tokenizer")).size
+    assert (run.text.template, run.text.placeholder, run.model.v) == ("chat", size, V)
     assert np.isfinite(losses(tmp_path / "one")[1])
     capsys.readouterr()
     sound = str(folder / "data/audio/0.flac")
