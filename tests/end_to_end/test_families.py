@@ -45,6 +45,8 @@ SIBLINGS = {
     "Llama-3.1",
     "Qwen2.5",
     "Qwen3",
+    "Phi-4-mini",  # training/test_front_start trains it too
+    "SmolLM2",  # parity/test_llama holds its decoder, data_pipelines/text its template
 }
 
 

@@ -88,6 +88,9 @@ def test_training_killed_between_during_and_after_saves_has_the_same_losses(
     assert [row["step"] for row in lines(tmp_path)] == list(range(1, STEPS + 1))
 
 
+# By default in one process: training/test_loop is told to stop, while compiling and later, and goes
+# on; commands/test_train refuses a folder in use.
+@pytest.mark.slow
 def test_training_terminated_while_compiling_and_later_saves_at_once_and_goes_on_right_there(
     straight, data, tmp_path, capsys
 ):

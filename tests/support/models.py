@@ -58,22 +58,28 @@ def split_as(name):
 
 
 def made(cfg, seed=0):
-    """The skeleton and random weights of a run's model, the same on every mesh; none is at rest.
+    """The skeleton and random weights of a run's model; see `drawn`."""
+    return drawn(lambda rngs: make_model(cfg.model, cfg.mel, cfg.lora, rngs=rngs), seed)
 
-    LoRA's B, norms and biases start at 0 or 1, where a wrong use of them may not show.
+
+def drawn(build, seed=0, spread=0.2):
+    """The skeleton and random weights of a network, the same on every mesh.
+
+    LoRA's B, norms and biases start at 0 or 1, where a wrong use of them may not show: they are so
+    far from it, or, of spread 0, as they start. Alignment heads, drawn last, change nothing else.
+    Nothing is compiled: `init_model`'s program takes longer than an update of a tiny run.
     """
-    skeleton, shapes = parameters.abstract_model(
-        lambda rngs: make_model(cfg.model, cfg.mel, cfg.lora, rngs=rngs)
-    )
+    skeleton, shapes = parameters.abstract_model(build)
     rng = np.random.default_rng(seed)
     values = {}
-    for name, x in shapes.items():
+    for name, x in sorted(shapes.items(), key=lambda one: parameters.is_alignment_head(one[0])):
         kind = skeleton.kinds[name]
         lengths = dict(zip(kind.dims.split(), x.shape[-len(kind.dims.split()) :], strict=True))
         fan = math.prod(lengths[letter] for letter in kind.fan_in.split())
         noise = rng.standard_normal(x.shape, dtype=np.float32)
         rest = 1.0 if name.endswith(("scale", "invstd")) else 0.0
-        value = noise / np.float32(math.sqrt(fan)) if fan > 1 else rest + np.float32(0.2) * noise
+        still = fan == 1 or not spread and "_lora.b." in name
+        value = rest + np.float32(spread) * noise if still else noise / np.float32(math.sqrt(fan))
         sharding = jax.NamedSharding(jax.sharding.get_mesh(), x.sharding.spec)
         values[name] = jax.device_put(value, sharding)
     return skeleton, values

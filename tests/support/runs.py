@@ -30,6 +30,7 @@ from melllm_jax.objectives.run_objective import any_objective_of
 from melllm_jax.telemetry.progress import SILENT, SilentProgress
 from melllm_jax.training import train_step
 from melllm_jax.training.loop import Telemetry, train
+from tests.support import models
 from tests.support.corpora import run_over, write_corpus
 from tests.support.paths import ROOT
 from tests.support.patience import HANG
@@ -62,7 +63,10 @@ MAIN = "import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def compiled_once():
-    """A fixture: runs of one shape share what was compiled, most of a tiny run's time."""
+    """A fixture: runs of one shape share what was compiled, most of a tiny run's time.
+
+    First weights are drawn without a program.
+    """
     settings = {
         "jax_compilation_cache_dir": os.environ["MELLLM_TESTS_COMPILED"],
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -71,7 +75,7 @@ def compiled_once():
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    train_step.init_model = _drawn_once
+    train_step.init_model = _drawn
     yield
     train_step.init_model = init_model
     for name, value in before.items():
@@ -79,19 +83,9 @@ def compiled_once():
     compilation_cache.reset_cache()
 
 
-_DRAWN = {}
-_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # what is trained is donated
-
-
-def _drawn_once(build, seed):
+def _drawn(build, seed):
     """As `init_model`, whose program takes longer to compile than an update of a tiny run."""
-    run, kind = build.__self__.run, type(build.__self__)
-    sizes = [getattr(run, x, None) for x in ("model", "lora", "distill", "vocoder", "adversarial")]
-    key = kind, *sizes, run.mel, seed, jax.sharding.get_mesh()
-    if key not in _DRAWN:
-        _DRAWN[key] = init_model(build, seed)
-    skeleton, weights = _DRAWN[key]
-    return skeleton, _copied(weights)
+    return models.drawn(build, seed, spread=0)
 
 
 @functools.cache

@@ -173,6 +173,7 @@ def test_too_many_unusable_examples_stop_after_the_same_batch_with_the_same_word
     assert "id3 (missing)" in found[0][1]
 
 
+@pytest.mark.slow  # by default too many of them stop it, and test_reject_counts has none but them
 def test_nothing_but_unusable_examples_stop_without_a_batch(tmp_path, begun):
     folder = write_corpus(tmp_path, 2, seconds=0.05, changes={0: GONE, 1: GONE})
     with pytest.raises(

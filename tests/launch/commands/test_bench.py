@@ -13,9 +13,10 @@ from launch.bench import matmul, random_batch, timing
 from melllm_jax import flops
 from melllm_jax.config.overrides import override
 from melllm_jax.presets import small
-from tests.support.runs import TINY, corpus, one_device, refused, tiny
+from tests.support.runs import TINY, compiled_once, corpus, one_device, refused, tiny
 
 alone = pytest.fixture(one_device)
+once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 LARGE = ["--model.v", str(2 * 10**9)]
 
 

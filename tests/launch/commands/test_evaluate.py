@@ -21,6 +21,7 @@ from tests.support.runs import (
     corpus,
     done,
     everything,
+    one_device,
     refused,
     saved,
     tiny,
@@ -29,6 +30,7 @@ from tests.support.runs import (
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+alone = pytest.fixture(one_device)
 GONE = {"audio_filepath": "audio/none.flac"}
 
 
@@ -85,6 +87,7 @@ def test_evaluate_prints_one_json_object_and_keeps_the_hypotheses(place, capsys)
     }
 
 
+@pytest.mark.usefixtures("alone")
 def test_evaluate_without_json_says_it_in_a_line_and_where_the_rest_is(place, capsys):
     words = evaluate(place, "--normalizer", "none", "--name", "mine", "--split", "train")
     assert cli.main(words) == 0
@@ -164,6 +167,7 @@ def on_text(folder, file, *more):
     return ["evaluate", "--checkpoint", folder / "ours", "--text", file, *more]
 
 
+@pytest.mark.usefixtures("alone")
 def test_evaluate_on_text_is_the_perplexity_of_transformers(imported, tmp_path, capsys):
     """Of windows too: tokens of a later one are told from those before them in it."""
     torch = pytest.importorskip("torch", reason="needs the extra `parity`")
@@ -194,6 +198,7 @@ def test_evaluate_on_text_is_the_perplexity_of_transformers(imported, tmp_path, 
         assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 95, rel=1e-5)
 
 
+@pytest.mark.usefixtures("alone")
 def test_evaluate_on_a_manifest_scores_each_text_by_itself(imported, tmp_path, capsys):
     texts = ["One two three.", "é"]
     (tmp_path / "both.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
@@ -264,6 +269,7 @@ def against(moved, name, *more, base="base"):
     return [str(x) for x in [*words, "--against", moved / base, *more]]
 
 
+@pytest.mark.usefixtures("alone")
 def test_evaluate_against_its_start_finds_no_change_of_lora_at_speech(moved, capsys):
     """To the bit, though the run has a front end, and rows more for what is no text."""
     assert cli.main(against(moved, "speech", "--json")) == 0
@@ -284,6 +290,7 @@ def test_evaluate_against_its_start_finds_no_change_of_lora_at_speech(moved, cap
     assert other["base_perplexity"] == pytest.approx(drift["perplexity"])
 
 
+@pytest.mark.usefixtures("alone")
 def test_generate_of_a_run_with_lora_at_speech_writes_what_its_start_writes(moved, capsys):
     texts = {}
     for name in ("speech", "all", "base"):
@@ -339,6 +346,7 @@ def asked(tmp_path_factory):
     return types.SimpleNamespace(data=data, run=folder / "run", cfg=run)
 
 
+@pytest.mark.usefixtures("alone")
 def test_evaluate_scores_each_task_by_its_metric(asked, capsys):
     assert cli.main(evaluate(asked, "--json", "--choice", "byte")) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -371,6 +379,7 @@ def test_evaluate_scores_each_task_by_its_metric(asked, capsys):
         assert row["nats"]["sum"] == [pytest.approx(3 * cat), pytest.approx(3 * dog)]
 
 
+@pytest.mark.usefixtures("alone")
 def test_evaluate_says_a_line_for_each_task(asked, capsys):
     assert cli.main(evaluate(asked)) == 0
     said = capsys.readouterr().out.splitlines()

@@ -16,10 +16,11 @@ from melllm_jax.errors import Mistake
 from melllm_jax.inference.sampling import DecodingOptions
 from tests.support import phi_files, whisper_files
 from tests.support.corpora import write_corpus
-from tests.support.runs import compiled_once, compiled_quickly, refused
+from tests.support.runs import compiled_once, compiled_quickly, one_device, refused
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+alone = pytest.fixture(scope="module", autouse=True)(one_device)
 WAVE = np.random.default_rng(0).normal(0, 0.1, 20_000).clip(-0.9, 0.9).astype(np.float32)
 RULE = "holds a Whisper, which transcribes and does nothing else"
 

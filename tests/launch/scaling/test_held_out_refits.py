@@ -47,7 +47,7 @@ def held(runs, share):
     return np.reshape(inside, (apart, 2))
 
 
-@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("uneven", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_largest_runs_of_another_law_lie_in_their_intervals_where_these_are_widened(uneven):
     runs = kaplan(1, uneven)
     widened, bare = np.concatenate([held(runs, share) for share in (0.1, 0.2, 0.3)]).mean(axis=0)

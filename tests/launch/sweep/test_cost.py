@@ -45,6 +45,7 @@ def test_without_a_pod_hours_are_by_the_rate_of_a_device(sweep):
     assert found[0]["cost"] == pytest.approx(2 * found[0]["hours"])
 
 
+@pytest.mark.slow  # a process that imports JAX; commands/test_bench makes the product by default
 def test_a_product_is_measured_at_more_than_a_gigaflop_a_second():
     assert 1e9 < measure_matmul_rate("float32") < 1e16
 

@@ -12,7 +12,6 @@ from melllm_jax.config.encoders import Conformer, Whisper
 from melllm_jax.config.features import Mel
 from melllm_jax.encoders import clip_windows, conformer, window_attention
 from melllm_jax.encoders.teachers import TEACHERS, states_there
-from melllm_jax.models.parameters import init_model
 from tests.support import models
 from tests.support.models import Clip
 
@@ -39,7 +38,7 @@ def packed(mel=MEL):
 
 
 def made(cfg, mel):
-    return init_model(lambda rngs: TEACHERS[cfg.teacher](rngs, cfg, mel), seed=3)
+    return models.drawn(lambda rngs: TEACHERS[cfg.teacher](rngs, cfg, mel), seed=3)
 
 
 def taught(cfg, place, batch, mel=MEL):
@@ -104,7 +103,7 @@ def test_a_packed_clip_is_heard_as_alone_in_its_own_window(frame, windows):
     np.testing.assert_array_equal(there, seen)
 
 
-@pytest.mark.parametrize("length", [500, 3])
+@pytest.mark.parametrize("length", [pytest.param(500, marks=pytest.mark.slow), 3])
 def test_a_packed_clip_is_heard_by_a_conformer_as_alone(monkeypatch, length):
     """In windows of 500 positions, all of a clip here, or of three, of which some have two."""
     for module in (clip_windows, conformer, window_attention):

@@ -65,14 +65,18 @@ embed = models.jitted(lambda front, x, segments: front.encoder.embed(x, segments
 
 
 def alone(skeleton, values, mels):
-    """The front end of one clip, window by window through the encoder alone: [t d]."""
+    """The front end of one clip, window by window through the encoder alone: [t d].
+
+    Each in a row as long as a window, one program for all; tests/parity hears them in their own.
+    """
     front, states = skeleton.model(values).front, []
     through = embed if "front.kernel" in values else encode
     for start in range(0, len(mels), 2 * CFG.positions):
         window = mels[start : start + 2 * CFG.positions]
-        real = np.pad(np.ones((1, len(window)), np.int32), ((0, 0), (0, len(window) % 2)))
-        window = np.pad(window, ((0, len(window) % 2), (0, 0)))
-        states.append(np.asarray(through(front, window[None], real))[0])
+        room, count = 2 * CFG.positions - len(window), -(-len(window) // 2)
+        real = np.pad(np.ones((1, len(window)), np.int32), ((0, 0), (0, room)))
+        window = np.pad(window, ((0, room), (0, 0)))
+        states.append(np.asarray(through(front, window[None], real))[0, :count])
     x = np.concatenate(states)
     x = np.pad(x, ((0, -len(x) % (MEL.r // 2)), (0, 0))).reshape(-1, MEL.r // 2 * CFG.d)
     if "front.kernel" in values:

@@ -9,7 +9,6 @@ import pytest
 from melllm_jax.convert.hf_config.whisper_config import whisper_spec
 from melllm_jax.inference.sampling import GREEDY_UNGUARDED
 from melllm_jax.inference.whisper_generate import WhisperGenerator
-from melllm_jax.models.parameters import init_model
 from melllm_jax.models.whisper import WhisperModel
 from tests.support import models
 from tests.support.whisper_files import EN, GENERATION, POSITIONS, TREE, M
@@ -25,28 +24,24 @@ def made(spec=SPEC):
 
     It hears more than it remembers, so that rows and places differ.
     """
-    skeleton, weights = init_model(lambda rngs: WhisperModel(rngs, spec), 0)
-    rng = np.random.default_rng(0)
-    values = {}
-    for name, x in weights.items():
-        value = np.asarray(x) + 0.2 * rng.standard_normal(x.shape).astype(np.float32)
-        loud = name in ("decoder.positions", "decoder.blocks.cross.o", "decoder.blocks.cross.q")
-        values[name] = jax.device_put(8 * value if loud else value, x.sharding)
-    return skeleton.model(values)
+    skeleton, weights = models.drawn(lambda rngs: WhisperModel(rngs, spec))
+    for name in ("decoder.positions", "decoder.blocks.cross.o", "decoder.blocks.cross.q"):
+        weights[name] = 8 * weights[name]
+    return skeleton.model(weights)
 
 
-def said(model, mels, limits=None):
+def said(generator, mels, limits=None):
     limits = np.full(len(mels), ROOM) if limits is None else np.array(limits)
-    out = jax.device_get(WhisperGenerator(model, GREEDY_UNGUARDED)(mels, limits))
+    out = jax.device_get(generator(mels, limits))
     return [row[:n].tolist() for row, n in zip(out.tokens, out.lengths, strict=True)], out
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """The model on one device, and what it says of all windows."""
+    """What generates on one device, and what it says of all windows."""
     with models.one_device():
-        model = made()
-        return model, said(model, MELS)[0]
+        generator = WhisperGenerator(made(), GREEDY_UNGUARDED)
+        return generator, said(generator, MELS)[0]
 
 
 def uncached(model, mel):
@@ -74,27 +69,27 @@ def test_cached_tokens_are_those_of_the_whole_sequence_computed_anew():
     rules = dataclasses.replace(SPEC.rules, languages=(EN,))
     with models.one_device():
         model = made(dataclasses.replace(SPEC, rules=rules))
-        assert said(model, MELS[:1])[0] == [uncached(model, MELS[0])]
+        generator = WhisperGenerator(model, GREEDY_UNGUARDED)
+        assert said(generator, MELS[:1])[0] == [uncached(model, MELS[0])]
 
 
 def test_a_batch_says_what_each_row_says_alone(alone):
-    model, every = alone
+    generator, every = alone
     assert len(set(map(tuple, every))) > 1
     with models.one_device():
-        generator = WhisperGenerator(model, GREEDY_UNGUARDED)
         for mel, tokens in zip(MELS, every, strict=True):
             out = jax.device_get(generator(mel[None], np.array([ROOM])))
             assert out.tokens[0, : out.lengths[0]].tolist() == tokens
 
 
 def test_several_devices_say_what_one_says(alone, mesh):
-    assert said(made(), MELS)[0] == alone[1]
+    assert said(WhisperGenerator(made(), GREEDY_UNGUARDED), MELS)[0] == alone[1]
 
 
 def test_limits_are_kept_row_by_row_and_none_is_padding(alone):
-    model, every = alone
+    generator, every = alone
     with models.one_device():
-        found, out = said(model, MELS, [2, 0, 3, 1000])
+        found, out = said(generator, MELS, [2, 0, 3, 1000])
     assert [len(row) for row in found] == [2, 0, 3, len(every[3])]
     assert found[3] == every[3]
     assert [row[: len(x)] for row, x in zip(every, found, strict=True)] == found
@@ -102,9 +97,10 @@ def test_limits_are_kept_row_by_row_and_none_is_padding(alone):
 
 
 def test_tokens_that_are_suppressed_never_come(alone):
-    model, every = alone
+    _, every = alone
     likely = tuple({token for row in every for token in row})
     rules = dataclasses.replace(SPEC.rules, suppressed=likely[:-1], suppressed_first=())
     with models.one_device():
         model = made(dataclasses.replace(SPEC, rules=rules))
-        assert not set(likely[:-1]) & {token for row in said(model, MELS)[0] for token in row}
+        found, _ = said(WhisperGenerator(model, GREEDY_UNGUARDED), MELS)
+        assert not set(likely[:-1]) & {token for row in found for token in row}

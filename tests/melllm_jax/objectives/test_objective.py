@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from melllm_jax import sharding
-from melllm_jax.models.parameters import init_model
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.objectives.objective import Companion, LossSums
 from melllm_jax.training.loop import train
@@ -55,7 +54,7 @@ class Distillation(NextToken):
 def teacher(run):
     """Its weights in float32 on one device, drawn once."""
     with models.one_device():
-        return init_model(NextToken(run).build, TEACHER_SEED)[1]
+        return models.drawn(NextToken(run).build, TEACHER_SEED)[1]
 
 
 @functools.cache

@@ -188,6 +188,7 @@ def test_two_slices_send_gradients_over_the_slow_network():
     assert rough.limits["dcn"] == pytest.approx(found.limits["dcn"], rel=0.1)
 
 
+@pytest.mark.slow  # by default test_traced_flops and test_flops have what a teacher adds
 def test_a_compiled_plan_has_the_teacher_that_the_arithmetic_says():
     """Its weights among the arguments, its products among those executed, what it hears among the
     activations: of the estimate half at least, which adds up what need not be there at once.

@@ -3,9 +3,11 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
 from melllm_jax.checkpoints import integrity, run_folder, weight_store
 from melllm_jax.config.overrides import override
@@ -16,7 +18,7 @@ from melllm_jax.presets import catalog
 from melllm_jax.training import front_start, run_start, warm_start
 from melllm_jax.training.train_step import Update
 from tests.support import models, phi_files, whisper_files
-from tests.support.families import FAMILIES, write_checkpoint
+from tests.support.families import FAMILIES, V, write_checkpoint
 from tests.support.runs import (
     compiled_once,
     compiled_quickly,
@@ -24,6 +26,7 @@ from tests.support.runs import (
     find_one_device,
     losses,
     refused,
+    saved,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
@@ -114,7 +117,7 @@ def test_the_encoder_is_the_checkpoint_s_and_the_projector_is_made_anew(folder, 
             np.testing.assert_array_equal(whole[name], x.astype(whole[name].dtype), err_msg=name)
 
 
-def test_the_convolutions_of_a_whisper_are_a_front_end_without_its_blocks(folder):
+def test_the_convolutions_of_a_whisper_are_a_front_end_without_its_blocks(folder, tmp_path, capsys):
     run = begun(folder, "text", "whisper", **{"model.front": "whisper_conv"})
     assert run.model.whisper.d == whisper_files.D
     with models.one_device():
@@ -127,6 +130,20 @@ def test_the_convolutions_of_a_whisper_are_a_front_end_without_its_blocks(folder
     # A run that has that front end already keeps it.
     again = run_start.adopt_front(run, str(folder / "whisper"))
     assert again.model.front == "whisper_conv"
+    # Another run starts from it, its matrix too; one with all of an encoder does not, nor is it
+    # exported.
+    with models.one_device():
+        saved(tmp_path / "run", run, jax.tree.map(jnp.asarray, whole))
+        update = update_of(begun(folder, "text", tmp_path / "run"))
+        assert all("_lora." in name for name in update.fresh_names())
+    run = begun(folder, "text", tmp_path / "run", **{"model.front": "whisper"})
+    with pytest.raises(Mistake, match='its front end is "whisper_conv", model.front="whisper"'):
+        front_start.resolve(run, None)
+    said = refused(["convert", "export", tmp_path / "run", tmp_path / "hf"], capsys)
+    assert said == (
+        'model.front="whisper_conv": no class of transformers joins a Whisper\'s convolutions and '
+        "this LLM; --front drop exports the LLM alone"
+    )
 
 
 def test_a_stem_and_its_projector_come_from_another_model(folder):
@@ -173,6 +190,9 @@ def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys,
     run = run_folder.read_run(str(tmp_path / "one"))
     digest = integrity.checkpoint_digest(folder / "whisper/checkpoints/0")
     assert run.init.front_digest == digest
+    # The LLM has no token for sound: it is the id after its tokens.
+    size = load_tokenizer(str(tmp_path / "one/tokenizer")).size
+    assert (run.text.template, run.text.placeholder, run.model.v) == ("chat", size, V)
     assert np.isfinite(losses(tmp_path / "one")[1])
     capsys.readouterr()
     sound = str(folder / "data/audio/0.flac")
@@ -190,9 +210,8 @@ def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys,
         np.testing.assert_array_equal(found[name], whole[name], err_msg=name)
 
 
-def test_a_run_of_convolutions_trains_hears_and_is_not_exported(
-    folder, tmp_path, capsys, monkeypatch
-):
+@pytest.mark.slow  # by default the whole encoder trains and hears; encoders/test_whisper has these
+def test_a_run_of_convolutions_trains_and_hears(folder, tmp_path, capsys, monkeypatch):
     find_one_device(monkeypatch)
     given = ["--init.front", folder / "whisper", "--model.front", "whisper_conv"]
     assert cli.main(words(folder, tmp_path / "run", *given, "--optim.encoder", "frozen")) == 0
@@ -205,18 +224,6 @@ def test_a_run_of_convolutions_trains_hears_and_is_not_exported(
     heard = ["--run", str(tmp_path / "run"), sound, "--json", "--decoding.extra", "1"]
     assert cli.main(["transcribe", *heard]) == 0
     assert json.loads(capsys.readouterr().out)
-    said = refused(["convert", "export", tmp_path / "run", tmp_path / "hf"], capsys)
-    assert said == (
-        'model.front="whisper_conv": no class of transformers joins a Whisper\'s convolutions and '
-        "this LLM; --front drop exports the LLM alone"
-    )
-    # Another run starts from it, its matrix too, and one with all of an encoder does not.
-    with models.one_device():
-        update = update_of(begun(folder, "text", tmp_path / "run"))
-        assert all("_lora." in name for name in update.fresh_names())
-    run = begun(folder, "text", tmp_path / "run", **{"model.front": "whisper"})
-    with pytest.raises(Mistake, match='its front end is "whisper_conv", model.front="whisper"'):
-        front_start.resolve(run, None)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,9 @@ TOLD = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit({})); pr
 def test_pod_ends_as_its_cell_but_where_it_was_told_to_stop(code, told, status):
     cell = pod(jobset_manifest.manifest(BUCKET, IDS[0], Gke("image", "cpu")))["containers"][0]
     assert cell["args"] == ["melllm", "sweep", "cell", BUCKET, IDS[0]]
-    words = [*cell["command"], sys.executable, "-S", "-c", code]
+    shell = [word.replace("sleep 1", "sleep 0.1") for word in cell["command"]]
+    assert shell != cell["command"]
+    words = [*shell, sys.executable, "-S", "-c", code]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         if told:
             process.stdout.readline()
