@@ -36,7 +36,7 @@ from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import mel_rate
+from melllm_jax.features.mel_filters import check_heard_rate, mel_rate
 
 TRANSFER_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 TOO_SHORT = "too short"  # for a frame
@@ -87,6 +87,7 @@ class ExampleMaker:
         effects: Effects = NO_EFFECTS,
         ready: Set[int] = frozenset(),
     ) -> None:
+        check_heard_rate(run.mel)
         self._run, self._tokenizer, self._effects, self._ready = run, tokenizer, effects, ready
         self._prompt = asr_prompt(tokenizer, run.text)
 

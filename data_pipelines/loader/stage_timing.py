@@ -30,7 +30,7 @@ from data_pipelines.text.tokenizer import Tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import HOP, SAMPLE_RATE, mel_rate
+from melllm_jax.features.mel_filters import mel_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def make_stages(run: Run, tokenizer: Tokenizer, corpus: Corpus, indices: Iterabl
         audio = sum(sound.seconds for sound in sounds)
     else:
         mels = [_ready_mel(one.mel) for one in utterances]
-        audio = sum(map(len, mels)) * HOP / SAMPLE_RATE
+        audio = sum(map(len, mels)) * run.mel.hop_seconds
     ids = [tokenizer.encode(one.text) for one in utterances]
     rows = _repeat_examples(list(examples.values()), run)
     actions |= {

@@ -30,7 +30,7 @@ from data_pipelines.text.tokenizer import (
 from data_pipelines.text.turns import CLIP
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import SAMPLE_RATE, mel_rate
+from melllm_jax.features.mel_filters import SAMPLE_RATE, check_heard_rate, mel_rate
 
 Store = Literal["flac", "opus", "original", "mel", "nothing"]
 
@@ -69,6 +69,9 @@ class RecordConfig:
     store: Store = "flac"  # nothing: only statistics are gathered
     mel: Mel = Mel()  # stored, or else only measured for the index
     limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        check_heard_rate(self.mel)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -167,6 +167,8 @@ class Run(BaseRun):
     )
 
     def __post_init__(self) -> None:
+        rule = "is of another rate than the 16,000 Hz that what a model hears is brought to"
+        require("mel.kind", self.mel.kind, self.mel.rate == 16_000, rule)
         if self.model.front in ("conv", "conformer"):
             rule = f"must be 8 for the {self.model.front} front end"
             require("mel.r", self.mel.r, self.mel.r == 8, rule)

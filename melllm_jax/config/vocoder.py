@@ -55,6 +55,10 @@ class HifiGan:
         """Samples that are made of a frame."""
         return math.prod(self.rates)
 
+    def samples(self, frames: int) -> int:
+        """Samples that are made of so many frames."""
+        return frames * self.hop
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocos:
@@ -83,6 +87,10 @@ class Vocos:
     def edge(self) -> int:
         """Samples that are cut off either end of the overlapping frames."""
         return self.n_fft // 2 if self.padding == "center" else (self.n_fft - self.hop) // 2
+
+    def samples(self, frames: int) -> int:
+        """Samples that are made of so many frames."""
+        return max(frames - (self.padding == "center"), 0) * self.hop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,5 +129,4 @@ class VocoderSpec:
 
     def samples(self, frames: int) -> int:
         """Samples that are made of so many frames."""
-        centred = self.kind == "vocos" and self.vocos.padding == "center"
-        return max(frames - 1, 0) * self.hop if centred else frames * self.hop
+        return self.network.samples(frames)

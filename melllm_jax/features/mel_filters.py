@@ -71,6 +71,15 @@ def mel_rate(cfg: Mel, rate: int) -> int:
     return rate if native and rate == TELEPHONE_RATE else cfg.rate
 
 
+def check_heard_rate(cfg: Mel) -> None:
+    """Raises Mistake where `cfg` is of sound at another rate than what is heard is brought to."""
+    if cfg.rate != SAMPLE_RATE:
+        raise Mistake(
+            f"mel.kind={cfg.kind}: is of sound at {cfg.rate} Hz, and what a model hears is brought "
+            f"to {SAMPLE_RATE}: vocoders alone read it"
+        )
+
+
 @functools.lru_cache(maxsize=16)
 def make_filters(kind: MelKind, m: int, rate: int = 0) -> MelFilters:
     """The extractor `kind` with m bands, which `config.features.Mel` has found to go together.

@@ -11,7 +11,7 @@ from data_pipelines.audio.log_mel import normalized_log_mel
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.log_mel import batch_log_mel
-from melllm_jax.features.mel_filters import make_filters, mel_rate
+from melllm_jax.features.mel_filters import check_heard_rate, make_filters, mel_rate
 
 VOCODED = [Mel("speecht5"), Mel("vocos", m=100)]
 KINDS = [Mel(), Mel("whisper"), Mel("whisper", m=128), Mel("plain"), Mel("plain", m=23), *VOCODED]
@@ -93,6 +93,13 @@ def test_a_compiled_call_moves_nothing_between_host_and_device():
     with jax.transfer_guard("disallow"):
         mels, _ = jitted(wave, lengths, cfg=Mel())
     assert mels.dtype == jnp.float32
+
+
+def test_mel_of_24_khz_is_heard_by_no_model():
+    """Sound is brought to 16 kHz, from which its upper bands cannot be made again."""
+    check_heard_rate(Mel("speecht5"))
+    with pytest.raises(Mistake, match="mel.kind=vocos: is of sound at 24000 Hz, and what a model"):
+        check_heard_rate(Mel("vocos", m=100))
 
 
 def test_rows_too_narrow_for_a_frame_are_a_mistake():
