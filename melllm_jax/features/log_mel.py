@@ -55,7 +55,9 @@ def _add_edges(wave: Float32[Array, "b w"], lengths: Int[Array, "b"], table: Mel
     """Each row [b w + 2 edge] between its edges, which end where the row's own sound ends."""
     if not table.edge:
         return wave
-    index = jnp.arange(-table.edge, wave.shape[1] + table.edge)[None, :]
+    # Laid out as the rows are, also where there is one.
+    places = jnp.arange(-table.edge, wave.shape[1] + table.edge, dtype=lengths.dtype)
+    index = jnp.zeros_like(lengths)[:, None] + places[None, :]
     last = lengths[:, None] - 1
     inside = jnp.clip(jnp.where(index > last, 2 * last - index, jnp.abs(index)), 0, last)
     edged = jnp.take_along_axis(wave, inside, axis=1)

@@ -21,7 +21,7 @@ GAIN = (2 / (1 + SLOPE**2)) ** 0.5  # what a leaky ReLU takes of the deviation (
 PERIOD_TAPS, PERIOD_STRIDE, LAST_TAPS = 5, 3, 3
 BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # edges, as shares of a spectrum's bins
 BAND_LAYERS = (((3, 9), 1), ((3, 9), 2), ((3, 9), 2), ((3, 9), 2), ((3, 3), 1))  # taps, stride
-LEAST_PEAK = 1e-9  # that sound is divided by
+LEAST_PEAK = 1e-3  # added to what sound is divided by: silence stays quiet, and its gradient small
 
 Layers = list[Array]  # outputs, the first layer's first: [b …]
 
@@ -66,8 +66,8 @@ class PeriodDiscriminator(nnx.Module):
 class ResolutionDiscriminator(nnx.Module):
     """Sees complex spectra of one width in five bands: the Descript codec's (arXiv 2306.06546).
 
-    As the package vocos 0.1.0 has it: without mean and at a peak of 0.8, a hop of a quarter of the
-    width. Each band has its own layers, after which they stand side by side again.
+    As the package vocos 0.1.0 has it, but for silence: without mean and at a peak of 0.8, a hop of
+    a quarter of the width. Each band has its own layers, after which they stand side by side again.
     """
 
     def __init__(self, rngs: nnx.Rngs, cfg: Adversarial, width: int):

@@ -25,7 +25,7 @@ TINY = {
     "data.threads": "1",
     "adversarial.periods": "2",
     "adversarial.period_channels": "4",
-    "adversarial.resolutions": "64",
+    "adversarial.resolutions": (),
     "adversarial.resolution_channels": "2",
     "hifi_gan.channels": "16",
     "hifi_gan.rates": ("16", "16"),
@@ -94,13 +94,14 @@ def test_it_goes_on_from_where_it_was_and_starts_another(folder, monkeypatch, ca
 
 @pytest.mark.parametrize("command", ["transcribe", "evaluate", "generate", "plan", "logits"])
 def test_what_needs_a_decoder_says_so_in_one_line(folder, tmp_path, command, capsys):
-    run = str(folder / "run")
+    run, ids = str(folder / "run"), tmp_path / "ids.npy"
+    np.save(ids, np.ones((1, 2), np.int32))
     given = {
         "transcribe": ["--run", run, str(folder / "data/audio/1.flac")],
         "evaluate": ["--run", run, "--data", str(folder / "data"), "--split", "test"],
         "generate": ["--checkpoint", run, "one"],
         "plan": ["vocoder", "--topology", "v5e:8x8"],
-        "logits": ["--checkpoint", run, "--tokens", "x.npy", "--out", str(tmp_path / "o.npy")],
+        "logits": ["--checkpoint", run, "--tokens", str(ids), "--out", str(tmp_path / "o.npy")],
     }[command]
     assert "vocoder" in refused([command, *given], capsys)
 
@@ -118,7 +119,7 @@ def test_a_sweeps_cell_ends_with_the_held_out_mel(folder, tmp_path, monkeypatch)
         "vocoder.vocos.l": 1,
         "adversarial.periods": [2],
         "adversarial.period_channels": [4],
-        "adversarial.resolutions": [64],
+        "adversarial.resolutions": [],
     }
     run = spec.run({"preset": "vocoder"}, small)
     left = fit(run, str(tmp_path / "run"))

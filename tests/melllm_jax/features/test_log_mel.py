@@ -12,6 +12,8 @@ from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.log_mel import batch_log_mel
 from melllm_jax.features.mel_filters import check_heard_rate, make_filters, mel_rate
+from melllm_jax.sharding import a
+from tests.support.models import one_device
 
 VOCODED = [Mel("speecht5"), Mel("vocos", m=100)]
 KINDS = [Mel(), Mel("whisper"), Mel("whisper", m=128), Mel("plain"), Mel("plain", m=23), *VOCODED]
@@ -100,6 +102,18 @@ def test_mel_of_24_khz_is_heard_by_no_model():
     check_heard_rate(Mel("speecht5"))
     with pytest.raises(Mistake, match="mel.kind=vocos: is of sound at 24000 Hz, and what a model"):
         check_heard_rate(Mel("vocos", m=100))
+
+
+def test_a_lone_row_on_a_mesh_equals_numpy():
+    wave = np.random.default_rng(0).normal(0, 0.1, (1, 1600)).astype(np.float32)
+    cfg = Mel(kind="whisper", normalize="none")
+    with one_device():
+        placed = [
+            jax.device_put(x, jax.NamedSharding(jax.sharding.get_mesh(), a(dims)))
+            for x, dims in ((wave, "b w"), (np.array([1600]), "b"))
+        ]
+        found = jax.jit(lambda *x: batch_log_mel(*x, cfg)[0])(*placed)
+    np.testing.assert_allclose(found[0], normalized_log_mel(wave[0], cfg), atol=1e-4)
 
 
 def test_rows_too_narrow_for_a_frame_are_a_mistake():
