@@ -66,7 +66,7 @@ class Hearing:
     folder: str
     batch: int = 32  # files at once
     dtype: DtypeChoice = "own"
-    decoding: DecodingOptions = DecodingOptions()  # noqa: RUF009 frozen
+    decoding: DecodingOptions = DecodingOptions()
 
     def check(self) -> None:
         """Raises Mistake where the folder holds no Whisper, or none that is whole."""

@@ -51,7 +51,7 @@ class SpeechScoring:
 
     hearing: Hearing
     normalizer: Normalizer = "whisper"
-    rules: FailureRules = FailureRules()  # noqa: RUF009 frozen
+    rules: FailureRules = FailureRules()
     python: str = ""  # that runs the judges which need torch; empty: the one that runs this
     seed: int = 0  # of the resamples behind the intervals
 
