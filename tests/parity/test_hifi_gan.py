@@ -12,7 +12,7 @@ from tests.support import models
 from tests.support.references import assert_equal, converted, randomised, torch, transformers
 
 M = 6
-PUBLISHED = HifiGan(channels=32)
+PUBLISHED = HifiGan(channels=32, resblock_kernels=(3, 7), dilations=((1, 3), (1, 5)))
 # Taps that hold one, one and a half and three rates; blocks that differ in depth.
 ODD = HifiGan(
     channels=16,
