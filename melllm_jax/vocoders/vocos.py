@@ -83,7 +83,13 @@ class ConvNextBlock(nnx.Module):
         y_bsd = self.depth_bias[...][None, None] + sum(
             seen[:, i : i + s] * taps[i] for i in range(TAPS)
         )
+        y_bsd = jax.lax.optimization_barrier(y_bsd)  # or a CPU computes it for each sum of the norm
         y_bsf = einsum("bsd,df->bsf", self.norm(y_bsd), self.up[...])
-        y_bsf = jax.nn.gelu(y_bsf + self.up_bias[...][None, None], approximate=False)
+        y_bsf = _gelu(y_bsf + self.up_bias[...][None, None])
         y_bsd = einsum("bsf,fd->bsd", y_bsf, self.down[...]) + self.down_bias[...][None, None]
         return x_bsd + self.gain[...][None, None] * y_bsd
+
+
+def _gelu(x: Array) -> Array:
+    """The exact GELU by erf, as PyTorch has it; JAX's own by erfc takes a CPU 6 % of all longer."""
+    return x * (0.5 * (1 + jax.lax.erf(x * 0.5**0.5)))
