@@ -10,9 +10,9 @@ import numpy as np
 from melllm_jax.errors import Mistake
 from melllm_jax.features.stft import hann, overlap_add
 from melllm_jax.vocoders.hifi_gan import HifiGanVocoder
+from melllm_jax.vocoders.stored_vocoder import Vocoder
 from melllm_jax.vocoders.vocos import VocosVocoder
 
-Vocoder = HifiGanVocoder | VocosVocoder
 State = tuple[Array, ...]  # what each convolution saw last; of a Vocos, what frames still overlap
 
 
