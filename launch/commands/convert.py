@@ -48,8 +48,8 @@ class ExportCheckpointArguments:
     """Write a checkpoint, of training or imported, as safetensors that transformers loads.
 
     With the conformer front end it is a Phi4MultimodalForCausalLM, with the conv front end one
-    without Conformer blocks (num_blocks 0); without front end the class that it came from. Vision
-    is left out.
+    without Conformer blocks (num_blocks 0); without front end the class that it came from; a
+    HiFi-GAN is a SpeechT5HifiGan. Vision is left out.
     """
 
     source: CKPT  # folder of a run, or of an import

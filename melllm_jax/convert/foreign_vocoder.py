@@ -9,7 +9,13 @@ from melllm_jax.convert import safetensors_files
 from melllm_jax.convert.hf_config import vocoder_config
 from melllm_jax.convert.safetensors_files import TensorEntry
 from melllm_jax.convert.tensor_names import hifi_gan, vocos
-from melllm_jax.convert.weight_map import ForeignTensor, Shape, check_tensors, expand_rules
+from melllm_jax.convert.weight_map import (
+    ForeignTensor,
+    IgnoredTensors,
+    Shape,
+    check_tensors,
+    expand_rules,
+)
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import read_object
 from melllm_jax.vocoders.stored_vocoder import abstract_vocoder
@@ -45,13 +51,14 @@ def is_vocoder(folder: pathlib.Path) -> bool:
 def read_vocoder(folder: pathlib.Path) -> ForeignVocoder:
     """What is in a folder for which `is_vocoder` holds. Raises Mistake for whatever is wrong."""
     config = folder / vocoder_config.VOCOS_FILE
+    ignored: tuple[IgnoredTensors, ...] = ()
     if config.exists():
         spec = vocoder_config.vocos_spec(config.read_bytes(), str(config))
-        rules, ignored = vocos.vocos_rules(), vocos.IGNORED
+        rules, ignored = vocos.vocos_rules(spec.vocos.l), vocos.IGNORED
     else:
         tree = read_object(folder / "config.json")
         spec = vocoder_config.hifi_gan_spec(tree, f"{folder}/config.json")
-        rules, ignored = hifi_gan.hifi_gan_rules(spec.hifi_gan), ()
+        rules = hifi_gan.hifi_gan_rules(spec.hifi_gan)
     entries, lengths = safetensors_files.list_tensors(folder, TORCH_CONVERSION), {}
     skeleton, abstract = abstract_vocoder(spec)
     shapes = {name: tuple(x.shape) for name, x in abstract.items()}

@@ -10,9 +10,9 @@ import numpy as np
 from melllm_jax.errors import Mistake
 from melllm_jax.features.stft import hann, overlap_add
 from melllm_jax.vocoders.hifi_gan import HifiGanVocoder
+from melllm_jax.vocoders.stored_vocoder import Vocoder
 from melllm_jax.vocoders.vocos import VocosVocoder
 
-Vocoder = HifiGanVocoder | VocosVocoder
 State = tuple[Array, ...]  # what each convolution saw last; of a Vocos, what frames still overlap
 
 
@@ -71,9 +71,9 @@ def stream_sound(vocoder: Vocoder, chunks: Iterable[np.ndarray]) -> Iterator[np.
     if not vocoder.cfg.causal:
         raise Mistake("causal=False: this vocoder reads later frames: it makes no sound by chunks")
     run = jax.jit(stream_chunk)
-    vocos = isinstance(vocoder, VocosVocoder)
     state: State = ()
-    dropped, frames, sent = vocoder.cfg.edge if vocos else 0, 0, 0
+    dropped = vocoder.cfg.edge if isinstance(vocoder, VocosVocoder) else 0
+    frames = sent = 0
     for mels_bfm in chunks:
         wave_bw, state = run(vocoder, jnp.asarray(mels_bfm), state)
         wave = np.asarray(wave_bw)
@@ -83,7 +83,7 @@ def stream_sound(vocoder: Vocoder, chunks: Iterable[np.ndarray]) -> Iterator[np.
         sent += wave.shape[1] - cut
         if cut < wave.shape[1]:
             yield wave[:, cut:]
-    if vocos and state:
+    if isinstance(vocoder, VocosVocoder) and state:
         left = vocoder.cfg.samples(frames) - sent
         rest = np.asarray(_divided(state[0], state[1]))[:, dropped : dropped + left]
         if rest.size:
