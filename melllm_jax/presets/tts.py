@@ -14,11 +14,12 @@ from melllm_jax.presets.phi_sizes import PHI_4_MINI
 def tts() -> Run:
     """Letters read aloud by a small decoder: one voice, hours of two CPU cores.
 
-    10 M parameters, patches of four frames, 25 a second; bytes are its tokens, so that it has a
-    letter for any text.
+    10 M parameters; MELLE's mel, in patches of four frames, 15.6 a second, which `vocoder` reads as
+    well; bytes are its tokens, so that it has a letter for any text.
 
     melllm data speak SPEECH --text TEXT --voices natural --clean --train 6000
     melllm train tts --data SPEECH --workdir runs/tts
+    melllm train vocoder --data SPEECH --workdir runs/vocoder
     """
     return Run(
         name="tts",
@@ -36,7 +37,7 @@ def tts() -> Run:
             remat="none",
             scan=False,
         ),
-        mel=Mel(kind="phi4", r=4, normalize="global"),
+        mel=Mel(kind="speecht5", r=4, normalize="global"),
         data=Data(t=512, b=4, wire="float32"),
         optim=Optim(
             steps=20_000, lr=1e-3, warmup=500, weight_decay=0.01, b2=0.98, compute="float32"
