@@ -47,7 +47,7 @@ def read_vocoder(folder: pathlib.Path) -> ForeignVocoder:
     config = folder / vocoder_config.VOCOS_FILE
     if config.exists():
         spec = vocoder_config.vocos_spec(config.read_bytes(), str(config))
-        rules, ignored = vocos.vocos_rules(), vocos.IGNORED
+        rules, ignored = vocos.vocos_rules(spec.vocos.l), vocos.IGNORED
     else:
         tree = read_object(folder / "config.json")
         spec = vocoder_config.hifi_gan_spec(tree, f"{folder}/config.json")

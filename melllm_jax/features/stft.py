@@ -81,8 +81,9 @@ def istft(
 
 def reshape_rows(x: Float[Array, "b ..."], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """`x` with the axes `shape` after that of its rows, which stay on the devices they are on."""
-    rows = jax.typeof(x).sharding.spec[0]
-    out = jax.P(rows, *[None] * len(shape))
+    out = None
+    if not jax.sharding.get_abstract_mesh().empty:
+        out = jax.P(jax.typeof(x).sharding.spec[0], *[None] * len(shape))
     return jax.lax.reshape(x, (len(x), *shape), out_sharding=out)
 
 

@@ -26,10 +26,8 @@ class Memory:
         """`x` after the `left` steps before it: zeros at the beginning."""
         if right:
             raise ValueError("a causal convolution reads nothing later")
-        b, _, c = x_bsc.shape
-        index = len(self.after)
-        zeros = jnp.zeros((b, left, c), x_bsc.dtype)
-        before = self._before[index] if self._before else zeros
+        zeros = jnp.pad(x_bsc[:, :0], ((0, 0), (left, 0), (0, 0)))
+        before = self._before[len(self.after)] if self._before else zeros
         seen = jnp.concatenate([before, x_bsc], axis=1)
         self.after.append(seen[:, seen.shape[1] - left :])
         return seen
@@ -65,10 +63,8 @@ def stream_chunk(
     return _divided(done[0], done[1]), (*rest, *memory.after)
 
 
-def stream_sound(
-    vocoder: Vocoder, chunks: Iterable[Float[Array, "b f m"]]
-) -> Iterator[Float[np.ndarray, "b w"]]:
-    """Samples of chunks of frames as these come; put together, those of all frames at once.
+def stream_sound(vocoder: Vocoder, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Samples [b w] of chunks of frames [b f m] as these come; together, those of all at once.
 
     Each length of a chunk is compiled once. Raises Mistake for a vocoder that is not causal.
     """
@@ -79,7 +75,7 @@ def stream_sound(
     state: State = ()
     dropped, frames, sent = vocoder.cfg.edge if vocos else 0, 0, 0
     for mels_bfm in chunks:
-        wave_bw, state = run(vocoder, mels_bfm, state)
+        wave_bw, state = run(vocoder, jnp.asarray(mels_bfm), state)
         wave = np.asarray(wave_bw)
         frames += mels_bfm.shape[1]
         cut = min(dropped, wave.shape[1])

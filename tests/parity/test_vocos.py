@@ -19,7 +19,7 @@ def ours(padding):
     skeleton, shapes = abstract_model(lambda rngs: VocosVocoder(rngs, cfg, M))
     weights = {name: np.empty(x.shape, np.float32) for name, x in shapes.items()}
     tensors = vocos_files.tensors()
-    expected = expand_rules(vocos_rules(), {name: x.shape for name, x in shapes.items()})
+    expected = expand_rules(vocos_rules(L), {name: x.shape for name, x in shapes.items()})
     assert expected.keys() == tensors.keys()
     for name, tensor in expected.items():
         for piece in tensor.pieces(max_elements=10**9):

@@ -201,7 +201,7 @@ def test_a_vocos_that_we_lack_is_refused_by_name(tmp_path, capsys, config, messa
             {"upsample_rates": [4, 8], "upsample_kernel_sizes": [4, 8]},
             "hifi_gan.hop=32: makes another number",
         ),
-        ({"upsample_rates": "4"}, "upsample_rates=4: must be a list of whole numbers above 0"),
+        ({"upsample_rates": "4"}, 'upsample_rates="4": must be a list of whole numbers above 0'),
         ({"upsample_kernel_sizes": [33, 16]}, "hifi_gan.kernels=33: must be 32 or an even number"),
         ({"upsample_initial_channel": 16}, r"conv_pre.weight is \[8, 80, 7\]: its config asks for"),
     ],

@@ -33,7 +33,7 @@ def test_mel_of_the_sound_is_near_the_one_given(kind):
     def distance(iterations):
         sound = griffin_lim(mels, cfg, iterations)
         assert abs(sound.size - wave.size) <= cfg.hop + (400 if cfg.kind == "phi4" else 0)
-        assert 0.5 < np.abs(sound).max() / np.abs(wave).max() < 2
+        assert iterations == 0 or 0.7 < sound.std() / wave.std() < 1.4
         found = extract_log_mel(sound, cfg)[: len(mels)]
         loud = mels[: len(found)] > mels.max() - 6.9 * units.get(cfg.kind, 2.0)
         return np.abs(found - mels[: len(found)])[loud].mean() / units.get(cfg.kind, 2.0)

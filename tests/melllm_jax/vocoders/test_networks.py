@@ -17,7 +17,7 @@ from melllm_jax.vocoders.vocos import VocosVocoder
 from tests.support import models
 
 M = 5
-HIFI_GAN = HifiGan(8, (4, 2), (8, 6), (3, 5), ((1, 3), (2,)))
+HIFI_GAN = HifiGan(8, (4, 2), (8, 6), (3,), ((2,),))
 CENTER = Vocos(d=16, f=24, l=2, n_fft=32, hop=8)
 SAME = dataclasses.replace(CENTER, padding="same")
 CONFIGS = [HIFI_GAN, CENTER, SAME]
@@ -51,24 +51,25 @@ def test_a_padded_batch_on_a_split_mesh_equals_its_rows_alone(mesh, cfg):
     np.testing.assert_array_equal(found, again)
     weights = {name: jax.device_get(x) for name, x in weights.items()}
     with models.one_device():
-        for row, mel, n in zip(found, mels, lengths.tolist(), strict=True):
-            model = skeleton.model({name: jnp.asarray(x) for name, x in weights.items()})
-            alone = np.asarray(models.jitted(lambda m, x: m(x))(model, mel[None, :n]))[0]
+        model = skeleton.model({name: jnp.asarray(x) for name, x in weights.items()})
+        for i in (1, 2):
+            n = int(lengths[i])
+            alone = np.asarray(models.jitted(lambda m, x: m(x))(model, mels[i : i + 1, :n]))[0]
             assert alone.size == cfg.samples(n)
-            np.testing.assert_allclose(row[: alone.size], alone, rtol=0, atol=2e-5)
-            assert not row[alone.size :].any()
+            np.testing.assert_allclose(found[i, : alone.size], alone, rtol=0, atol=2e-5)
+            assert not found[i, alone.size :].any()
 
 
 @pytest.mark.parametrize("cfg", CAUSAL, ids=NAMES)
 def test_chunks_of_a_causal_vocoder_are_the_whole(cfg):
     """Chunks of one frame and of several; the first sample needs no frame beyond the edge's."""
-    mels = noise(2, 14)
+    mels = noise(2, 10)
     with models.one_device():
         skeleton, weights = made(cfg)
         model = skeleton.model(weights)
         whole = models.jitted(lambda m, x: m(x))(model, mels)
-        parts = list(stream_sound(model, np.split(mels, [3, 4, 10, 13], axis=1)))
-    assert len(parts) > 3
+        parts = list(stream_sound(model, np.split(mels, [3, 4, 7], axis=1)))
+    assert len(parts) >= 3
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-5)
 
 
