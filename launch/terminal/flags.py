@@ -133,7 +133,9 @@ def run_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
     plain = dataclasses.replace(info, markers=(*info.markers, FLAGS_APPLIED))
     spec = ConstructorRegistry.get_struct_spec(plain)
     assert isinstance(spec, StructConstructorSpec), f"tyro cannot read {info.type}"
-    fields = (dataclasses.replace(f, type=changes.get(f.name, f.type)) for f in spec.fields)
+    fields = [dataclasses.replace(f, type=changes.get(f.name, f.type)) for f in spec.fields]
+    if order := getattr(info.type, "ORDER", ()):
+        fields.sort(key=lambda field: order.index(field.name))
     return dataclasses.replace(spec, fields=tuple(fields))
 
 

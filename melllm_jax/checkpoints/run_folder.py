@@ -15,7 +15,7 @@ from etils import epath
 
 from melllm_jax import files
 from melllm_jax.config.model import FrontSpec, ModelSpec
-from melllm_jax.config.overrides import from_json, identity, to_json
+from melllm_jax.config.overrides import from_json, identity, ordered_fields, to_json
 from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.config.vocoder import VocoderSpec
 from melllm_jax.config.vocoder_run import VocoderRun
@@ -174,7 +174,7 @@ def _unchangeable_fields(run: BaseRun, other: BaseRun) -> Iterator[tuple[str, An
 def _identity_fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The fields of a run's identity, as (dotted name, value)."""
     if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
+        for field in ordered_fields(value):
             if field.metadata.get("identity", True):
                 yield from _identity_fields(getattr(value, field.name), f"{name}.{field.name}")
     elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):

@@ -83,7 +83,7 @@ def _set_field(tree: dict[str, Any], name: str, value: Any) -> None:
 
 def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every settable field of a config as (dotted name, value)."""
-    for field in _in_order(cfg):
+    for field in ordered_fields(cfg):
         value = getattr(cfg, field.name)
         if dataclasses.is_dataclass(value):
             yield from fields(value, f"{prefix}{field.name}.")
@@ -91,7 +91,7 @@ def fields(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def _in_order(cfg: Any) -> list[dataclasses.Field[Any]]:
+def ordered_fields(cfg: Any) -> list[dataclasses.Field[Any]]:
     """The fields of a config as they are written: of a run those of `BaseRun` among its own."""
     order = getattr(cfg, "ORDER", ())
     found = list(dataclasses.fields(cfg))
@@ -107,7 +107,7 @@ def to_json(cfg: BaseRun | ModelSpec | FrontSpec | WhisperSpec | VocoderSpec) ->
 def written_tree(value: Any) -> Any:
     """A dataclass as a JSON tree, without fields that came later and are as before."""
     if dataclasses.is_dataclass(value):
-        written = (f for f in _in_order(value) if not _is_as_before(f, value))
+        written = (f for f in ordered_fields(value) if not _is_as_before(f, value))
         return {f.name: written_tree(getattr(value, f.name)) for f in written}
     return [written_tree(item) for item in value] if isinstance(value, tuple) else value
 
