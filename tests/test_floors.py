@@ -20,7 +20,7 @@ FLOORS = (
     {"melllm_jax.config", "melllm_jax.files"},
     {
         *("melllm_jax.features", "melllm_jax.sharding"),
-        *("melllm_jax.flops", "melllm_jax.vocoder_flops"),
+        *("melllm_jax.flops", "melllm_jax.vocoder_flops", "melllm_jax.chips"),
     },
     {"melllm_jax.presets", "melllm_jax.nn", "melllm_jax.telemetry", "melllm_jax.checkpoints"},
     {"melllm_jax.encoders"},

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from melllm_jax import flops
+from melllm_jax import chips, flops
 from melllm_jax.config.run import Run
 from melllm_jax.errors import Mistake
 
@@ -23,9 +23,9 @@ def feed_rate(run: Run, positions: float, chip: str, mfu: float) -> FeedRate:
     FLOPs a position are those of `flops.update_flops`, which counts every position of a row, and of
     a teacher. Raises Mistake for a chip that is not known and a share that is none.
     """
-    known = flops.find_chip(chip)
+    known = chips.find_chip(chip)
     if known is None:
-        raise Mistake(f"chip={chip}: is none of {', '.join(flops.CHIPS)}")
+        raise Mistake(f"chip={chip}: is none of {', '.join(chips.CHIPS)}")
     if not 0 < mfu <= 1:
         raise Mistake(f"mfu={mfu}: must lie in (0, 1]")
     work = flops.update_flops(run) + flops.distillation_flops(run)

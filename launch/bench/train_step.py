@@ -11,7 +11,7 @@ import jax
 from launch.bench import matmul, random_batch, timing
 from launch.runtime import malloc
 from launch.terminal.flags import RunArguments, run_arguments
-from melllm_jax import flops, sharding, xla_options
+from melllm_jax import chips, flops, sharding, xla_options
 from melllm_jax.config.run import Run
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.presets import catalog
@@ -144,7 +144,7 @@ def _rates(
 
     Devices of a CPU share its cores, so that one product is the limit of all.
     """
-    chip = flops.find_chip(mesh.devices.flat[0].device_kind)
+    chip = chips.find_chip(mesh.devices.flat[0].device_kind)
     limits = 1 if mesh.devices.flat[0].platform == "cpu" else mesh.size
     pairs = zip(taken["update"], taken["product"], strict=True)
     share = statistics.median(

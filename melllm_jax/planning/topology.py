@@ -15,7 +15,7 @@ import jax
 from jax.experimental import topologies
 import numpy as np
 
-from melllm_jax import flops
+from melllm_jax.chips import CHIPS, Chip
 from melllm_jax.errors import Fault, Mistake
 
 
@@ -23,7 +23,7 @@ from melllm_jax.errors import Fault, Mistake
 class ChipKind:
     """A chip as it is named in a topology."""
 
-    chip: str  # its name in flops.CHIPS
+    chip: str  # its name in CHIPS
     known_shapes: str  # sizes of a slice
     dimensions: int  # dimensions of the grid of chips
     max_chips: int  # chips of the largest slice; of GPUs, in one host
@@ -55,9 +55,9 @@ class Pod:
         return math.prod(self.shape) * self.slices
 
     @property
-    def chip(self) -> flops.Chip:
+    def chip(self) -> Chip:
         """What one chip can do."""
-        return flops.CHIPS[KINDS[self.name].chip]
+        return CHIPS[KINDS[self.name].chip]
 
     @property
     def rings(self) -> tuple[bool, ...]:

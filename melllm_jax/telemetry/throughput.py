@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from melllm_jax import flops, vocoder_flops
+from melllm_jax import chips, flops, vocoder_flops
 from melllm_jax.config.run import BaseRun, Run
 from melllm_jax.config.vocoder_run import VocoderRun
 from melllm_jax.telemetry.goodput import Goodput
@@ -24,7 +24,7 @@ class ThroughputMeter:
         seen: np.ndarray,
         spent: Goodput,
     ):
-        chip = flops.find_chip(mesh.devices.flat[0].device_kind)
+        chip = chips.find_chip(mesh.devices.flat[0].device_kind)
         self._peak = chip.flops * mesh.size if chip else None
         self._flops = _update_flops(run)
         sources = run.data.sources

@@ -4,7 +4,7 @@ import math
 import jax
 import pytest
 
-from melllm_jax import flops, sharding
+from melllm_jax import chips, flops, sharding
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Data
 from melllm_jax.config.distillation import Distill
@@ -333,25 +333,25 @@ def test_weights_that_multiply_count_the_head_even_where_it_is_the_embedding():
     ],
 )
 def test_a_chip_is_known_by_its_device_kind(kind, peak):
-    assert flops.find_chip(kind).flops == peak
+    assert chips.find_chip(kind).flops == peak
 
 
 def test_an_unknown_device_has_no_peak():
-    assert flops.find_chip("cpu") is None
+    assert chips.find_chip("cpu") is None
 
 
-@pytest.mark.parametrize("name", [name for name, chip in flops.CHIPS.items() if chip.clock])
+@pytest.mark.parametrize("name", [name for name, chip in chips.CHIPS.items() if chip.clock])
 def test_a_clock_turns_the_peak_into_a_power_of_two_of_flops_a_cycle(name):
     """Matrix units are squares of 128 or 256, and chips have 2, 4 or 8 of them."""
-    chip = flops.CHIPS[name]
+    chip = chips.CHIPS[name]
     cycle = math.log2(chip.flops / chip.devices / chip.clock)
     assert cycle == pytest.approx(round(cycle), abs=0.01)
 
 
-@pytest.mark.parametrize("name", flops.CHIPS)
+@pytest.mark.parametrize("name", chips.CHIPS)
 def test_a_chip_is_the_farther_the_slower(name):
     """Memory, then the links of a pod or server together, then the network beyond."""
-    chip = flops.CHIPS[name]
+    chip = chips.CHIPS[name]
     links = chip.link * max(2 * chip.torus, 1)
     assert chip.bandwidth > links >= chip.link >= 4 * chip.network
     assert (chip.torus > 0) == (chip.domain > 8) == ("TPU" in name)
@@ -360,5 +360,5 @@ def test_a_chip_is_the_farther_the_slower(name):
 def test_links_agree_with_the_makers_totals_of_both_directions():
     """GB/s a chip in both directions, docs.cloud.google.com/tpu/docs/tpu7x; a tenth is not seen."""
     for name, both in {"TPU v5p": 1200e9, "TPU v6 lite": 800e9, "TPU7x": 1200e9}.items():
-        chip = flops.CHIPS[name]
+        chip = chips.CHIPS[name]
         assert 4 * chip.torus * chip.link == pytest.approx(0.9 * both)

@@ -7,7 +7,7 @@ import pytest
 
 from launch import cli
 from launch.commands import plan as command
-from melllm_jax import flops
+from melllm_jax import chips, flops
 from melllm_jax.config.overrides import override
 from melllm_jax.errors import Fault
 from melllm_jax.planning import plan, topology
@@ -219,7 +219,7 @@ def test_a_compiled_plan_is_told_in_lines_and_the_same_in_json(capsys, monkeypat
 
 def test_what_does_not_fit_is_told_and_is_no_failure(capsys, monkeypatch):
     monkeypatch.setattr(topology, "has_compiler", lambda pod: True)
-    capacity = flops.CHIPS["TPU v5 lite"].hbm
+    capacity = chips.CHIPS["TPU v5 lite"].hbm
     memory = plan.Memory(capacity, 2.5 * capacity, 0.01 * 2**30, None, None)
     found = as_compiled(fits=False, memory=memory, collectives=())
     monkeypatch.setattr(plan, "compile_plan", lambda run, pod: found)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from melllm_jax import flops, sharding
+from melllm_jax import chips, sharding
 from melllm_jax.config.run import Mesh
 from melllm_jax.planning.topology import link_rate, parse_pod, pod_devices
 
-V5E, V5P, V6E = (flops.CHIPS[f"TPU {name}"] for name in ("v5 lite", "v5p", "v6 lite"))
+V5E, V5P, V6E = (chips.CHIPS[f"TPU {name}"] for name in ("v5 lite", "v5p", "v6 lite"))
 
 pytestmark = pytest.mark.libtpu
 
@@ -93,7 +93,7 @@ def gpus(servers, each, shape):
 
 
 def test_gpus_of_one_server_talk_by_nvlink_and_of_several_by_their_adapters():
-    pod, chip = parse_pod("h100:4x8"), flops.CHIPS["H100"]
+    pod, chip = parse_pod("h100:4x8"), chips.CHIPS["H100"]
     grid = gpus(4, 8, (1, 8, 1, 4))
     assert link_rate(grid, ["tp"], pod) == (chip.link, False)
     # fsdp has two GPUs of each server: two adapters there.
@@ -104,6 +104,6 @@ def test_gpus_of_one_server_talk_by_nvlink_and_of_several_by_their_adapters():
 
 def test_no_group_of_gpus_is_faster_than_nvlink():
     """Nor are servers of sixteen, whose adapters together would be."""
-    pod, chip = parse_pod("h100:2x8"), flops.CHIPS["H100"]
+    pod, chip = parse_pod("h100:2x8"), chips.CHIPS["H100"]
     assert 16 * chip.network > chip.link
     assert link_rate(gpus(2, 16, (1, 32, 1, 1)), ["fsdp"], pod) == (chip.link, True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from melllm_jax import flops, sharding
+from melllm_jax import chips, flops, sharding
 from melllm_jax.config.run import Mesh
 from melllm_jax.errors import Mistake
 from melllm_jax.nn import attention_kernels
@@ -123,7 +123,7 @@ def test_a_compiled_plan_tells_memory_time_and_what_is_sent():
     assert found.total == found.trained == flops.count_parameters(run).total
     assert found.positions == 8 * 128
     memory = found.memory
-    assert memory.capacity == flops.CHIPS["TPU v5 lite"].hbm
+    assert memory.capacity == chips.CHIPS["TPU v5 lite"].hbm
     parts = memory.arguments, memory.activations, memory.code
     assert min(parts) > 0
     assert memory.needed == sum(parts) < memory.capacity
@@ -181,7 +181,7 @@ def test_two_slices_send_gradients_over_the_slow_network():
     summed = [one for one in found.collectives if "replica" in one.axes]
     assert {one.kind for one in summed} == {"all-reduce"}
     sent = sum(one.bytes for one in summed)
-    assert found.limits["dcn"] == pytest.approx(sent / flops.CHIPS["TPU v5 lite"].network)
+    assert found.limits["dcn"] == pytest.approx(sent / chips.CHIPS["TPU v5 lite"].network)
     # Each chip has a quarter of the gradients, of four bytes or two a number.
     assert 1.9 < sent / (flops.count_parameters(plans.run()).total / 4) < 4.1
     rough = plan.estimate_plan(plans.run(ACROSS), parse_pod("v5e:2x2", 2), found.mesh)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from melllm_jax import flops, sharding, xla_options
+from melllm_jax import chips, sharding, xla_options
 from melllm_jax.config.run import Mesh
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.planning import compiled_cost
@@ -36,14 +36,14 @@ def test_a_topology_is_a_kind_and_its_chips(topology, slices, shape, chips):
 
 def test_every_kind_is_a_chip_of_which_the_figures_are_known():
     assert {name: Pod(name, (1,), 1).chip for name in KINDS} == {
-        "v4": flops.CHIPS["TPU v4"],
-        "v5e": flops.CHIPS["TPU v5 lite"],
-        "v5p": flops.CHIPS["TPU v5p"],
-        "v6e": flops.CHIPS["TPU v6 lite"],
-        "tpu7x": flops.CHIPS["TPU7x"],
-        "a100": flops.CHIPS["A100"],
-        "h100": flops.CHIPS["H100"],
-        "h200": flops.CHIPS["H200"],
+        "v4": chips.CHIPS["TPU v4"],
+        "v5e": chips.CHIPS["TPU v5 lite"],
+        "v5p": chips.CHIPS["TPU v5p"],
+        "v6e": chips.CHIPS["TPU v6 lite"],
+        "tpu7x": chips.CHIPS["TPU7x"],
+        "a100": chips.CHIPS["A100"],
+        "h100": chips.CHIPS["H100"],
+        "h200": chips.CHIPS["H200"],
     }
 
 
@@ -130,7 +130,7 @@ def test_devices_are_all_of_the_pod_slice_by_slice(topology, slices, kind, count
     devices = pod_devices(pod)
     assert len(devices) == count == pod.chips * pod.chip.devices
     assert {device.device_kind for device in devices} == {kind}
-    assert flops.find_chip(kind) == pod.chip
+    assert chips.find_chip(kind) == pod.chip
     each = count // slices
     assert [getattr(device, "slice_index", 0) for device in devices] == [
         i // each for i in range(count)

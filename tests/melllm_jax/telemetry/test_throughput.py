@@ -88,10 +88,10 @@ def test_meter_leaves_out_of_an_update_what_was_spent_otherwise(run, spent, cloc
     assert read["spent"][kind] == 60.0
 
 
-@pytest.mark.parametrize("chips", [1, 2])
-def test_meter_gives_the_share_of_all_known_chips(run, spent, clock, monkeypatch, chips):
-    chip = dataclasses.replace(flops.CHIPS["H100"], flops=1e9)
-    monkeypatch.setitem(flops.CHIPS, "cpu", chip)
-    counted = made(run, spent, chips=chips)
+@pytest.mark.parametrize("count", [1, 2])
+def test_meter_gives_the_share_of_all_known_chips(run, spent, clock, monkeypatch, count):
+    chip = dataclasses.replace(chips.CHIPS["H100"], flops=1e9)
+    monkeypatch.setitem(chips.CHIPS, "cpu", chip)
+    counted = made(run, spent, chips=count)
     clock.now += 2.0
-    assert counted.read(numbers([1, 1]))["mfu"] == flops.update_flops(run) / 2.0 / (chips * 1e9)
+    assert counted.read(numbers([1, 1]))["mfu"] == flops.update_flops(run) / 2.0 / (count * 1e9)
