@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from melllm_jax import flops, sharding
+from melllm_jax import chips, flops, sharding
 from melllm_jax.config.data import Source
 from melllm_jax.telemetry import goodput
 from melllm_jax.telemetry.goodput import Goodput
