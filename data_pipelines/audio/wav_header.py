@@ -19,6 +19,13 @@ NO_CHUNK = (*ORDERS, b"fLaC", b"OggS")  # another file, appended
 PADDING = 4096  # zero bytes that may fill up a block of a disk
 
 
+def endless_header(rate: int) -> bytes:
+    """The header of a WAV whose length is not known yet: 16-bit samples of one channel follow."""
+    chunk = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+    data = struct.pack("<4sI", b"data", UNKNOWN_SIZE)
+    return struct.pack("<4sI4s", b"RIFF", UNKNOWN_SIZE + 36, b"WAVE") + chunk + data
+
+
 def correct_size(stream: SoundStream, start: int, name: str) -> None:
     """Corrects the size of the data chunk of the WAV at `start` where it stands for "unknown".
 

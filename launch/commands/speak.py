@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -11,7 +12,7 @@ from tyro.conf import Positional, arg
 from launch.runtime import compile_cache
 from launch.speech.corpus_requests import corpus_requests
 from launch.speech.run_speaker import RunSpeaker, SpeakerChoice, open_speaker
-from launch.speech.speaking_model import SpeakingModel, Voice
+from launch.speech.speaking_model import Voice
 from launch.speech.spoken_files import (
     MANIFEST,
     SpeechRequest,
@@ -19,6 +20,7 @@ from launch.speech.spoken_files import (
     speak_folder,
     write_sound,
 )
+from launch.speech.streaming import open_streaming_speaker, take_parts
 from launch.terminal.flags import parse
 from launch.terminal.progress_bar import count_progress
 from launch.terminal.text_input import STDIN, read_text
@@ -48,6 +50,9 @@ class SpeakArguments:
     voice_text: str = ""  # what is said in it
     seed: int = 0  # of what is drawn
     batch: int = 1  # texts spoken at once
+    # seconds of sound at a time, made while the model writes on; 0 makes all at once. With --out -
+    # one text goes to standard output as it comes, 16-bit samples in a WAV of unknown length
+    stream: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of weights and products
     picture: str = ""  # FILE.png: mel of one text, and how likely each patch is the last
     json: bool = False  # one JSON object a text on standard output, each in a line
@@ -57,6 +62,8 @@ class SpeakArguments:
 def main(argv: Sequence[str]) -> int:
     """`melllm speak --run DIR "TEXT" --out FILE.wav`."""
     arguments = parse(SpeakArguments, argv, prog="melllm speak")
+    if arguments.stream or arguments.out == STDIN:
+        return _stream(arguments)
     one_file = arguments.out.lower().endswith(".wav")
     out = files.local_path("out", arguments.out)
     requests = _requests(arguments)
@@ -64,7 +71,19 @@ def main(argv: Sequence[str]) -> int:
         raise Mistake(f"out={arguments.out}: is one file for {len(requests)} texts: give a folder")
     if arguments.picture and not one_file:
         raise Mistake(f"picture={arguments.picture}: is of one text: give --out FILE.wav")
-    choice = SpeakerChoice(
+    with (
+        compile_cache.use_folder(compile_cache.FOLDER),
+        open_speaker(_choice(arguments)) as speaker,
+    ):
+        for request in requests:
+            speaker.model.check(request.text)
+        if one_file:
+            return _speak_one(arguments, out, requests[0].text, speaker)
+        return _speak_all(arguments, out, requests, speaker)
+
+
+def _choice(arguments: SpeakArguments) -> SpeakerChoice:
+    return SpeakerChoice(
         run=arguments.run,
         vocoder=arguments.vocoder,
         voice=_voice(arguments),
@@ -73,12 +92,41 @@ def main(argv: Sequence[str]) -> int:
         seed=arguments.seed,
         batch=arguments.batch,
     )
-    with compile_cache.use_folder(compile_cache.FOLDER), open_speaker(choice) as speaker:
-        for request in requests:
-            speaker.model.check(request.text)
-        if one_file:
-            return _speak_one(arguments, out, requests[0].text, speaker)
-        return _speak_all(arguments, out, requests, speaker)
+
+
+def _stream(arguments: SpeakArguments) -> int:
+    """Speaks one text in parts, to a file or to standard output, and says when the first came."""
+    to_output = arguments.out == STDIN
+    if not arguments.stream:
+        raise Mistake("out=-: takes sound as it comes: give --stream SECONDS")
+    if to_output and arguments.json:
+        raise Mistake("json: standard output takes the sound: give --out FILE.wav")
+    if not to_output and not arguments.out.lower().endswith(".wav"):
+        raise Mistake(f"out={arguments.out}: --stream speaks one text: give FILE.wav, or -")
+    requests = _requests(arguments)
+    if len(requests) != 1:
+        raise Mistake(f"stream={arguments.stream:g}: speaks one text, not {len(requests)}")
+    out = None if to_output else files.local_path("out", arguments.out)
+    with (
+        compile_cache.use_folder(compile_cache.FOLDER),
+        open_streaming_speaker(_choice(arguments)) as speak_text,
+    ):
+        speech = speak_text(requests[0].text, arguments.stream)
+        sound = take_parts(speech, sys.stdout.buffer if to_output else None)
+    if out is not None:
+        write_sound(out, sound)
+        if arguments.picture:
+            _draw(arguments, sound)
+    if arguments.json:
+        what = {"out": arguments.out, "text": sound.spoken.text, "vocoder": arguments.vocoder}
+        print(json.dumps({**what, **sound.figures}))
+        return 0
+    print(
+        f"{arguments.out}: {sound.duration:.2f} s in {sound.seconds:.2f} s, the first of it after "
+        f"{sound.first:.2f} s{'' if sound.spoken.stopped else _unended(sound)}",
+        file=sys.stderr if to_output else sys.stdout,
+    )
+    return 0
 
 
 def _requests(arguments: SpeakArguments) -> list[SpeechRequest]:
@@ -109,7 +157,7 @@ def _speak_one(arguments: SpeakArguments, out: pathlib.Path, text: str, speaker:
     vocoder = speaker.vocoder.name
     write_sound(out, sound)
     if arguments.picture:
-        _draw(arguments, sound, speaker.model)
+        _draw(arguments, sound)
     if arguments.json:
         _print_json({"out": str(out), "text": sound.spoken.text, "vocoder": vocoder}, sound)
         return 0
@@ -149,9 +197,9 @@ def _print_json(what: Mapping[str, Any], sound: SpokenSound) -> None:
     print(json.dumps({**what, **sound.figures}))
 
 
-def _draw(arguments: SpeakArguments, sound: SpokenSound, model: SpeakingModel) -> None:
+def _draw(arguments: SpeakArguments, sound: SpokenSound) -> None:
     from launch.charts import figures  # noqa: PLC0415 matplotlib is an extra
 
     spoken = sound.spoken
     path = pathlib.Path(arguments.picture)
-    figures.draw_speech(spoken.mel, spoken.stops, spoken.text, path, model.mel.hop_seconds)
+    figures.draw_speech(spoken.mel, spoken.stops, spoken.text, path, spoken.hop_seconds)

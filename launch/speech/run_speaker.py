@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 
 from data_pipelines.text.load_tokenizer import load_tokenizer
-from launch.runs.model_loader import load_model, mesh_for
+from launch.runs.model_loader import CheckpointModel, load_model, mesh_for
 from launch.speech.speaking_model import SpeakingModel, Voice
 from launch.speech.spoken_files import SpokenSound, speak
 from launch.speech.vocoder_choice import SoundMaker, open_vocoder
@@ -53,10 +53,8 @@ def open_speaker(choice: SpeakerChoice) -> Iterator[RunSpeaker]:
     another mel.
     """
     spec = run_folder.read_spec(choice.run)
-    tokenizer = load_tokenizer(spec.text.tokenizer)
     with jax.set_mesh(mesh_for(spec)):
-        checkpoint = load_model(pathlib.Path(choice.run), choice.dtype)
-        model = SpeakingModel(checkpoint, tokenizer, choice.options, choice.voice)
+        checkpoint, model = load_speaking_model(choice)
         vocoder = open_vocoder(choice.vocoder, model.mel)
         voice = choice.voice
         settings = {
@@ -70,3 +68,10 @@ def open_speaker(choice: SpeakerChoice) -> Iterator[RunSpeaker]:
             **dataclasses.asdict(choice.options),
         }
         yield RunSpeaker(model, vocoder, settings, choice)
+
+
+def load_speaking_model(choice: SpeakerChoice) -> tuple[CheckpointModel, SpeakingModel]:
+    """The checkpoint of a run, and what speaks with it, on the mesh in force."""
+    checkpoint = load_model(pathlib.Path(choice.run), choice.dtype)
+    tokenizer = load_tokenizer(checkpoint.spec.text.tokenizer)
+    return checkpoint, SpeakingModel(checkpoint, tokenizer, choice.options, choice.voice)

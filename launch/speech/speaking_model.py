@@ -47,6 +47,7 @@ class SpokenMel:
     stopped: bool  # the model ended it; otherwise the limit did
     broken: bool  # it ended at a patch that was not finite
     seconds: float  # to write it: of a batch, each row's share
+    hop_seconds: float  # from one frame to the next
 
     @property
     def flags(self) -> dict[str, bool]:
@@ -112,7 +113,7 @@ class SpeakingModel:
             limits, seeds = np.zeros((2, rows), np.int32)
             for i, text in enumerate(part):
                 limits[i] = self._limit(text, len(columns[i]["tokens"]))
-                seeds[i] = zlib.crc32(f"{seed} {text}".encode()) >> 1
+                seeds[i] = _seed(seed, text)
             began, compiled = time.perf_counter(), self._speaker.functions.seconds
             out = jax.device_get(self._speaker(prompt_batch(columns, rows), limits, seeds))
             patches = self._speaker.refine(out)
@@ -126,7 +127,31 @@ class SpeakingModel:
                     bool(out.stopped[i]),
                     bool(out.broken[i]),
                     spent / len(part),
+                    self.mel.hop_seconds,
                 )
+
+    def stream(
+        self, text: str, *, seconds: float, seed: int = 0
+    ) -> Iterator[tuple[SpokenMel, Float32[np.ndarray, "frames m"]]]:
+        """What the model has made of a text so far, and its new frames, every so many seconds.
+
+        Together the frames are those of `say`. Raises Mistake as that does, for no seconds, and for
+        a model whose post-net reads later frames.
+        """
+        if not seconds > 0:
+            raise Mistake(f"stream={seconds:g}: must be above 0 seconds")
+        every = max(1, round(seconds / self.patch_seconds))
+        columns = self._columns(text)
+        limit = self._limit(text, len(columns["tokens"]))
+        prompt, began = prompt_batch([columns], 1), time.perf_counter()
+        frames = np.zeros((0, self._spec.mel.m), np.float32)
+        for patches, out in self._speaker.stream_row(prompt, limit, _seed(seed, text), every):
+            new = self._raw(patches.reshape(-1, self._spec.mel.m))
+            frames = np.concatenate([frames, new])
+            stops = out.stops[0, : int(out.lengths[0])]
+            flags = bool(out.stopped[0]), bool(out.broken[0])
+            spent = time.perf_counter() - began
+            yield SpokenMel(text, frames, stops, *flags, spent, self.mel.hop_seconds), new
 
     def _columns(self, text: str) -> dict[str, np.ndarray]:
         shown = repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…")
@@ -150,6 +175,11 @@ class SpeakingModel:
     def _raw(self, mel: Float[np.ndarray, "frames m"]) -> Float32[np.ndarray, "frames m"]:
         mean, invstd = self._statistics or (np.float32(0.0), np.float32(1.0))
         return (mel / invstd + mean).astype(np.float32)
+
+
+def _seed(seed: int, text: str) -> int:
+    """The seed of a text's own draws, whatever is said beside it."""
+    return zlib.crc32(f"{seed} {text}".encode()) >> 1
 
 
 def _statistics(mel: Mel) -> tuple[np.ndarray, np.ndarray] | None:

@@ -43,6 +43,7 @@ class SpokenSound:
     wave: Float32[np.ndarray, " w"]
     rate: int  # Hz
     seconds: float  # to make it: mel and sound
+    first: float  # seconds until the first of it was there
 
     @property
     def duration(self) -> float:
@@ -56,8 +57,7 @@ class SpokenSound:
         return {
             "duration": round(duration, 3),
             "seconds": round(self.seconds, 3),
-            # Nothing is heard before the whole is made.
-            "first_sound_seconds": round(self.seconds, 3),
+            "first_sound_seconds": round(self.first, 3),
             "rtf": round(self.seconds / duration, 3) if duration else None,
             "flags": self.spoken.flags,
         }
@@ -71,7 +71,8 @@ def speak(
         began = time.perf_counter()
         wave = vocoder(spoken.mel) if len(spoken.mel) else np.zeros(0, np.float32)
         took = time.perf_counter() - began
-        yield SpokenSound(spoken, wave, vocoder.rate, spoken.seconds + took)
+        seconds = spoken.seconds + took
+        yield SpokenSound(spoken, wave, vocoder.rate, seconds, first=seconds)
 
 
 def write_sound(path: pathlib.Path, sound: SpokenSound) -> None:

@@ -88,7 +88,10 @@ class Speaker:
     def stream(
         self, prompt: Batch, limits: np.ndarray, seeds: np.ndarray, every: int
     ) -> Iterator[SpeechRows]:
-        """What `self(…)` gives, so far: after each `every` patches and at the end."""
+        """What `self(…)` gives, so far: after each `every` patches and at the end.
+
+        One given before is gone from the devices once the next is asked for.
+        """
         most = max(int(limits.max()), 1)
         steps = bucket_length(most)
         place = lambda x: jax.device_put(np.asarray(x, np.int32), sharding.a("b"))
@@ -104,6 +107,31 @@ class Speaker:
             yield state.rows
             if stop >= most or bool(jax.device_get(state.done).all()):
                 return
+
+    def stream_row(
+        self, prompt: Batch, limit: int, seed: int, every: int
+    ) -> Iterator[tuple[Float[np.ndarray, "n p"], SpeechRows]]:
+        """The new patches of one row after the post-net, and the row so far, every few patches.
+
+        Together the patches are those of `refine`. Raises Mistake where the post-net reads later
+        frames than it writes.
+        """
+        head = self.model.mel_head
+        if head.refines and not head.causal:
+            rule = "its post-net reads later frames: it cannot speak as it writes"
+            raise Mistake(f"model.mel_head.causal=False: {rule}")
+        context, sent = -(-head.reach // head.r), 0
+        refine = lambda model, rows: _refine(model, rows)
+        for rows in self.stream(prompt, np.array([limit]), np.array([seed]), every):
+            told = jax.device_get(rows)
+            length, start = int(told.lengths[0]), max(sent - context, 0)
+            window = np.zeros((1, context + every, told.patches.shape[-1]), np.float32)
+            window[0, : length - start] = told.patches[0, start:length]
+            part = told._replace(patches=window, lengths=np.array([length - start], np.int32))
+            name = "refine", *window.shape
+            refined = np.asarray(self.functions.call(name, refine, self.model, part))
+            yield refined[0, sent - start : length - start], told
+            sent = length
 
     def refine(self, rows: SpeechRows) -> Float[np.ndarray, "b t p"]:
         """The patches of rows after the post-net; behind a row's length they are 0."""

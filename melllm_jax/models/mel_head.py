@@ -145,7 +145,8 @@ class MelHead(nnx.Module):
         self.prenet = PreNet(rngs, pre, own.dropout)
         latent = common | {"u": own.hidden, "c": own.hidden, "x": 1}
         self.latent = LatentHead(rngs, latent, own.sample)
-        self.refines = own.convolutions > 0
+        self.refines, self.causal = own.convolutions > 0, own.causal
+        self.reach = own.convolutions * (own.taps - 1)  # frames before one that a causal one reads
         if self.refines:
             post = common | {"x": own.taps, "c": own.channels, "j": own.channels}
             self.postnet = PostNet(rngs, post, own.convolutions, own.causal)

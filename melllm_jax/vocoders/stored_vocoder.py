@@ -47,6 +47,20 @@ def load_vocoder(path: str) -> tuple[VocoderSpec, SynthesizeFn]:
     It computes in float32 on the first device; mel is [f m] in the log units of `spec.mel`, and
     sound has `spec.rate` Hz, `spec.samples(f)` samples. Raises Mistake where the folder holds none.
     """
+    mesh = sharding.make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        spec, skeleton, weights = load_weights(path)
+    return spec, synthesize_fn(spec, skeleton, weights, mesh)
+
+
+def load_network(path: str) -> tuple[VocoderSpec, Vocoder]:
+    """The vocoder in the folder `path` as a network, on the mesh in force, of one device."""
+    spec, skeleton, weights = load_weights(path)
+    return spec, skeleton.model(weights)
+
+
+def load_weights(path: str) -> tuple[VocoderSpec, Skeleton[Vocoder], Weights]:
+    """What is in the folder `path`, in float32. Raises Mistake where that is no vocoder."""
     spec = run_folder.read_vocoder(path)
     if spec is None:
         raise Mistake(f"vocoder={path}: holds no {run_folder.VOCODER}")
@@ -56,10 +70,8 @@ def load_vocoder(path: str) -> tuple[VocoderSpec, SynthesizeFn]:
         found = stored.shapes.get(name, (None, None))[1]
         if found != x.shape:
             raise Mistake(f"vocoder={path}: {name} is {found}, its config says {x.shape}")
-    mesh = sharding.make_mesh(Mesh(fsdp=1), jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        weights = {name: jnp.asarray(stored.read(name), jnp.float32) for name in shapes}
-    return spec, synthesize_fn(spec, skeleton, weights, mesh)
+    weights = {name: jnp.asarray(stored.read(name), jnp.float32) for name in shapes}
+    return spec, skeleton, weights
 
 
 def open_weights(folder: pathlib.Path) -> weight_store.WeightReader:

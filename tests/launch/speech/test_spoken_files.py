@@ -26,8 +26,10 @@ class Maker:
     def __call__(self, texts):
         for text in texts:
             self.said.append(text)
-            spoken = SpokenMel(text, np.zeros((2, 4), np.float32), np.zeros(1), True, False, 0.5)
-            yield SpokenSound(spoken, np.full(160 * len(text), 0.25, np.float32), 16_000, 1.0)
+            spoken = SpokenMel(
+                text, np.zeros((2, 4), np.float32), np.zeros(1), True, False, 0.5, 0.01
+            )
+            yield SpokenSound(spoken, np.full(160 * len(text), 0.25, np.float32), 16_000, 1.0, 1.0)
 
 
 def manifest(folder):

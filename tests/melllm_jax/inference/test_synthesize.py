@@ -141,6 +141,27 @@ def test_refined_patches_are_the_post_nets_of_each_row_alone(tiny):
     assert not refined[1, n:].any()
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_row_streamed_through_a_causal_post_net_is_that_row_refined(every):
+    head = dataclasses.replace(MODEL.mel_head, causal=True, convolutions=2, taps=5)
+    run = models.run(dataclasses.replace(MODEL, remat="none", mel_head=head))
+    with models.one_device():
+        skeleton, values = models.made(run)
+        speaker = Speaker(skeleton.model(values), NEVER)
+        prompt = prompt_batch([models.segment(5, seed=0)], 1)
+        whole = speaker.refine(speaker(prompt, LIMITS[:1], SEEDS[:1]))[0, : LIMITS[0]]
+        given = int(LIMITS[0]), int(SEEDS[0]), every
+        parts = [patches for patches, _ in speaker.stream_row(prompt, *given)]
+    assert len(parts) == -(-LIMITS[0] // every)
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+
+
+def test_a_post_net_that_reads_later_frames_cannot_stream(tiny):
+    prompt = prompt_batch([tiny.rows[0]], 1)
+    with pytest.raises(Mistake, match="model.mel_head.causal=False: its post-net reads later"):
+        next(tiny.speaker.stream_row(prompt, 3, 1, 1))
+
+
 def test_draws_depend_on_seed_and_position_alone_and_are_normal():
     seeds, positions = jnp.array([5, 6]), jnp.broadcast_to(jnp.arange(400), (2, 400))
     with models.one_device():
