@@ -148,7 +148,7 @@ class SpeakingModel:
         for patches, out in self._speaker.stream_row(prompt, limit, _seed(seed, text), every):
             new = self._raw(patches.reshape(-1, self._spec.mel.m))
             frames = np.concatenate([frames, new])
-            stops = out.stops[0, : int(out.lengths[0])]
+            stops = np.asarray(out.stops)[0, : int(out.lengths[0])]
             flags = bool(out.stopped[0]), bool(out.broken[0])
             spent = time.perf_counter() - began
             yield SpokenMel(text, frames, stops, *flags, spent, self.mel.hop_seconds), new
