@@ -36,7 +36,8 @@ class StreamedSpeech:
                 yield wave[0]
 
     def _new_frames(self) -> Iterator[np.ndarray]:
-        for self.spoken, new in self._written:
+        for spoken, new in self._written:
+            self.spoken = spoken
             if len(new):
                 yield new[None]
 
