@@ -29,7 +29,7 @@ from data_pipelines.prepare.validate import (
 )
 from data_pipelines.reject import Reject
 from data_pipelines.synthetic import espeak, spoken_text
-from data_pipelines.synthetic.grammar import Split
+from data_pipelines.synthetic.grammar import Split, sentence
 from data_pipelines.synthetic.spoken_questions import SpokenQuestion
 from data_pipelines.synthetic.spoken_text import Manner
 from melllm_jax import files
@@ -39,6 +39,8 @@ from melllm_jax.features.mel_filters import SAMPLE_RATE
 CHUNK = 16  # utterances given to a process at a time
 LOUDEST = 0.99  # largest sample of a mixture: FLAC clips at 1
 NOISE = 1  # in the seed: separates the noise's random numbers from those of words and voice
+
+SINGLE_VOICE, WORDS_PER_MINUTE, PITCH = "en-us", 170, 50
 
 Snrs = tuple[float, float]
 Jobs = Mapping[Split, Sequence[Callable[[], Utterance]]]
@@ -127,6 +129,28 @@ def grammar_jobs(counts: Mapping[Split, int], seed: int = 0, snrs: Snrs | None =
         split: [functools.partial(make_utterance, split, at, seed, snrs) for at in range(count)]
         for split, count in counts.items()
     }
+
+
+def single_voice_jobs(counts: Mapping[Split, int], seed: int = 0) -> Jobs:
+    """The jobs of the grammar's sentences in one voice as it is, with nothing drawn but the words.
+
+    The voice is espeak-ng's "en-us", at 170 words a minute.
+    """
+    return {
+        split: [functools.partial(make_plain_utterance, split, at, seed) for at in range(count)]
+        for split, count in counts.items()
+    }
+
+
+def make_plain_utterance(split: Split, index: int, seed: int = 0) -> Utterance:
+    """An utterance of `single_voice_jobs`, with its sound as FLAC."""
+    rng = np.random.default_rng((seed, espeak.SPLITS.index(split), index))
+    text = sentence(split, rng)
+    wave = espeak.speak(text, SINGLE_VOICE, WORDS_PER_MINUTE, PITCH)
+    name = f"{split}-{index:06d}"
+    return _encode(
+        espeak.SpokenUtterance(name, text, SINGLE_VOICE, wave), (seed, split, index), None
+    )
 
 
 def text_jobs(

@@ -30,8 +30,13 @@ from melllm_jax.presets.mel_llm import (
 )
 from melllm_jax.presets.small import digits, quickstart
 from melllm_jax.presets.smollm2 import aura_smollm2, smollm2_asr
-from melllm_jax.presets.tts import mel_llm_tts, mel_llm_unified, tts
-from melllm_jax.presets.vocoder import vocoder, vocoder_hifi_gan, vocoder_vocos
+from melllm_jax.presets.tts import mel_llm_tts, mel_llm_unified, quickstart_tts, tts
+from melllm_jax.presets.vocoder import (
+    quickstart_vocoder,
+    vocoder,
+    vocoder_hifi_gan,
+    vocoder_vocos,
+)
 
 AnyRun = TypeVar("AnyRun", bound=BaseRun)
 
@@ -60,6 +65,7 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
             aura_qwen2_5_7b,
             aura_phi4_mini,
             tts,
+            quickstart_tts,
             mel_llm_tts,
             mel_llm_unified,
         )
@@ -68,7 +74,7 @@ PRESETS: Mapping[str, Callable[[], Run]] = types.MappingProxyType(
 )
 
 VOCODERS: Mapping[str, Callable[[], BaseRun]] = types.MappingProxyType(
-    {make.__name__: make for make in (vocoder, vocoder_vocos, vocoder_hifi_gan)}
+    {make.__name__: make for make in (vocoder, quickstart_vocoder, vocoder_vocos, vocoder_hifi_gan)}
 )
 ALL: Mapping[str, Callable[[], BaseRun]] = types.MappingProxyType({**PRESETS, **VOCODERS})
 

@@ -47,6 +47,34 @@ def tts() -> Run:
     )
 
 
+def quickstart_tts() -> Run:
+    """The sentences of quickstart's 66 words in one voice of espeak-ng, read aloud.
+
+    3 M parameters, whole words as tokens: what `melllm quickstart --speech` trains.
+
+    melllm quickstart --speech
+    """
+    run = tts()
+    return dataclasses.replace(
+        run,
+        name="quickstart_tts",
+        model=dataclasses.replace(
+            run.model,
+            d=192,
+            n=6,
+            k=6,
+            f=512,
+            l=4,
+            v=128,
+            mel_head=MelHead(channels=64),
+        ),
+        data=Data(t=192, b=8, wire="float32"),
+        optim=dataclasses.replace(run.optim, steps=1000, lr=2e-3, warmup=100),
+        speech_loss=SpeechLoss(kl_after=200),
+        checkpoints=CheckpointIntervals(every=200),
+    )
+
+
 def mel_llm_tts() -> Run:
     """Mel-LLM's speech synthesis: Phi-4-mini reads words and writes mel, all of it trained.
 

@@ -1,5 +1,7 @@
 """Vocoders trained from sound: the two published ones at their sizes, and one for two cores."""
 
+import dataclasses
+
 from melllm_jax.config.data import Data
 from melllm_jax.config.features import Mel
 from melllm_jax.config.run import CheckpointIntervals, Optim
@@ -37,6 +39,20 @@ def vocoder() -> VocoderRun:
             compute="float32",
         ),
         checkpoints=CheckpointIntervals(every=500),
+    )
+
+
+def quickstart_vocoder() -> VocoderRun:
+    """`vocoder` for one voice of espeak-ng, in minutes: what `melllm quickstart --speech` trains.
+
+    melllm quickstart --speech
+    """
+    run = vocoder()
+    return dataclasses.replace(
+        run,
+        name="quickstart_vocoder",
+        optim=dataclasses.replace(run.optim, steps=400, warmup=50),
+        checkpoints=CheckpointIntervals(every=100),
     )
 
 

@@ -61,6 +61,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_losses_to_the_bit(folder, t
     assert losses(tmp_path) == losses(folder / "run")
 
 
+@pytest.mark.slow
 def test_one_checkpoint_hears_speaks_and_writes(folder, capsys, tmp_path):
     run, data = folder / "run", folder / "data"
     assert cli.main(["evaluate", "--run", f"{run}", "--data", f"{data}", "--split", "train"]) == 0

@@ -106,6 +106,7 @@ def test_what_needs_a_decoder_says_so_in_one_line(folder, tmp_path, command, cap
     assert "vocoder" in refused([command, *given], capsys)
 
 
+@pytest.mark.slow
 def test_a_sweeps_cell_ends_with_the_held_out_mel(folder, tmp_path, monkeypatch):
     find_one_device(monkeypatch)
     run = spec.run({"preset": "vocoder"}, {})

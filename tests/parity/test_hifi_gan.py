@@ -49,7 +49,10 @@ def both(cfg):
     return theirs, skeleton.model({name: jnp.asarray(x) for name, x in read.items()})
 
 
-@pytest.mark.parametrize("cfg", [PUBLISHED, ODD], ids=["published rates", "odd rates"])
+PUBLISHED_SLOW = pytest.param(PUBLISHED, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("cfg", [PUBLISHED_SLOW, ODD], ids=["published rates", "odd rates"])
 def test_sound_equals_theirs(cfg):
     mels = np.random.default_rng(0).normal(size=(2, 9, M)).astype(np.float32)
     with models.one_device():

@@ -10,16 +10,17 @@ import soundfile
 from launch import cli
 from launch.runs.run_inputs import complete_run
 from launch.speech.speaking_model import SpeakingModel
-from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.overrides import override
+from melllm_jax.objectives.run_objective import objective_of
+from tests.support import models
 from tests.support.runs import (
     compiled_once,
     compiled_quickly,
     corpus,
     one_device,
     refused,
+    saved,
     tiny,
-    trained,
     two_updates,
 )
 
@@ -34,12 +35,12 @@ LIMIT = ("--speaking.extra", "0.5", "--speaking.per-letter", "0")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`data` and `run`, of one update over it, that speaks; `ears`, a run that does not."""
+    """`data` and `run`, of random weights, that speaks; `ears`, a run that does not."""
     folder = tmp_path_factory.mktemp("speak")
     run = override(tiny(corpus(folder / "data"), steps=1), SPEAKING)
     run = complete_run(run).run
-    run_folder.claim(str(folder / "run"), run)
-    trained(run, folder / "run")
+    with models.one_device():
+        saved(folder / "run", run, models.drawn(objective_of(run).build)[1])
     two_updates(folder / "ears")
     return folder
 

@@ -20,6 +20,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.config.overrides import override, to_json
 from melllm_jax.config.run import CheckpointIntervals
 from melllm_jax.config.vocoder import HifiGan, VocoderSpec
+from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.vocoders.stored_vocoder import make_vocoder
 from tests.launch.commands.test_speak import LIMIT, SPEAKING
 from tests.support import models
@@ -29,8 +30,8 @@ from tests.support.runs import (
     corpus,
     one_device,
     refused,
+    saved,
     tiny,
-    trained,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
@@ -47,8 +48,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("streamed")
     causal = SPEAKING | {"model.mel_head.causal": True}
     run = complete_run(override(tiny(corpus(folder / "data"), steps=1), causal)).run
-    run_folder.claim(str(folder / "run"), run)
-    trained(run, folder / "run")
+    with models.one_device():
+        saved(folder / "run", run, models.drawn(objective_of(run).build)[1])
     for name, early in (("vocoder", True), ("late", False)):
         write_vocoder(folder / name, run.mel, early)
     return folder

@@ -14,8 +14,6 @@ from melllm_jax.config.speech_output import MelHead, SpeechLoss
 from melllm_jax.errors import Mistake
 from melllm_jax.objectives import next_patch
 from melllm_jax.objectives.next_patch import NextPatch
-from melllm_jax.objectives.run_objective import objective_of
-from melllm_jax.training.train_step import Update
 from tests.support import models
 from tests.support.models import MEL, Clip
 
@@ -149,19 +147,22 @@ def test_a_packed_clip_is_written_as_it_is_alone():
 
 
 def test_a_causal_post_net_reads_no_later_frame_and_any_other_does():
-    def told(causal):
+    patches = np.random.default_rng(0).standard_normal((1, 4, MEL.p), dtype=np.float32)
+    changed = patches.copy()
+    changed[:, 2:] += 1.0
+
+    def difference(causal):
+        """How far the first two patches are apart where later ones are."""
         head = dataclasses.replace(HEAD, causal=causal)
         run = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, mel_head=head))
         skeleton, values = models.made(run)
-        patches = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, MEL.p)), jnp.float32)
         ones = jnp.ones((1, 4), jnp.int32)
-        refine = skeleton.model(values).mel_head.refine
-        whole = refine(patches, ones, ones * MEL.r)
-        return np.abs(whole[:, :2] - refine(patches[:, :2], ones[:, :2], ones[:, :2] * MEL.r))
+        refine = models.jitted(lambda x: skeleton.model(values).mel_head.refine(x, ones, ones * 8))
+        return np.abs(refine(jnp.asarray(patches)) - refine(jnp.asarray(changed)))[:, :2].max()
 
     with models.one_device():
-        assert told(causal=True).max() < 1e-6
-        assert told(causal=False).max() > 1e-3
+        assert difference(causal=True) < 1e-6
+        assert difference(causal=False) > 1e-3
 
 
 def test_the_divergence_counts_from_its_update_on():
@@ -170,19 +171,6 @@ def test_the_divergence_counts_from_its_update_on():
         placed = sharding.shard_batch(batch)
         scales = [float(NextPatch(RUN).terms(placed, jnp.int32(n))["kl"].scale) for n in (2, 3)]
     assert scales == [0.0, pytest.approx(0.05)]
-
-
-def test_an_update_trains_every_weight_and_reports_every_term():
-    with models.one_device():
-        update = Update(objective_of(RUN))
-        state = update.init_state()
-        new, metrics = models.jitted(update)(state, sharding.shard_batch(rows(8)))
-    assert {"mel_l1", "mel_l2", "kl", "flux", "stop", "accuracy"} <= metrics.keys()
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
-    unmoved = [k for k, x in new.trained.items() if np.array_equal(x, state.trained[k])]
-    # Behind a last product of zeros nothing moves at first; the first rate of a warm-up is 0.
-    assert set(unmoved) == set(state.trained)
-    assert any(name.startswith("mel_head.postnet") for name in state.trained)
 
 
 @pytest.mark.parametrize(

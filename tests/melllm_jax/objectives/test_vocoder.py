@@ -155,6 +155,7 @@ def test_discriminators_count_from_their_first_update_on():
     assert scales[1] == {"adversarial": 1.0, "feature": 2.0, "discriminator": 1.0}
 
 
+@pytest.mark.slow
 def test_an_update_is_the_same_on_eight_devices_and_in_parts(drawn, mesh):
     batch = crops(RUN, [8, 3, 8, 8, 8, 1, 8, 5])
     figures = []
@@ -171,6 +172,7 @@ def test_an_update_is_the_same_on_eight_devices_and_in_parts(drawn, mesh):
     assert all(np.isfinite(x).all() for x in last.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_one_that_never_stopped_and_loads_on_eight_devices(tmp_path, mesh):
     corpus = write_corpus(tmp_path / "data", 20)
     run = vocoder_run(corpus)

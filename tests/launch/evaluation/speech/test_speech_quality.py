@@ -134,6 +134,7 @@ def test_the_table_has_each_score_and_its_files(place, models, capsys):
     assert said.err.splitlines()[-1] == f"scores: {place}/set-scores/scores.json"
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_not_measured_again_unless_the_sound_changes(
     place, models, capsys, monkeypatch
 ):
