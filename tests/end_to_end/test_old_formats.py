@@ -42,7 +42,9 @@ from melllm_jax.config.features import Mel
 from melllm_jax.config.overrides import from_json, override, to_json
 from melllm_jax.config.run import CheckpointIntervals, MetricInterval, Run, ScoreInterval
 from melllm_jax.errors import Mistake
+from melllm_jax.models.parameters import init_model
 from melllm_jax.objectives.run_objective import objective_of
+from melllm_jax.training import train_step
 from melllm_jax.training.loop import train
 from melllm_jax.training.train_step import Update
 from tests.support import phi_files
@@ -93,6 +95,14 @@ def versions():
 QUICK = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
 # Every bit is the same where the libraries, the CPU and the flags are; otherwise nearly.
 SAME = versions() == EXPECTED["versions"] and not QUICK
+
+
+@pytest.fixture(scope="module", autouse=True)
+def first_weights(once):
+    """Where results are compared to the bit, runs start from the weights that users' start from."""
+    if not QUICK:
+        train_step.init_model = init_model
+
 
 # The process of the last test runs these.
 as_users = pytest.mark.skipif(QUICK, reason="runs where programs are compiled as users have them")
