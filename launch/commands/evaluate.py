@@ -36,6 +36,8 @@ from melllm_jax.evaluation.wer import Normalizer
 from melllm_jax.inference.sampling import DecodingOptions
 from melllm_jax.inference.synthesize import SpeakingOptions
 
+OF_TTS = {"vocoder": "", "most": 0, "seed": 0, "speaking": SpeakingOptions()}  # at their defaults
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
@@ -87,6 +89,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(EvaluateArguments, argv, prog="melllm evaluate")
     if arguments.task == "tts":
         return _print_speech_score(_speak_split(arguments))
+    for field, plain in OF_TTS.items():
+        if getattr(arguments, field) != plain:
+            raise Mistake(f"{field}={getattr(arguments, field)}: goes with --task tts")
     if arguments.speech:
         return _print_speech_score(arguments)
     for field in ("judge", "judge_python"):

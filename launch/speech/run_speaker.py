@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any, Literal
 
@@ -10,10 +11,11 @@ import jax
 
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch.runs.model_loader import CheckpointModel, load_model, mesh_for
+from launch.runs.sounds import load_sound
 from launch.speech.speaking_model import SpeakingModel, Voice
 from launch.speech.spoken_files import SpokenSound, speak
 from launch.speech.vocoder_choice import SoundMaker, open_vocoder
-from melllm_jax.checkpoints import run_folder
+from melllm_jax.checkpoints import integrity, run_folder
 from melllm_jax.inference.synthesize import SpeakingOptions
 
 
@@ -60,8 +62,11 @@ def open_speaker(choice: SpeakerChoice) -> Iterator[RunSpeaker]:
         settings = {
             "run": choice.run,
             "checkpoint": checkpoint.step,
+            "weights": _weights_digest(choice.run),
             "vocoder": vocoder.name,
+            "vocoder_weights": _weights_digest(choice.vocoder) if choice.vocoder else "",
             "voice": "" if voice is None else str(voice.sound),
+            "voice_digest": "" if voice is None else _sound_digest(voice),
             "voice_text": "" if voice is None else voice.text,
             "seed": choice.seed,
             "dtype": choice.dtype,
@@ -75,3 +80,13 @@ def load_speaking_model(choice: SpeakerChoice) -> tuple[CheckpointModel, Speakin
     checkpoint = load_model(pathlib.Path(choice.run), choice.dtype)
     tokenizer = load_tokenizer(checkpoint.spec.text.tokenizer)
     return checkpoint, SpeakingModel(checkpoint, tokenizer, choice.options, choice.voice)
+
+
+def _weights_digest(folder: str) -> str:
+    """Hash of the newest checkpoint in a folder."""
+    checkpoints = pathlib.Path(folder) / run_folder.CHECKPOINTS
+    return integrity.checkpoint_digest(integrity.newest_checkpoint(checkpoints))
+
+
+def _sound_digest(voice: Voice) -> str:
+    return hashlib.sha256(load_sound(voice.sound).wave.tobytes()).hexdigest()[:16]

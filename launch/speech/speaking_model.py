@@ -15,6 +15,7 @@ from data_pipelines.text.tokenizer import Tokenizer
 from launch.runs.model_loader import CheckpointModel
 from launch.runs.sounds import SoundSource, load_mel
 from launch.runs.transcriber import round_up_rows
+from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.mel_filters import EPS
@@ -74,6 +75,7 @@ class SpeakingModel:
             rule = 'has no head that speaks: it was trained with model.writes="text"'
             raise Mistake(f"run={checkpoint.folder}: {rule}")
         self._spec, self._tokenizer, self._options = spec, tokenizer, options
+        self._room = _positions(checkpoint)
         self._speaker = Speaker(checkpoint.model, options)
         self._voice, self._statistics = None, _statistics(spec.mel)
         if voice is not None:
@@ -162,19 +164,27 @@ class SpeakingModel:
             columns = tts_prompt_columns(self._tokenizer, *own, text, self._voice)
         except Unusable as error:
             raise Mistake(f"text={shown}: {error}") from error
-        taken, longest = len(columns["tokens"]), self._spec.model.rope.longest
-        rule = f"takes {taken} positions: the model has {longest} (model.rope.longest)"
+        taken, (longest, field) = len(columns["tokens"]), self._room
         if taken >= longest:
-            raise Mistake(f"text={shown}: {rule}")
+            rule = f"the model has {longest} ({field}), and needs room for what it says"
+            raise Mistake(f"text={shown}: takes {taken} positions: {rule}")
         return columns
 
     def _limit(self, text: str, taken: int) -> int:
         most = self._options.limit(text, self.patch_seconds)
-        return min(most, self._spec.model.rope.longest - taken)
+        return min(most, self._room[0] - taken)
 
     def _raw(self, mel: Float[np.ndarray, "frames m"]) -> Float32[np.ndarray, "frames m"]:
         mean, invstd = self._statistics or (np.float32(0.0), np.float32(1.0))
         return (mel / invstd + mean).astype(np.float32)
+
+
+def _positions(checkpoint: CheckpointModel) -> tuple[int, str]:
+    """Positions that the model knows, and the field that says so: a run's are those of its rows."""
+    folder = str(checkpoint.folder)
+    if run_folder.holds_run(folder):
+        return run_folder.read_run(folder).data.t, "data.t"
+    return checkpoint.spec.model.rope.longest, "model.rope.longest"
 
 
 def _seed(seed: int, text: str) -> int:

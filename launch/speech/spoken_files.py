@@ -1,6 +1,6 @@
 """Texts spoken into sound files, one after another; what is finished stays finished."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -15,11 +15,13 @@ import numpy as np
 
 from data_pipelines.audio.file_io import to_wav
 from data_pipelines.audio.sound import Sound
+from launch.runtime import folder_claim
+from launch.runtime.folder_claim import FolderClaim
 from launch.speech.speaking_model import SpeakingModel, SpokenMel
 from launch.speech.vocoder_choice import SoundMaker
 from melllm_jax import files
-from melllm_jax.errors import Mistake
-from melllm_jax.json_text import parse_json
+from melllm_jax.errors import Fault, Mistake
+from melllm_jax.json_text import parse_json, read_object
 
 MANIFEST, SETTINGS, RECORDINGS = "spoken.jsonl", "speak.json", "recordings"
 _PLAIN = re.compile(r"[^\w.-]+")  # what a file's name has none of
@@ -90,13 +92,28 @@ def speak_folder(
     """Speaks requests into ID.wav of a folder, and gives the lines of its manifest, spoken.jsonl.
 
     What a run before, by the same `settings`, has finished is not made again. `progress` is told
-    how many are done. Raises Mistake for an id that comes twice and for a folder of other settings,
-    Fault where a file cannot be written; files that are finished stay.
+    how many are done. Raises Mistake for an id that comes twice, for a folder of other settings and
+    for one in which another process speaks, Fault where a file cannot be written; files that are
+    finished stay.
     """
     names = _file_names(requests)
-    _claim_settings(folder, settings)
+    _check_settings(folder, settings)
+    with FolderClaim(str(folder)):
+        _write_settings(folder, settings)
+        return _speak_missing(requests, folder, names, make, progress)
+
+
+def _speak_missing(
+    requests: Sequence[SpeechRequest],
+    folder: pathlib.Path,
+    names: Mapping[str, str],
+    make: Callable[[Sequence[str]], Iterator[SpokenSound]],
+    progress: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Speaks what the folder lacks, a line of the manifest as soon as each is there."""
     manifest = folder / MANIFEST
     done = _finished(manifest, requests, names)
+    _write_lines(manifest, done.values())  # without a line that a kill tore
     waiting = [request for request in requests if request.id not in done]
     progress(len(done))
     for request, sound in zip(waiting, make([x.text for x in waiting]), strict=True):
@@ -104,13 +121,14 @@ def speak_folder(
         write_sound(folder / name, sound)
         line = {"id": request.id, "text": request.text, "audio_filepath": name} | sound.figures
         if request.recording is not None:
+            (folder / RECORDINGS).mkdir(exist_ok=True)
             own = request.recording()
             files.write_bytes(folder / RECORDINGS / name, to_wav(own.wave, own.rate))
             line["reference"] = f"{RECORDINGS}/{name}"
         if request.voice:
             line["voice"] = str(pathlib.Path(request.voice).resolve())
+        _append_line(manifest, line)
         done[request.id] = line
-        _write_lines(manifest, done.values())  # whole, or what was there before
         progress(len(done))
     lines = [done[request.id] for request in requests]
     _write_lines(manifest, lines)
@@ -129,24 +147,30 @@ def _file_names(requests: Sequence[SpeechRequest]) -> dict[str, str]:
     return names
 
 
-def _claim_settings(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def _check_settings(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Raises Mistake where the folder holds speech of other settings, or anything else."""
-    path, text = folder / SETTINGS, json.dumps(settings, indent=1) + "\n"
+    path = folder / SETTINGS
     if path.exists():
-        if path.read_text() == text:
-            return
-        before = parse_json(path.read_bytes())
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        name = changed[0] if changed else "settings"
-        raise Mistake(
-            f"out={folder}: holds speech of {name}={before.get(name)!r}, not "
-            f"{settings.get(name)!r}: give another folder"
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        before = read_object(path)
+        changed = [x for x in {**before, **settings} if before.get(x) != settings.get(x)]
+        if changed:
+            name = changed[0]
+            raise Mistake(
+                f"out={folder}: holds speech of {name}={before.get(name)!r}, not "
+                f"{settings.get(name)!r}: give another folder"
+            )
+    elif folder.exists() and (not folder.is_dir() or _strangers(folder)):
         raise Mistake(f"out={folder}: is no folder of speech, and not empty: give another")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORDINGS).mkdir(exist_ok=True)
-    files.write_text(path, text)
+
+
+def _strangers(folder: pathlib.Path) -> bool:
+    """Whether there is more in a folder than the claim of who spoke there."""
+    return any(path.name != folder_claim.FOLDER for path in folder.iterdir())
+
+
+def _write_settings(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    if not (folder / SETTINGS).exists():
+        files.write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
 
 
 def _finished(
@@ -156,11 +180,26 @@ def _finished(
     if not manifest.exists():
         return {}
     texts = {request.id: request.text for request in requests}
-    rows = [parse_json(line) for line in manifest.read_text().splitlines()]
-    there = lambda row: (manifest.parent / names[row["id"]]).exists()
-    return {row["id"]: row for row in rows if texts.get(row["id"]) == row["text"] and there(row)}
+    found = {}
+    for line in manifest.read_bytes().splitlines():
+        try:
+            row = parse_json(line)
+            name, text = row["id"], row["text"]
+        except (ValueError, TypeError, KeyError):
+            continue  # torn
+        if texts.get(name) == text and (manifest.parent / names[name]).exists():
+            found[name] = row
+    return found
 
 
-def _write_lines(manifest: pathlib.Path, lines: Any) -> None:
+def _append_line(manifest: pathlib.Path, line: Mapping[str, Any]) -> None:
+    try:
+        with open(manifest, "ab") as file:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    except OSError as error:
+        raise Fault(f"{manifest}: cannot be written: {error.strerror}") from error
+
+
+def _write_lines(manifest: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     files.write_text(epath.Path(manifest), text)

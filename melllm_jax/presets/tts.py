@@ -14,7 +14,7 @@ from melllm_jax.presets.phi_sizes import PHI_4_MINI
 def tts() -> Run:
     """Letters read aloud by a small decoder: one voice, hours of two CPU cores.
 
-    10 M parameters; MELLE's mel, in patches of four frames, 15.6 a second, which `vocoder` reads as
+    9 M parameters; MELLE's mel, in patches of four frames, 15.6 a second, which `vocoder` reads as
     well; bytes are its tokens, so that it has a letter for any text.
 
     melllm data speak SPEECH --text TEXT --voices natural --clean --train 6000
@@ -50,7 +50,7 @@ def tts() -> Run:
 def quickstart_tts() -> Run:
     """The sentences of quickstart's 66 words in one voice of espeak-ng, read aloud.
 
-    3 M parameters, whole words as tokens: what `melllm quickstart --speech` trains.
+    2.5 M parameters, whole words as tokens: what `melllm quickstart --speech` trains.
 
     melllm quickstart --speech
     """

@@ -108,6 +108,9 @@ def test_evaluate_without_json_says_it_in_a_line_and_where_the_rest_is(place, ca
         (["--decoding.top-p", "0"], "top_p=0.0: must lie in (0, 1]"),
         (["--normalizer", "mine"], "normalizer"),
         (["--text", "a"], "evaluate: give --data DIR, to transcribe, or --text FILE"),
+        (["--vocoder", "v"], "vocoder=v: goes with --task tts"),
+        (["--most", "3"], "most=3: goes with --task tts"),
+        (["--task", "tts"], "task=tts: needs --run DIR, --data DIR and --judge WHISPER"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

@@ -12,7 +12,7 @@ from launch.runs.run_inputs import complete_run
 from launch.speech.speaking_model import SpeakingModel
 from melllm_jax.config.overrides import override
 from melllm_jax.objectives.run_objective import objective_of
-from tests.support import models
+from tests.support import models, phi_files, whisper_files
 from tests.support.runs import (
     compiled_once,
     compiled_quickly,
@@ -105,7 +105,10 @@ def test_a_voice_is_gone_on_from(folder, capsys, tmp_path):
         ([], "texts: give one at least, --file FILE or --data DIR"),
         ([" "], "text=' ': is empty: must hold words"),
         (["a", "b"], "is one file for 2 texts: give a folder"),
-        (["a" * 5000], "the model has 4096 (model.rope.longest)"),
+        (
+            ["a" * 70],
+            "takes 71 positions: the model has 64 (data.t), and needs room for what it says",
+        ),
         (["a\udcff"], "text="),
         (["a", "--voice-text", "b"], "voice_text: goes with --voice FILE"),
         (["a", "--voice", "v.wav"], "a voice needs what is said in it"),
@@ -118,6 +121,25 @@ def test_mistakes_take_one_line_and_write_nothing(folder, words, message, capsys
     line = refused(["speak", "--run", folder / "run", *words, "--out", out], capsys)
     assert message in line
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_evaluate_speaks_a_split_and_scores_it_and_says_nothing_twice(folder, capsys, monkeypatch):
+    pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
+    whisper_files.write(folder / "hf")
+    phi_files.told("import", folder / "hf", folder / "ears_of_whisper")
+    words = ["evaluate", "--task", "tts", "--run", folder / "run", "--data", folder / "data"]
+    words += ["--split", "train", "--most", "2", "--batch", "8", *LIMIT, "--json"]
+    words += ["--judge", folder / "ears_of_whisper"]
+    assert cli.main([*map(str, words)]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["files"] == 2
+    assert {"wer", "cer", "mcd", "failures"} <= scores.keys()
+    spoken = folder / "run" / "eval" / "tts-train-1"
+    assert len((spoken / "spoken.jsonl").read_text().splitlines()) == 2
+    monkeypatch.setattr(SpeakingModel, "say", lambda self, texts, **_: iter(()))
+    assert cli.main([*map(str, words)]) == 0
+    assert json.loads(capsys.readouterr().out) == scores
 
 
 def test_a_run_that_writes_text_alone_is_refused(folder, capsys, tmp_path):

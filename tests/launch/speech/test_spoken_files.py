@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from data_pipelines.audio.sound import Sound
+from launch.runtime.folder_claim import FolderClaim
 from launch.speech import spoken_files
 from launch.speech.speaking_model import SpokenMel
 from launch.speech.spoken_files import SpeechRequest, SpokenSound, speak_folder
@@ -76,6 +77,26 @@ def test_a_full_disk_loses_no_finished_file_and_the_same_call_goes_on(tmp_path, 
     monkeypatch.setattr(spoken_files, "write_sound", write)
     assert len(speak_folder(TEXTS, folder, SETTINGS, maker)) == 3
     assert maker.said == ["one", "two", "two", "three"]
+
+
+def test_a_manifest_that_a_kill_tore_and_settings_without_their_folder_are_gone_on_from(tmp_path):
+    folder, maker = tmp_path / "out", Maker()
+    speak_folder(TEXTS[:2], folder, SETTINGS, maker)
+    whole = (folder / "spoken.jsonl").read_bytes()
+    (folder / "spoken.jsonl").write_bytes(whole + whole[:20])
+    assert len(speak_folder(TEXTS, folder, SETTINGS, maker)) == 3
+    assert maker.said == ["one", "two", "three"]
+    (folder / "speak.json").write_text("{")
+    with pytest.raises(Mistake, match=r"speak.json: is no JSON"):
+        speak_folder(TEXTS, folder, SETTINGS, maker)
+
+
+def test_a_folder_in_which_another_process_speaks_is_refused_and_left_alone(tmp_path):
+    folder, maker = tmp_path / "out", Maker()
+    with FolderClaim(str(folder)), pytest.raises(Mistake, match="is in use by process"):
+        speak_folder(TEXTS, folder, SETTINGS, maker)
+    assert not maker.said
+    assert len(speak_folder(TEXTS, folder, SETTINGS, maker)) == 3
 
 
 def test_recordings_and_voice_are_named_beside_what_is_spoken(tmp_path):
