@@ -1,12 +1,13 @@
 """HiFi-GAN and Vocos on one core: ours beside their torch references, in one run on the same mel.
 
-    python benchmarks/vocoder.py [--vocos vocos-0.1.0-py3-none-any.whl]
+    python benchmarks/vocoder.py [--vocos vocos-0.1.0-py3-none-any.whl] [--out FILE]
 
 Published sizes, random weights, 4 s of mel, a row alone. Each side has a process of its own, tied
 to the same core, with one thread; they take their turns, so that a slow moment of the machine meets
-both alike. Prints the medians in seconds of sound a second, and their ratio. Vocos is compared
-where --vocos names the package's wheel, which is not installed: what it needs of torchaudio and
-encodec, which no part of this uses, is stood in for.
+both alike. Prints the medians in seconds of sound a second, their ratio, and beside them what the
+core allows: the vocoder's products alone at the rate of a large one. Vocos is compared where
+--vocos names the package's wheel, which is not installed: what it needs of torchaudio and encodec,
+which no part of this uses, is stood in for.
 """
 
 import os
@@ -17,7 +18,6 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import argparse
 from collections.abc import Callable
-import json
 import statistics
 import subprocess
 import sys
@@ -25,6 +25,7 @@ import time
 import types
 
 import numpy as np
+from support.report import report
 
 SECONDS = 4
 RATES = {"hifi_gan": 16_000, "vocos": 24_000}
@@ -35,14 +36,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocos", default="", help="the wheel of the package vocos")
     parser.add_argument("--repeats", type=int, default=7, help="rounds (7)")
+    parser.add_argument("--out", default="", help="where to write the result as JSON")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "KIND"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(*arguments.worker, arguments.vocos)
         return
     kinds = ["hifi_gan", *["vocos"] * bool(arguments.vocos)]
-    report = {kind: compare(kind, arguments.vocos, arguments.repeats) for kind in kinds}
-    print(json.dumps(report, indent=1))
+    found = {kind: compare(kind, arguments.vocos, arguments.repeats) for kind in kinds}
+    what = f"{SECONDS} s of mel to sound by {' and '.join(kinds)}, one core"
+    report(what, found, arguments.out, ("jax", "flax", "torch", "transformers", "numpy"))
 
 
 def compare(kind: str, wheel: str, repeats: int) -> dict[str, float]:
@@ -66,7 +69,20 @@ def compare(kind: str, wheel: str, repeats: int) -> dict[str, float]:
     for worker in workers.values():
         worker.communicate()
     found = {side: SECONDS / statistics.median(times) for side, times in taken.items()}
-    return {**found, "ratio": found["ours"] / found["theirs"]}
+    return {**found, "ratio": found["ours"] / found["theirs"], "limit": limit(kind)}
+
+
+def limit(kind: str) -> float:
+    """Seconds of sound a second, were there nothing but products, each as fast as a large one."""
+    from launch.bench.matmul_rate import measure_matmul_rate
+    from melllm_jax import vocoder_flops
+    from melllm_jax.config.overrides import override
+    from melllm_jax.presets import catalog
+
+    preset = catalog.any_preset(f"vocoder_{kind}")
+    run = override(preset, {"data.t": SECONDS * RATES[kind] // HOP})
+    flops = sum(layer.flops for layer in vocoder_flops.generator_layers(run))
+    return SECONDS * measure_matmul_rate("float32") / flops
 
 
 def work(side: str, kind: str, wheel: str) -> None:
