@@ -6,6 +6,7 @@ Unknown, missing or ill-typed fields raise Mistake.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import types
@@ -187,7 +188,7 @@ def _identity_tree(value: Any) -> Any:
 
 def _replace_fields(cfg: Any, changes: Mapping[str, Any], prefix: str) -> Any:
     """`cfg` with the fields of a tree of changes set."""
-    hints = typing.get_type_hints(type(cfg))
+    hints = _type_hints(type(cfg))
     new = {}
     for name, value in changes.items():
         old = getattr(cfg, name)
@@ -196,6 +197,11 @@ def _replace_fields(cfg: Any, changes: Mapping[str, Any], prefix: str) -> Any:
         else:
             new[name] = _parse_value(hints[name], value, prefix + name)
     return dataclasses.replace(cfg, **new)
+
+
+@functools.cache
+def _type_hints(kind: Any) -> Mapping[str, Any]:
+    return types.MappingProxyType(typing.get_type_hints(kind))
 
 
 def _parse_value(kind: Any, value: Any, name: str) -> Any:
@@ -220,10 +226,11 @@ def _parse_value(kind: Any, value: Any, name: str) -> Any:
 def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
     """`value`, an object of fields, as an instance of the dataclass `kind`."""
     require(name, repr(value)[:40], isinstance(value, Mapping), "must be an object of fields")
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     for key in value:
-        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
-        require(f"{name}.{key}", "…", key in hints, f"is no field: did you mean {near[0]}?")
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+            raise Mistake(f"{name}.{key}=…: is no field: did you mean {near[0]}?")
     missing = [
         f.name
         for f in dataclasses.fields(kind)

@@ -20,7 +20,7 @@ from melllm_jax.encoders.whisper import EncoderAlone
 from melllm_jax.models.speaking_lm import make_model
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.models.whisper import WhisperModel
-from melllm_jax.nn.layers import NonTrainable
+from melllm_jax.nn.layers import NonTrainable, shapes_alone
 
 # What brings a front end's output to the LLM's width: all of a linear one, the end of the others.
 PROJECTOR = frozenset(
@@ -84,7 +84,8 @@ def init_weights(
 def abstract_model(build: Callable[[nnx.Rngs], Net]) -> tuple[Skeleton[Net], Weights]:
     """The skeleton and the weights' shapes, dtypes and layouts: nothing is computed."""
     # The key is made while tracing: there may be no device to make one on.
-    return split_model(jax.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0)))))
+    with shapes_alone():
+        return split_model(jax.eval_shape(lambda: build(nnx.Rngs(jax.random.key(0)))))
 
 
 def abstract_from_spec(spec: ModelSpec) -> tuple[Skeleton[SpeechLM], Weights]:

@@ -4,7 +4,9 @@ A contraction's letters are its layout: `einsum("btd,dnh->btnh", x, w)` splits i
 `sharding.a("b t n h")` says, so a layout is said where a weight is made and nowhere else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import contextvars
 import math
 
 from flax import nnx
@@ -19,6 +21,22 @@ from melllm_jax.config.model import Lora, Model, Rope
 from melllm_jax.nn.blocked_weight import BlockedWeight
 
 Sizes = Mapping[str, int]
+
+
+_shapes_alone = contextvars.ContextVar("_shapes_alone", default=False)
+
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Random matrices made inside are zeros: for who needs their shapes, not what they draw.
+
+    Tracing the draws of a model takes several times as long as the rest of it.
+    """
+    token = _shapes_alone.set(True)
+    try:
+        yield
+    finally:
+        _shapes_alone.reset(token)
 
 
 class LoraParam(nnx.Param):
@@ -98,6 +116,8 @@ def weight(
     The standard deviation is scale / √fan-in. The fan-in is given by name: the default
     initialisers count the last two axes, which is wrong for a kernel like "d n h".
     """
+    if _shapes_alone.get():
+        return _filled(size, dims, 0.0, sharding.w(dims), kind, fan_in)
     shape, fans = ([size[letter] for letter in s.split()] for s in (dims, fan_in))
     init = nnx.initializers.normal(scale / math.sqrt(math.prod(fans)))
     value = init(rngs.params(), shape, jnp.float32, out_sharding=sharding.w(dims))
@@ -116,11 +136,16 @@ def head_bias(size: Sizes, dims: str) -> nnx.Param:
 
 
 def _filled(
-    size: Sizes, dims: str, number: float, layout: jax.P, kind: type[nnx.Param]
+    size: Sizes,
+    dims: str,
+    number: float,
+    layout: jax.P,
+    kind: type[nnx.Param],
+    fan_in: str = "",
 ) -> nnx.Param:
     shape = [size[letter] for letter in dims.split()]
     value = jnp.full(shape, number, jnp.float32, out_sharding=layout)
-    return kind(value, dims=dims, fan_in="")
+    return kind(value, dims=dims, fan_in=fan_in)
 
 
 class RMSNorm(nnx.Module):

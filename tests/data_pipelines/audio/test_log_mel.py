@@ -2,10 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import functools
+import importlib
+from unittest import mock
 import warnings
 
 import jax.numpy as jnp
-import librosa
+import numba
 import numpy as np
 import pytest
 
@@ -81,8 +84,17 @@ def whisper(wave, m, **options):
     return out["input_features"][0].T
 
 
+@functools.cache
+def melspectrogram():
+    """librosa's, which loads without compiling what no mel calls: 15 s where nothing is cached."""
+    uncompiled = lambda *_, **__: lambda function: function
+    names = ("guvectorize", "jit", "stencil", "vectorize")
+    with mock.patch.multiple(numba, **dict.fromkeys(names, uncompiled)):
+        return importlib.import_module("librosa.feature.spectral").melspectrogram
+
+
 def plain(wave, m):
-    power = librosa.feature.melspectrogram(
+    power = melspectrogram()(
         y=wave, sr=16_000, n_fft=512, win_length=400, hop_length=160, n_mels=m
     )
     return np.log(np.maximum(power, 1e-6)).T
@@ -96,7 +108,7 @@ def speecht5(wave):
 
 def vocos(wave):
     """As the package's MelSpectrogramFeatures asks torchaudio for it, by librosa."""
-    magnitudes = librosa.feature.melspectrogram(
+    magnitudes = melspectrogram()(
         y=wave,
         sr=24_000,
         n_fft=1024,
