@@ -34,11 +34,15 @@ if made_here:
 from grain import experimental  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from tyro import _docstrings  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A pure function that takes 2 ms for an index of twelve, as it draws from 65,536 until one fits.
 experimental.index_shuffle = functools.lru_cache(maxsize=None)(experimental.index_shuffle)
+# Tyro reads the source of each class of flags anew at every command, half of what flags take.
+tokenized = _docstrings._ClassTokenization
+tokenized.make = staticmethod(functools.lru_cache(maxsize=None)(tokenized.make))
 gc.set_threshold(50_000, 20, 100)  # tracing makes many objects that live: a sixth of its time
 # A shell that starts pytest in the background has SIGINT ignored, which no test may depend on.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,6 +7,7 @@ training.
 """
 
 import dataclasses
+import functools
 import json
 import random
 import re
@@ -118,6 +119,7 @@ def shards(folder):
     prepare(folder / "raw", folder / "shards", limits=Limits(), bad=1.0)
 
 
+@functools.cache
 def phi(kind):
     def make(folder):
         phi_files.make(folder, kind)
@@ -256,6 +258,20 @@ def _filled(words, folder, out):
     return words.split()
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A function: the valid folder that a maker wrote, once for all; each test leaves it as is."""
+
+    @functools.cache
+    def once(make):
+        folder = tmp_path_factory.mktemp("made") / "in"
+        folder.mkdir()
+        make(folder)
+        return folder
+
+    return once
+
+
 @pytest.fixture
 def stubbed(monkeypatch):
     """What trains reads what a run left and stops; nothing is asked of the network."""
@@ -295,28 +311,29 @@ def _check_end(status, said, out, what):
 )
 @pytest.mark.parametrize("name", KINDS)
 def test_fuzzed_files_end_in_a_line_and_leave_nothing_half_written(
-    name, long, tmp_path, stubbed, monkeypatch, capsys
+    name, long, made, tmp_path, stubbed, monkeypatch, capsys
 ):
-    kind, folder, out = KINDS[name], tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
+    kind, out = KINDS[name], tmp_path / "out"
     monkeypatch.chdir(tmp_path)
-    kind.make(folder)
-    there = everything(folder)
+    folder = made(kind.make)
+    there, places = everything(folder), set(folder.rglob("*"))
     cell = sorted(path.stem for path in (folder / "sweep/runs").glob("*"))[:1]
     file = folder / kind.file.replace("CELL", "".join(cell))
     words = _filled(kind.words, folder, out)
     seed = SEED if long else 0
     for number in range(min(kind.long, FILES_OF_A_KIND) if long else kind.short):
         draw = random.Random(f"{name} {seed} {number}")
-        file.write_bytes(kind.damage(draw, there[file]))
-        before = _without_claims(folder)
-        status, said = outcome(words, capsys)
-        what = f"seed {seed}, file {number}: melllm {' '.join(words)}: {status}, {said}"
-        _check_end(status, said, out, what)
-        if status:
-            assert _without_claims(folder) == before, what
-        _restore(folder, there)
-        shutil.rmtree(out, ignore_errors=True)
+        try:
+            file.write_bytes(kind.damage(draw, there[file]))
+            before = _without_claims(folder)
+            status, said = outcome(words, capsys)
+            what = f"seed {seed}, file {number}: melllm {' '.join(words)}: {status}, {said}"
+            _check_end(status, said, out, what)
+            if status:
+                assert _without_claims(folder) == before, what
+        finally:
+            _restore(folder, there, places)
+            shutil.rmtree(out, ignore_errors=True)
 
 
 def _without_claims(folder):
@@ -324,13 +341,10 @@ def _without_claims(folder):
     return {p: x for p, x in everything(folder).items() if p.parent.name != "claims"}
 
 
-def _restore(folder, there):
+def _restore(folder, there, places):
     """The folder as it was: what came is gone, what changed is back."""
-    for path, content in everything(folder).items():
-        if path not in there:
-            path.unlink()
-        elif content != there[path]:
-            path.write_bytes(there[path])
-    for path in there:
-        if not path.exists():
-            path.write_bytes(there[path])
+    for path in sorted(set(folder.rglob("*")) - places, reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    for path, content in there.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)

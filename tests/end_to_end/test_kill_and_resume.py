@@ -76,7 +76,6 @@ def test_training_killed_between_during_and_after_saves_has_the_same_losses(
         lambda: last(tmp_path) >= 2,  # before the first checkpoint
         lambda: saving(tmp_path, 8),
         lambda: 16 in steps_on_disk(tmp_path),
-        lambda: last(tmp_path) >= 26,
     ]
     for moment in moments:
         killed(train(data, tmp_path), moment)
@@ -135,10 +134,8 @@ def stopped_at(process, workdir):
 @pytest.mark.slow
 def test_training_killed_at_random_and_compiled_anew_has_the_same_losses(straight, data, tmp_path):
     seed = int(np.random.default_rng().integers(1 << 30))
-    steps = sorted(np.random.default_rng(seed).integers(1, STEPS - 4, 2).tolist())
-    for step in steps:
-        # A checkpoint may lie past the next step already; then that kill falls before it trains.
-        killed(train(data, tmp_path), lambda step=step: last(tmp_path) >= step, **ANEW)
+    step = int(np.random.default_rng(seed).integers(1, STEPS - 4))
+    killed(train(data, tmp_path), lambda: last(tmp_path) >= step, **ANEW)
     status, _, err = done(train(data, tmp_path), **ANEW)
     assert status == 0, err
     assert losses(tmp_path) == straight, f"seed {seed}"

@@ -39,11 +39,16 @@ def files(folder):
 
 
 @pytest.fixture
-def raw(tmp_path):
-    """Nine utterances in two splits, one of them twice."""
+def seven(tmp_path):
+    """Seven utterances of one split, one of them twice."""
     again = {"audio_filepath": "audio/1.flac", "text": "one", "duration": 0.0}
-    folder = write_corpus(tmp_path / "raw", 7, changes={6: again})
-    return write_corpus(folder, 2, split="test", first=50)
+    return write_corpus(tmp_path / "raw", 7, changes={6: again})
+
+
+@pytest.fixture
+def raw(seven):
+    """Nine utterances in two splits, one of them twice."""
+    return write_corpus(seven, 2, split="test", first=50)
 
 
 def test_prepare_by_two_workers_gives_the_files_of_one_process(raw, tmp_path, capsys):
@@ -54,11 +59,11 @@ def test_prepare_by_two_workers_gives_the_files_of_one_process(raw, tmp_path, ca
     assert files(tmp_path / "direct") == files(tmp_path / "inline")
 
 
-def test_a_share_of_rejects_that_is_too_large_is_one_line(raw, tmp_path, capsys):
-    with (raw / "train.jsonl").open("a") as file:
+def test_a_share_of_rejects_that_is_too_large_is_one_line(seven, tmp_path, capsys):
+    with (seven / "train.jsonl").open("a") as file:
         file.write("[]\n")
-    said = refused(["prepare", raw, "--out", tmp_path / "out"], capsys)
-    assert said.startswith("bad=0.01: 1 of 10 utterances (10.0%) are unusable: 1 malformed row.")
+    said = refused(["prepare", seven, "--out", tmp_path / "out"], capsys)
+    assert said.startswith("bad=0.01: 1 of 8 utterances (12.5%) are unusable: 1 malformed row.")
 
 
 def test_an_unknown_runner_is_refused(raw, tmp_path, capsys):
@@ -110,9 +115,9 @@ def hostile(raw, tmp_path, monkeypatch, number):
     monkeypatch.syspath_prepend(tmp_path / "site")  # the worker's process starts with it
 
 
-def test_a_file_that_crashes_its_decoder_costs_one_line(raw, tmp_path, monkeypatch):
-    hostile(raw, tmp_path, monkeypatch, signal.SIGSEGV)
-    prepare(raw, tmp_path / "out", runner="direct", bad=0.2)
+def test_a_file_that_crashes_its_decoder_costs_one_line(seven, tmp_path, monkeypatch):
+    hostile(seven, tmp_path, monkeypatch, signal.SIGSEGV)
+    prepare(seven, tmp_path / "out", runner="direct", bad=0.2)
     lines = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
     assert [(line["id"], line["reason"]) for line in lines] == [
         ("id2", "undecodable"),

@@ -8,6 +8,7 @@ from launch import cli
 from launch.runs.run_inputs import complete_run
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.overrides import override
+from tests.support.corpora import heard_once
 from tests.support.runs import (
     ask_to_stop_at,
     compiled_once,
@@ -21,6 +22,7 @@ from tests.support.runs import (
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+heard = pytest.fixture(scope="module", autouse=True)(heard_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
 HEAD = {"prenet": 8, "hidden": 8, "channels": 4, "convolutions": 2, "taps": 3}

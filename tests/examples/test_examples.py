@@ -10,10 +10,21 @@ import pytest
 import soundfile
 
 from launch import api
+from tests.support.corpora import heard_once
 from tests.support.paths import ROOT
-from tests.support.runs import SMALL, compiled_once, compiled_quickly, corpus, lines, one_device
+from tests.support.runs import (
+    SMALL,
+    compiled_once,
+    compiled_quickly,
+    corpus,
+    lines,
+    one_device,
+    traced_once,
+)
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
+heard = pytest.fixture(scope="module", autouse=True)(heard_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
 CHANGES = {name: int(value) if value.isdigit() else value for name, value in SMALL.items()}

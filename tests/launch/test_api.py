@@ -19,6 +19,7 @@ from tests.support.runs import (
     batches_of,
     compiled_once,
     compiled_quickly,
+    generated_once,
     losses,
     one_device,
     traced_once,
@@ -26,6 +27,7 @@ from tests.support.runs import (
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+held = pytest.fixture(scope="module", autouse=True)(generated_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
 traced = pytest.fixture(scope="module", autouse=True)(traced_once)

@@ -20,13 +20,12 @@ PLAIN = Rope(original=64, longest=64)
 SMALL = {"d": 32, "n": 4, "k": 2, "h": 8, "f": 48, "l": 2, "v": 64, "front": "none", "rope": PLAIN}
 KINDS = {
     "Llama, tied, Llama 3's scaling": Model(**SMALL | {"rope": LLAMA3}, family="llama"),
-    "Llama, linear scaling": Model(
-        **SMALL | {"rope": Rope(factor=2.5, original=64, longest=64)}, tied=False, family="llama"
+    "Mistral, window, own head width, linear scaling": Model(
+        **SMALL | {"h": 16, "rope": Rope(factor=2.5, original=64, longest=64)},
+        tied=False,
+        window=5,
+        family="mistral",
     ),
-    "Mistral, window, own head width": Model(
-        **SMALL | {"h": 16}, tied=False, window=5, family="mistral"
-    ),
-    "Qwen2": Model(**SMALL, qkv_bias=True, family="qwen2"),
     "Qwen2, window": Model(**SMALL, tied=False, window=7, qkv_bias=True, family="qwen2"),
     "Qwen3, own head width": Model(**SMALL | {"h": 16}, qk_norm=True, family="qwen3"),
 }

@@ -122,16 +122,15 @@ def chunked():
         return pair(dataclasses.replace(M, conformer=cfg))
 
 
-@pytest.mark.parametrize(("sizes_of", "frames"), [("deep", 83), ("chunked", 107)])
-def test_logits_from_mel_through_the_conformer_equal(request, sizes_of, frames):
-    """Float32 sums in another order through 24 blocks. 107 frames are no multiple of a chunk."""
-    theirs, skeleton, weights = request.getfixturevalue(sizes_of)
-    columns = segment(3, Clip(frames), 4)
+def test_logits_from_mel_through_the_conformer_equal(deep):
+    """Float32 sums in another order through 24 blocks."""
+    theirs, skeleton, weights = deep
+    columns = segment(3, Clip(83), 4)
     with torch.no_grad():
         expected = theirs(
             torch.tensor(columns["tokens"])[None],
             audio_input_features=mel_of(columns),
-            audio_embed_sizes=torch.tensor([-(-frames // 8)]),
+            audio_embed_sizes=torch.tensor([11]),
         ).logits
     with models.one_device():
         model = skeleton.model(weights)
@@ -140,9 +139,9 @@ def test_logits_from_mel_through_the_conformer_equal(request, sizes_of, frames):
 
 
 def test_two_clips_of_a_segment_equal_theirs_that_hears_each_alone(chunked):
-    """The second is shorter than a chunk."""
+    """The first is no multiple of a chunk, the second shorter than one."""
     theirs, skeleton, weights = chunked
-    columns = segment(2, Clip(61), Clip(11), 1)
+    columns = segment(2, Clip(107), Clip(11), 1)
     embed = theirs.model.embed_tokens_extend.audio_embed
     with torch.no_grad():
         parts = [embed.encoder(mel_of(columns, clip), None)[0] for clip in (1, 2)]
@@ -154,17 +153,28 @@ def test_two_clips_of_a_segment_equal_theirs_that_hears_each_alone(chunked):
     assert_equal(ours, expected, 1e-5)
 
 
+@pytest.fixture(scope="module")
+def encoded(chunked):
+    """A function: what the encoder makes of a batch."""
+    _, skeleton, weights = chunked
+    with models.one_device():
+        front = skeleton.model(weights).front
+        return models.jitted(lambda batch: front.encode(front.stem(batch), batch))
+
+
 @pytest.mark.parametrize("positions", [500, 1001])
-def test_a_clip_longer_than_a_window_is_folded_and_filled_up_with_zeros(chunked, positions):
+def test_a_clip_longer_than_a_window_is_folded_and_filled_up_with_zeros(
+    chunked, encoded, positions
+):
     """The zeros behind 1,001 positions are heard: the last is another without them."""
-    theirs, skeleton, weights = chunked
-    columns = segment(Clip(8 * positions - 3), 2)
+    theirs = chunked[0]
+    columns = segment(Clip(8 * positions - 3), 1003 - positions)
     with torch.no_grad():
         embed = theirs.model.embed_tokens_extend.audio_embed
         expected = embed.encoder(mel_of(columns), None)
     with models.one_device():
-        model = skeleton.model(weights)
-        ours = computed(lambda batch: model.front.encode(model.front.stem(batch), batch), columns)
+        batch = sharding.shard_batch(models.pack([[columns]], 1003, mel=MEL))
+        ours = np.asarray(encoded(batch))
     assert_equal(ours[:, :positions], expected, 1e-5)
 
 

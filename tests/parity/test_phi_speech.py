@@ -129,49 +129,54 @@ def example(*pieces):
     return columns
 
 
-def computed(function, columns):
-    """`function` of the batch of one segment, as NumPy's float32."""
+def computed(function, columns, t):
+    """`function`, compiled, of the batch of one segment in a row of `t`, as NumPy's float32."""
     with models.one_device():
-        batch = sharding.shard_batch(models.pack([[columns]], len(columns["tokens"]), mel=RUN.mel))
-        return np.asarray(models.jitted(function)(batch), np.float32)
+        batch = sharding.shard_batch(models.pack([[columns]], t, mel=RUN.mel))
+        return np.asarray(function(batch), np.float32)[:, : len(columns["tokens"])]
 
 
-def logits(model, columns):
-    """Ours, [1 t v]."""
-    return computed(lambda batch: model.logits(model(batch)), columns)
+@pytest.fixture(scope="module")
+def logits(speech):
+    """A function: ours of a segment of at most 20 positions, [1 t v]."""
+    _, skeleton, weights = speech
+    with models.one_device():
+        model = skeleton.model(weights)
+        run = models.jitted(lambda batch: model.logits(model(batch)))
+    return lambda columns: computed(run, columns, 20)
 
 
 @pytest.mark.parametrize("frames", [40, 49])
-def test_logits_from_sound_through_phi_4_multimodal_equal(speech, frames):
+def test_logits_from_sound_through_phi_4_multimodal_equal(speech, logits, frames):
     """Extractor, stem, projector, adapter, decoder. The extractors differ by 1e-4 of a frame."""
-    theirs, skeleton, weights = speech
+    theirs = speech[0]
     wave = noise(frames, seed=frames)
     columns, heard = example(3, wave, 4), features(wave)
     assert heard["audio_input_features"].shape[1] == frames == columns["frames"].sum()
     with torch.no_grad():
         expected = theirs(torch.tensor(columns["tokens"])[None], **heard).logits
-    assert_equal(logits(skeleton.model(weights), columns), expected, 1e-4)
+    assert_equal(logits(columns), expected, 1e-4)
 
 
 @pytest.mark.parametrize(("frames", "between"), [((43, 24), 4), ((24, 43), 0)])
-def test_logits_of_two_clips_equal_those_of_a_padded_batch(speech, frames, between):
+def test_logits_of_two_clips_equal_those_of_a_padded_batch(speech, logits, frames, between):
     """Fed as `Phi4MultimodalProcessor` does. The extractors differ by 1e-4 of a frame.
 
     The shorter clip is whole patches of 8 frames. In a partial one their stem reads the padding,
     and the samples after its last frame that their extractor leaves there: a clip of 20 frames
     then differs at its last position, by 0.4 of the largest value, from itself alone.
     """
-    theirs, skeleton, weights = speech
+    theirs = speech[0]
     waves = [noise(count, seed) for seed, count in enumerate(frames)]
     columns, heard = example(3, waves[0], between, waves[1], 2), features(*waves)
     with torch.no_grad():
         expected = theirs(torch.tensor(columns["tokens"])[None], **heard).logits
-    assert_equal(logits(skeleton.model(weights), columns), expected, 1e-4)
+    assert_equal(logits(columns), expected, 1e-4)
 
 
-def test_logits_of_two_clips_equal_those_of_clips_that_nothing_pads(speech):
+def test_logits_of_two_clips_equal_those_of_clips_that_nothing_pads(speech, logits):
     """Any lengths: theirs hears each clip on its own. The extractors differ by 1e-4 of a frame."""
-    theirs, skeleton, weights = speech
+    theirs = speech[0]
     waves = [noise(count, seed) for seed, count in enumerate((21, 43))]
     columns = example(3, waves[0], 4, waves[1], 2)
     tokens = torch.tensor(columns["tokens"])[None]
@@ -181,7 +186,7 @@ def test_logits_of_two_clips_equal_those_of_clips_that_nothing_pads(speech):
             own = torch.where(torch.tensor(columns["clips"] == number), tokens, 0)
             x = theirs.model.embed_tokens_extend(own, x, **features(wave))
         expected = theirs(inputs_embeds=x).logits
-    assert_equal(logits(skeleton.model(weights), columns), expected, 1e-4)
+    assert_equal(logits(columns), expected, 1e-4)
 
 
 BFLOAT16 = jnp.dtype("bfloat16")
@@ -201,7 +206,10 @@ def test_logits_from_sound_in_bfloat16_are_as_near_to_float32_as_theirs(speech):
         exact, rounded = (
             x(tokens, **heard).logits.float().numpy() for x in (theirs, in_bfloat16(theirs))
         )
-    ours = logits(skeleton.model(weights, BFLOAT16), columns)
+    with models.one_device():
+        model = skeleton.model(weights, BFLOAT16)
+        run = models.jitted(lambda batch: model.logits(model(batch)))
+    ours = computed(run, columns, len(tokens[0]))
     assert rms(ours - exact) <= 1.25 * rms(rounded - exact)
 
 
@@ -221,5 +229,7 @@ def test_front_end_in_bfloat16_is_as_near_to_float32_as_theirs(speech):
             for x in (theirs, in_bfloat16(theirs))
         )
     exact, rounded = exact.numpy(), rounded.float().numpy()
-    ours = computed(skeleton.model(weights, BFLOAT16).inputs, columns)
+    with models.one_device():
+        run = models.jitted(skeleton.model(weights, BFLOAT16).inputs)
+    ours = computed(run, columns, len(tokens[0]))
     assert rms(ours - exact) <= 1.25 * rms(rounded - exact)

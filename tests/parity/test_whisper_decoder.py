@@ -33,15 +33,15 @@ ENDS = {
     "begin_suppress_tokens": [198],
     "suppress_tokens": [57, 66, 69, *range(256, 262)],
 }
-SHAPES = {
-    "as tiny": {},
-    "128 bands, wide heads": {
-        "num_mel_bins": 128,
-        "d_model": 48,
-        "encoder_attention_heads": 3,
-        "decoder_attention_heads": 2,
-    },
-    "deep": {"encoder_layers": 5, "decoder_layers": 6, "encoder_ffn_dim": 64, "vocab_size": 267},
+SHAPE = {  # nothing is as often as another thing
+    "num_mel_bins": 128,
+    "d_model": 48,
+    "encoder_attention_heads": 3,
+    "decoder_attention_heads": 2,
+    "encoder_layers": 3,
+    "decoder_layers": 4,
+    "encoder_ffn_dim": 64,
+    "vocab_size": 267,
 }
 
 
@@ -95,11 +95,10 @@ def assert_states_equal(theirs, model, mels, tokens, most):
     assert_equal(logits, found.logits, most)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_all_hidden_states_equal(shape):
+def test_all_hidden_states_equal():
     """float32, sums in another order: 1e-5."""
     with models.one_device():
-        theirs, model = both(**SHAPES[shape])
+        theirs, model = both(**SHAPE)
         m, v = model.spec.mel.m, model.spec.decoder.v
         tokens = np.random.default_rng(1).integers(0, v, (2, 9)).astype(np.int32)
         assert_states_equal(theirs, model, noise(2, m), tokens, 1e-5)

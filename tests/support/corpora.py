@@ -1,11 +1,13 @@
 """Small corpora of noise on disk, and runs that read them."""
 
+import functools
 import json
 
 from etils import epath
 import numpy as np
 
 from data_pipelines.audio.file_io import to_flac
+from data_pipelines.examples import asr_example
 from melllm_jax.config.data import Data, Source
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Model
@@ -55,3 +57,27 @@ def run_over(*folders, weights=None, seed=0, **data):
         mel=MEL,
         seed=seed,
     )
+
+
+def heard_once():
+    """A fixture: a file's tests decode each sound and make its mel once, most of a small example.
+
+    For tests of what becomes of examples. Samples, which all then share, cannot be written on.
+    """
+    load_sound, make_mel, made = asr_example.load_utterance_sound, asr_example.sound_to_mel, {}
+
+    @functools.cache
+    def load_once(utterance):
+        sound = load_sound(utterance)
+        sound.wave.flags.writeable = False
+        return sound
+
+    def make_once(sound, cfg, name):
+        key = sound.wave.tobytes(), sound.rate, cfg, name
+        if key not in made:
+            made[key] = make_mel(sound, cfg, name)
+        return made[key].copy()
+
+    asr_example.load_utterance_sound, asr_example.sound_to_mel = load_once, make_once
+    yield
+    asr_example.load_utterance_sound, asr_example.sound_to_mel = load_sound, make_mel

@@ -4,14 +4,19 @@ A checkpoint is a config.json as a tree and its tensors by name; PEFT's lie apar
 """
 
 import contextlib
+import functools
 import io
 import json
 import struct
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from launch import cli
+from melllm_jax.config.model import ModelSpec
+from melllm_jax.convert import from_hf, to_hf
+from melllm_jax.models import parameters
 
 D, N, K, H, F, L, V, C, R, ALPHA = 32, 4, 2, 8, 48, 2, 64, 8, 4, 6
 NUMBERS = {
@@ -231,6 +236,27 @@ def load(path):
             kind = np.dtype(kinds[entry["dtype"]])
             named[name] = np.frombuffer(body[start:stop], kind).reshape(entry["shape"])
     return named
+
+
+def shaped_once():
+    """A fixture: the shapes of one model's weights are traced once here, a third of a conversion.
+
+    For tests that convert, and change nothing of how a model is made.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (from_hf, to_hf):
+            patch.setattr(module, "abstract_from_spec", _abstract_from_spec)
+        yield
+
+
+def _abstract_from_spec(spec):
+    skeleton, shapes = _abstract(spec.model, spec.mel, spec.lora)
+    return skeleton, dict(shapes)
+
+
+@functools.cache
+def _abstract(model, mel, lora):
+    return parameters.abstract_from_spec(ModelSpec(model, mel, lora=lora))
 
 
 def told(*words):

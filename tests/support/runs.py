@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -25,6 +26,7 @@ from melllm_jax import sharding
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.overrides import override
+from melllm_jax.inference import compiled
 from melllm_jax.models.parameters import init_model
 from melllm_jax.objectives.run_objective import any_objective_of
 from melllm_jax.telemetry.progress import SILENT, SilentProgress
@@ -134,6 +136,17 @@ def traced_once():
         patch.setattr(train_step.Update, "__hash__", digest)
         same = lambda one, other: isinstance(other, train_step.Update) and key(one) == key(other)
         patch.setattr(train_step.Update, "__eq__", same)
+        yield
+
+
+def generated_once():
+    """A fixture: what generation runs is traced and lowered once here for models of one shape.
+
+    Each command loads a model and compiles for it: JAX then finds the function that it knows.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        once = types.SimpleNamespace(partial=functools.cache(functools.partial))
+        patch.setattr(compiled, "functools", once)
         yield
 
 

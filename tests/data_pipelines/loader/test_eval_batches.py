@@ -15,6 +15,7 @@ from melllm_jax.config.run import Mesh
 from melllm_jax.evaluation.held_out_loss import measure_loss
 from melllm_jax.objectives.next_token import NextToken
 from melllm_jax.training.train_step import Update
+from tests.support import models
 from tests.support.corpora import run_over, spelled, write_corpus
 from tests.support.runs import compiled_quickly
 
@@ -63,20 +64,20 @@ def test_augmentation_changes_nothing_of_what_is_held_out(folder):
 
 
 def test_loss_is_that_of_each_utterance_by_itself_whatever_the_rows(folder):
-    """Batches of 1 to 8 rows of 96 and 128 positions, on one device and on eight."""
+    """Batches of 1 row and of 8, of 96 and 128 positions, on one device and on two."""
     found = []
-    for b, t, devices in ((1, 96, 1), (3, 128, 1), (8, 128, 8)):
+    for b, t, devices in ((1, 96, 1), (8, 128, 2)):
         every = held(folder, b=b, t=t)
         mesh = sharding.make_mesh(Mesh(), jax.devices()[:devices])
         with jax.set_mesh(mesh):
             update = Update(NextToken(every.run))
-            state = update.init_state()
+            state = update.state_from(models.drawn(update.objective.build)[1])
         # t = 128 has room for one more utterance than t = 96.
         every.corpus, every.limit = open_corpus(str(folder), "test"), 5
         found.append(measure_loss(update, state, every, mesh))
     targets = sum(len(spelled(number)) + 1 for number in (0, 1, 2, 4))
-    assert [one.targets for one in found] == [targets] * 3
+    assert [one.targets for one in found] == [targets] * 2
     np.testing.assert_allclose([one.loss for one in found], found[0].loss, rtol=1e-5)
     shares = [one.metrics["accuracy"] for one in found]
-    assert shares == pytest.approx(shares[:1] * 3)
+    assert shares == pytest.approx(shares[:1] * 2)
     assert found[0].loss > 1

@@ -18,8 +18,9 @@ from data_pipelines.loader.reject_counts import stream_counts
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.errors import Fault, Mistake
-from tests.support.corpora import run_over, write_corpus
+from tests.support.corpora import heard_once, run_over, write_corpus
 
+once = pytest.fixture(scope="module", autouse=True)(heard_once)
 BYTES = load_tokenizer("bytes")
 HOSTS = {1: [[0, 1, 2, 3]], 2: [[0, 1], [2, 3]], 4: [[0], [1], [2], [3]]}
 

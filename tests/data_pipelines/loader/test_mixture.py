@@ -15,8 +15,9 @@ from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.config.data import Augment
 from melllm_jax.errors import Fault, Mistake
-from tests.support.corpora import run_over, spelled, write_corpus
+from tests.support.corpora import heard_once, run_over, spelled, write_corpus
 
+once = pytest.fixture(scope="module", autouse=True)(heard_once)
 BYTES = load_tokenizer("bytes")
 A, B, C = range(40), range(100, 120), range(200, 230)
 # Rows of about three examples, packs of two rows: lanes are soon apart.

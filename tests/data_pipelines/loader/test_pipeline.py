@@ -17,9 +17,10 @@ from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.batch import Batch
 from melllm_jax.config.data import Augment
 from melllm_jax.errors import Mistake
-from tests.support.corpora import MEL, run_over, spelled, write_corpus
+from tests.support.corpora import MEL, heard_once, run_over, spelled, write_corpus
 from tests.support.paths import ROOT
 
+once = pytest.fixture(scope="module", autouse=True)(heard_once)
 BYTES = load_tokenizer("bytes")
 GONE = {"audio_filepath": "none.flac"}
 # One lane, one bin: rows hold the examples in the order of the stream.
@@ -55,8 +56,13 @@ def texts(run, count, lanes=None):
     return [text for text, _ in stream(run, count, lanes)]
 
 
-def test_batch_has_the_shapes_and_types_of_the_contract(forty):
-    batch = next(iter(train_batches(run_over(forty), BYTES)))
+@pytest.fixture(scope="module")
+def batch(forty):
+    """The first of a run."""
+    return next(iter(train_batches(run_over(forty), BYTES)))
+
+
+def test_batch_has_the_shapes_and_types_of_the_contract(batch):
     shapes = {name: (array.shape, array.dtype.name) for name, array in batch._asdict().items()}
     plain = ((4, 96), "int32")
     assert shapes == dict.fromkeys(Batch._fields, plain) | {
@@ -70,8 +76,7 @@ def test_batch_of_half_the_lanes_has_half_the_rows(forty):
     assert batch.tokens.shape == (2, 96)
 
 
-def test_batch_numbers_its_segments_and_places_from_left_to_right(forty):
-    batch = next(iter(train_batches(run_over(forty), BYTES)))
+def test_batch_numbers_its_segments_and_places_from_left_to_right(batch):
     for segments, positions in zip(batch.segments, batch.positions, strict=True):
         used = np.count_nonzero(segments)
         starts = np.flatnonzero(positions[:used] == 0)
@@ -82,8 +87,7 @@ def test_batch_numbers_its_segments_and_places_from_left_to_right(forty):
         assert not segments[used:].any()
 
 
-def test_batch_is_zero_where_it_is_padding(forty):
-    batch = next(iter(train_batches(run_over(forty), BYTES)))
+def test_batch_is_zero_where_it_is_padding(batch):
     padding = batch.segments == 0
     assert padding.any()
     assert not any(array[padding].astype(bool).any() for array in batch)
@@ -190,17 +194,17 @@ def test_chain_stopped_at_a_random_step_goes_on_as_if_not(forty):
         assert stream_counts(resumed) == stream_counts(straight)
 
 
-def test_chain_over_prepared_flac_equals_the_one_over_its_manifest(forty, tmp_path):
+def test_chain_over_prepared_flac_equals_the_one_over_its_manifest(forty, batch, tmp_path):
     prepare(forty, tmp_path / "out", per_shard=16)
-    batches = [next(iter(train_batches(run_over(f), BYTES))) for f in (forty, tmp_path / "out")]
-    assert all(np.array_equal(*arrays) for arrays in zip(*batches, strict=True))
+    flac = next(iter(train_batches(run_over(tmp_path / "out"), BYTES)))
+    assert all(np.array_equal(*arrays) for arrays in zip(batch, flac, strict=True))
 
 
-def test_chain_over_ready_mel_differs_by_its_rounding_alone(forty, tmp_path):
+def test_chain_over_ready_mel_differs_by_its_rounding_alone(forty, batch, tmp_path):
     prepare(forty, tmp_path / "out", mel=dataclasses.replace(MEL, r=1))
-    raw, ready = (next(iter(train_batches(run_over(f), BYTES))) for f in (forty, tmp_path / "out"))
-    assert np.array_equal(raw.patches, ready.patches)  # both rounded once, to bfloat16
-    assert np.array_equal(raw.tokens, ready.tokens)
+    ready = next(iter(train_batches(run_over(tmp_path / "out"), BYTES)))
+    assert np.array_equal(batch.patches, ready.patches)  # both rounded once, to bfloat16
+    assert np.array_equal(batch.tokens, ready.tokens)
 
 
 def test_chain_over_mel_made_otherwise_is_refused(forty, tmp_path):
@@ -223,7 +227,7 @@ def test_chain_with_a_negative_seed_is_refused(forty):
 
 def test_chain_over_changed_data_is_refused(tmp_path):
     folder = write_corpus(tmp_path, 3)
-    run = run_over(folder)
+    run = run_over(folder, b=1, ahead=0)
     (source,) = run.data.sources
     source = dataclasses.replace(source, digest=split_digest(folder, "train"))
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=(source,)))
@@ -250,7 +254,7 @@ def test_eval_examples_come_once_in_order_and_bad_ones_as_rejects(tmp_path):
 
 def test_process_that_leaves_an_iterator_open_ends_in_silence(forty):
     script = f"""
-from tests.support.corpora import MEL, run_over
+from tests.support.corpora import run_over
 from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer
 iterator = iter(pipeline.train_batches(run_over({str(forty)!r}), load_tokenizer("bytes")))

@@ -14,8 +14,9 @@ from data_pipelines.loader.reject_counts import (
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.config.data import Data
 from melllm_jax.errors import Mistake
-from tests.support.corpora import run_over, write_corpus
+from tests.support.corpora import heard_once, run_over, write_corpus
 
+once = pytest.fixture(scope="module", autouse=True)(heard_once)
 BYTES = load_tokenizer("bytes")
 GONE = {"audio_filepath": "none.flac"}
 
@@ -51,9 +52,9 @@ def test_progress_of_two_corpora_counts_each(tmp_path):
     changes = {n: GONE for n in range(100, 102)}
     a = write_corpus(tmp_path / "a", 10, seconds=0.1)
     b = write_corpus(tmp_path / "b", 4, seconds=0.1, first=100, changes=changes)
-    iterator = started(a, b, max_reject_share=0.5, bins=2)
+    iterator = started(a, b, max_reject_share=0.5, bins=2, ahead=0)
     used = [0, 0]
-    for _ in range(6):
+    for _ in range(3):
         batch = next(iterator)
         firsts = batch.sources[(batch.positions == 0) & (batch.segments > 0)]
         used = [used[i] + int((firsts == i).sum()) for i in (0, 1)]

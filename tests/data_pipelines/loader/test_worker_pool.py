@@ -18,10 +18,11 @@ from data_pipelines.loader.reject_counts import stream_counts
 from data_pipelines.prepare.prepare_corpus import prepare
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from melllm_jax.errors import Fault, Mistake
-from tests.support.corpora import run_over, write_corpus
+from tests.support.corpora import heard_once, run_over, write_corpus
 from tests.support.paths import ROOT
 from tests.support.patience import HANG
 
+once = pytest.fixture(scope="module", autouse=True)(heard_once)
 BYTES = load_tokenizer("bytes")
 GONE = {"audio_filepath": "none.flac"}
 
@@ -92,34 +93,38 @@ def ended(pids):
 
 
 def test_batches_places_and_the_end_are_the_same_for_any_number_of_processes(forty, begun):
-    here, two = (begun(forty, workers=count, epochs=4) for count in (0, 2))
+    """A place of one is gone on from by the other, and closing leaves no process and no memory."""
+    before = opened()
+    here, two = (begun(forty, workers=count, mine=[1, 2, 3], epochs=4) for count in (0, 2))
     assert place(here) == place(two)
-    for _ in range(6):
-        assert same(next(here), next(two))
+    for _ in range(3):
+        kept = next(two)
+        assert same(next(here), kept)
         assert place(here) == place(two)
         assert stream_counts(here) == stream_counts(two)
-    assert len(processes()) == 2  # only now is it sure that both have their names
-    assert stream_counts(two)["bad"]["missing"] > 1
+    mine = processes()  # only now is it sure that both have their names
+    assert len(mine) == 2
+    reached = place(two)
+    for _ in range(2):
+        assert same(next(here), next(two))
+    two.set_state(reached)  # while batches are being made ahead
+    here.set_state(reached)
+    for _ in range(2):
+        assert same(next(here), next(two))
     counts = [len(list(itertools.islice(stream, 99))) for stream in (here, two)]
     assert counts[0] == counts[1] > 1
     assert place(here) == place(two)
+    assert stream_counts(here) == stream_counts(two)
+    assert stream_counts(two)["bad"]["missing"] > 1
     with pytest.raises(StopIteration):
         next(two)
 
-
-def test_place_is_gone_on_from_by_another_number_of_processes(forty, begun):
-    two, here = begun(forty, workers=2, mine=[1, 2, 3]), begun(forty, mine=[1, 2, 3])
-    for _ in range(3):
-        next(two)
-    before = place(two)
-    here.set_state(before)
-    for _ in range(3):
-        assert same(next(here), next(two))
-    two.set_state(before)  # while batches are being made ahead
-    here.set_state(before)
-    for _ in range(3):
-        assert same(next(here), next(two))
-    assert place(here) == place(two)
+    two.close()
+    assert not any(map(is_worker, mine))
+    assert kept.tokens.any()
+    del kept
+    gc.collect()
+    assert opened() == before
 
 
 @pytest.mark.slow
@@ -226,18 +231,7 @@ def test_tokenizer_that_is_not_the_runs_is_a_mistake(forty):
     stream.close()
 
 
-def test_closing_or_letting_go_leaves_no_process_and_no_memory(forty, begun):
-    before = opened()
-    stream = begun(forty, workers=2, ahead=0)
-    kept = next(stream)
-    mine = processes()
-    stream.close()
-    assert len(mine) == 2
-    assert not any(map(is_worker, mine))
-    assert kept.tokens.any()
-    del kept
-    gc.collect()
-    assert opened() == before
+def test_a_stream_that_is_let_go_leaves_no_process(forty):
     dropped = iter(train_batches(run_over(forty, workers=1, max_reject_share=0.5), BYTES))
     next(dropped)
     (pid,) = processes()
@@ -249,6 +243,8 @@ def test_closing_or_letting_go_leaves_no_process_and_no_memory(forty, begun):
 def test_processes_end_with_the_one_that_started_them(forty):
     """Though they are not at work: nothing is asked of them that they could not answer."""
     script = f"""
+import sys
+sys.modules["jax"] = None  # the longest part of its start
 from tests.support.corpora import run_over
 from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import math
 import os
@@ -9,14 +11,23 @@ import pytest
 from data_pipelines.loader import pipeline
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
-from launch.bench import matmul, random_batch, timing
+from launch.bench import data_loading, decoding, matmul, random_batch, timing
 from melllm_jax import flops
 from melllm_jax.config.overrides import override
-from melllm_jax.presets import small
-from tests.support.runs import TINY, compiled_once, corpus, one_device, refused, tiny
+from melllm_jax.presets import catalog, small
+from tests.support import models
+from tests.support.runs import (
+    TINY,
+    compiled_once,
+    corpus,
+    one_device,
+    refused,
+    tiny,
+)
 
 alone = pytest.fixture(one_device)
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+LIGHT = ("--model.scan", False, "--model.remat", "none")  # a program that is traced faster
 LARGE = ["--model.v", str(2 * 10**9)]
 
 
@@ -28,16 +39,26 @@ def bench(capsys, what, *words):
     return json.loads(out)
 
 
-def digits(*words):
-    """The run that these words make of the preset."""
+def digits():
+    """The run that TINY makes of the preset."""
     changes = {"model.d": 16, "model.n": 2, "model.k": 1, "model.h": 8, "model.f": 16, "model.l": 1}
     more = {"data.t": 64, "data.b": 8, "mel.kind": "plain", "mel.m": 8}
     more |= {"optim.warmup": 1, "optim.kind": "adamw"}
     return override(small.digits(), changes | more)
 
 
-def test_bench_train_counts_what_the_update_does(capsys):
-    found = bench(capsys, "train", "--updates", 3)
+@pytest.fixture(scope="module")
+def product():
+    return matmul.compile_matmul("float32")
+
+
+def test_bench_train_counts_what_the_update_does(capsys, monkeypatch, product):
+    devices = jax.devices()[:2]  # on which an update costs a third of what it does on eight
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    asked = []
+    monkeypatch.setattr(matmul, "compile_matmul", lambda kind: (asked.append(kind), product)[1])
+    found = bench(capsys, "train", "--updates", 3, *LIGHT)
+    assert asked == ["float32"]
     run = digits()
     assert found["flops"] == flops.update_flops(run)
     assert found["tflops"] == pytest.approx(flops.update_flops(run) / found["seconds"] / 1e12)
@@ -48,11 +69,11 @@ def test_bench_train_counts_what_the_update_does(capsys):
     product = found["gemm"]
     assert (product["size"], product["dtype"]) == (2048, "float32")
     assert 0 < found["gemm_share"] < 1
-    assert (found["chip"], found["devices"], found["mfu"]) == ("cpu", 8, None)
+    assert (found["chip"], found["devices"], found["mfu"]) == ("cpu", 2, None)
     assert found["parameters"] == found["trained"] == flops.count_parameters(run).total
     assert abs(found["loss"] - math.log(run.model.v)) < 1  # random targets, five updates
     sizes = found["compiled_bytes"]
-    state = 3 * 4 * found["parameters"] / 8
+    state = 3 * 4 * found["parameters"] / 2
     assert sizes["arguments"] > 0.5 * state
     assert sizes["peak"] >= sizes["temporary"] > 0
 
@@ -61,7 +82,7 @@ def test_bench_train_counts_what_the_update_does(capsys):
 def test_bench_train_of_lora_needs_no_weights_to_start_from(capsys, monkeypatch):
     nothing = lambda kind: matmul.Matmul(1, kind, 1, lambda: None)
     monkeypatch.setattr(matmul, "compile_matmul", nothing)
-    found = bench(capsys, "train", "--updates", 1, "--optim.train", "lora", "--lora.r", 2)
+    found = bench(capsys, "train", "--updates", 1, *LIGHT, "--optim.train", "lora", "--lora.r", 2)
     assert found["trained"] < found["parameters"]
 
 
@@ -102,17 +123,29 @@ def test_bench_checkpoint_on_a_folder_that_is_none_is_a_fault(capsys, tmp_path):
     assert said == f"folder={tmp_path / 'none'}: cannot be written: No such file or directory"
 
 
-def test_bench_data_times_stages_and_numbers_of_processes_and_what_they_feed(
-    capsys, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    folder = corpus(tmp_path / "data")  # 0.3 s a clip
-    found = bench(capsys, "data", "--data", folder, "--seconds", 0.2, "--mfu", 0.4)
-    assert found["data"] == [str(folder)]
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory):
+    """The corpus, the figures and the text of `melllm data bench` with one process and two."""
+    folder = corpus(tmp_path_factory.mktemp("timed") / "data")  # 0.3 s a clip
+    words = [str(folder), "--preset", "mel_llm_asr_full_v5p_128", "--seconds", "0.2"]
+    words += ["--mfu", "0.4", "--data.t", "128", "--data.bins", "1"]
+    found, measure = [], data_loading.measure
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as told:
+        patch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+        keep = lambda arguments: (found.append(measure(arguments)), found[0])[1]
+        patch.setattr(data_loading, "measure", keep)
+        assert cli.main(["data", "bench", *words]) == 0
+    return folder, found[0], told.getvalue()
+
+
+def test_data_bench_times_stages_and_numbers_of_processes_and_what_they_feed(timed):
+    folder, found, _ = timed
+    assert (found["preset"], found["rows"]) == ("mel_llm_asr_full_v5p_128", 8)  # few of its rows
+    assert (found["data"], found["positions"]) == ([str(folder)], 128)
     assert found["seconds"] >= 0.2
     assert found["batches"] == pytest.approx(found["batches_per_second"] * found["seconds"])
     a_batch = found["audio_seconds_per_second"] / found["batches_per_second"]
-    assert 8 * 0.3 < a_batch < 8 * 64 * 0.08
+    assert 8 * 0.3 < a_batch < 8 * 128 * 0.08
     assert found["audio_seconds_per_core_second"] * found["cores"] == pytest.approx(
         found["audio_seconds_per_second"]
     )
@@ -128,35 +161,33 @@ def test_bench_data_times_stages_and_numbers_of_processes_and_what_they_feed(
     assert here == {name: found[name] for name in here if name != "workers"} | {"workers": 0}
     assert all(one["cores"] > 0.02 for one in found["workers"])  # those of the processes count
     feeds, best = found["feeds"], max(one["batches_per_second"] for one in found["workers"])
-    run = digits()
-    a_position = flops.update_flops(run) / (8 * 64)
-    assert feeds["chips"] == pytest.approx(best * 8 * 64 * a_position / (0.4 * 459e12))
+    run = override(catalog.preset(found["preset"]), {"data.t": 128})
+    a_position = flops.update_flops(run) / (run.data.b * 128)
+    assert feeds["chips"] == pytest.approx(best * 8 * 128 * a_position / (0.4 * 459e12))
     assert 0 < feeds["audio_seconds_per_position"] < 0.08
     alone = stages["decode"]["audio_seconds_per_second"]
     share = found["audio_seconds_per_core_second"] / alone
     assert found["share_of_decoding"] == pytest.approx(share)
 
 
-def test_data_bench_takes_folders_and_a_preset_and_reads_few_rows_of_it(
-    capsys, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    folder = corpus(tmp_path / "data")
-    words = [str(folder), "--preset", "mel_llm_asr_full_v5p_128", "--seconds", "0.1", "--json"]
-    assert cli.main(["data", "bench", *words, "--data.t", "128", "--data.bins", "1"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["preset"], found["rows"]) == ("mel_llm_asr_full_v5p_128", 8)
-    assert found["data"] == [str(folder)]
+def test_data_bench_says_the_same_to_people(timed):
+    _, found, told = timed
+    assert told.startswith(f"{found['preset']}: {found['batches']} batches of 8 × 128 positions")
+    assert "\n1 process " in told and "\n2 processes " in told and "\ndecode " in told
+    assert f"× TPU v5p that train {found['preset']} at an assumed MFU of 40%" in told
 
 
-def test_data_bench_says_the_same_to_people_and_takes_a_preset_first(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    folder = corpus(tmp_path / "data")
-    words = ["data", "bench", "digits", *TINY, "--data", str(folder), "--seconds", "0.1"]
-    assert cli.main(words) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("digits: ") and "\n1 process " in told and "\ndecode " in told
-    assert "× TPU v5p that train digits at an assumed MFU of 50%" in told
+def test_data_bench_takes_a_preset_first(capsys, tmp_path):
+    words = ["data", "bench", "digits", *TINY, "--data", tmp_path / "no"]
+    assert refused(words, capsys) == f"data={tmp_path / 'no'}: is no folder"
+
+
+def test_data_bench_prints_its_figures_as_json_and_nothing_else(capsys, monkeypatch, timed):
+    folder, found, _ = timed
+    monkeypatch.setattr(data_loading, "measure", lambda arguments: found)
+    for command in (["bench", "data"], ["data", "bench"]):
+        assert cli.main([*command, "digits", "--data", str(folder), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == found
 
 
 def test_data_bench_of_what_does_not_fit_is_refused(capsys, tmp_path):
@@ -171,7 +202,9 @@ def test_bench_data_without_a_corpus_asks_for_one(capsys):
     assert said == "data: give at least one corpus with --data DIR"
 
 
-def test_bench_decode_is_told_for_each_batch_size(capsys):
+@pytest.mark.usefixtures("alone")
+def test_bench_decode_is_told_for_each_batch_size(capsys, monkeypatch):
+    monkeypatch.setattr(decoding, "init_model", models.drawn)  # which compiles nothing
     found = bench(capsys, "decode", "--batch", 1, 3, "--seconds", 1, "--tokens", 5, "--rounds", 2)
     assert [one["batch"] for one in found["batches"]] == [1, 3]
     for one in found["batches"]:
@@ -235,8 +268,7 @@ def test_turns_are_taken_one_after_another_and_the_first_do_not_count():
     assert timing.medians({"a": [3.0, 1.0, 2.0]}) == {"a": 2.0}
 
 
-def test_gemm_multiplies_numbers_that_are_no_zeros():
-    product = matmul.compile_matmul("float32")
+def test_gemm_multiplies_numbers_that_are_no_zeros(product):
     product_of_both = product.run()
     result = np.asarray(product_of_both)
     assert result.shape == (product.size, product.size)

@@ -26,6 +26,7 @@ from tests.support.runs import (
     compiled_quickly,
     done,
     everything,
+    generated_once,
     one_device,
     reached,
     refused,
@@ -35,6 +36,7 @@ from tests.support.runs import (
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+held = pytest.fixture(scope="module", autouse=True)(generated_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
 QUESTION = {"instruction": "What is said?", "answer": "two", "metric": "contains", "task": "qa"}

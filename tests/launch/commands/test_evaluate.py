@@ -21,6 +21,7 @@ from tests.support.runs import (
     corpus,
     done,
     everything,
+    generated_once,
     one_device,
     refused,
     saved,
@@ -30,6 +31,7 @@ from tests.support.runs import (
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+held = pytest.fixture(scope="module", autouse=True)(generated_once)
 alone = pytest.fixture(one_device)
 GONE = {"audio_filepath": "audio/none.flac"}
 

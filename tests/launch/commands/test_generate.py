@@ -16,12 +16,14 @@ from tests.support.families import FAMILIES, write_checkpoint
 from tests.support.runs import (
     compiled_once,
     compiled_quickly,
+    generated_once,
     one_device,
     refused,
     two_updates,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+held = pytest.fixture(scope="module", autouse=True)(generated_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
 PROMPTS = ["Who was é?", "One two three"]

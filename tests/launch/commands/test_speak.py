@@ -17,6 +17,7 @@ from tests.support.runs import (
     compiled_once,
     compiled_quickly,
     corpus,
+    generated_once,
     one_device,
     refused,
     saved,
@@ -25,6 +26,7 @@ from tests.support.runs import (
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+held = pytest.fixture(scope="module", autouse=True)(generated_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
 HEAD = {"prenet": 8, "hidden": 8, "channels": 4, "convolutions": 2, "taps": 3}

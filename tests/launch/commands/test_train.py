@@ -38,6 +38,10 @@ traced = pytest.fixture(scope="module", autouse=True)(traced_once)
 alone = pytest.fixture(one_device)
 
 
+# For trainings on one device: fewer rows, and a program that is traced faster.
+LIGHT = ("--data.b", "2", "--model.scan", "False", "--model.remat", "none")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return corpus(tmp_path_factory.mktemp("data"))
@@ -48,7 +52,7 @@ def whole(data, tmp_path_factory):
     """The folder of a run of six updates that nothing stopped; tests copy it."""
     workdir = tmp_path_factory.mktemp("whole")
     with contextlib.contextmanager(one_device)():
-        assert cli.main(arguments(data, workdir)) == 0
+        assert cli.main(arguments(data, workdir, *LIGHT)) == 0
     return workdir
 
 
@@ -119,7 +123,7 @@ def test_train_on_a_manifest_line_that_is_no_json_counts_it_and_names_the_line(t
     folder = corpus(tmp_path / "data", 3)
     with (folder / "train.jsonl").open("a") as file:
         file.write('{"audio_filepath": \n')
-    said = refused(arguments(folder, tmp_path / "run"), capsys)
+    said = refused(arguments(folder, tmp_path / "run", *LIGHT), capsys)
     assert said.startswith("data.max_reject_share=0.01: ")
     assert "malformed row" in said
     assert f"First: {folder / 'train.jsonl'}:4 (malformed row)" in said
@@ -187,7 +191,7 @@ def test_train_that_lost_its_folder_writes_nothing_more(data, tmp_path, capsys, 
     is_newest = FolderClaim._is_newest
     monkeypatch.setattr(FolderClaim, "_is_newest", lose)
     monkeypatch.setattr(folder_claim, "end_process", lambda line: None)
-    said = refused(arguments(data, tmp_path, every=100), capsys, status=1)
+    said = refused(arguments(data, tmp_path, *LIGHT, every=100), capsys, status=1)
     assert said.startswith(f"workdir={tmp_path}: taken over by a process that just began, ")
     assert everything(tmp_path) == found[0]
 
@@ -213,7 +217,7 @@ def test_run_among_noises_knows_them_by_their_content(data, tmp_path):
 
 @pytest.mark.usefixtures("alone")
 def test_train_that_is_no_longer_finite_ends_in_one_line_and_status_1(data, tmp_path, capsys):
-    flags = ["--optim.lr", "1e30", "--optim.warmup", "0"]
+    flags = [*LIGHT, "--optim.lr", "1e30", "--optim.warmup", "0"]
     said = refused(arguments(data, tmp_path, *flags), capsys, status=1)
     assert said.startswith("update 2: loss=")
     assert " is not finite; the batch and the state before it are in " in said
@@ -233,7 +237,7 @@ def test_train_is_stopped_by_a_full_disk_and_goes_on_when_there_is_space(
     with small_disk(tmp_path / "disk", 2048) as disk:
         workdir, filler = disk / "run", disk / "filler"
         # No metrics between checkpoints: they would come to a disk that one of these is filling.
-        words = arguments(data, workdir, "--metrics.every", 100)
+        words = arguments(data, workdir, *LIGHT, "--metrics.every", 100)
         filler.write_bytes(bytes(1_980_000))  # what is left takes no checkpoint
         said = refused(words, capsys, status=1)
         assert "checkpoint" in said
@@ -249,7 +253,7 @@ def test_train_is_stopped_by_a_full_disk_and_goes_on_when_there_is_space(
 def test_train_with_all_checkpoints_damaged_ends_in_one_line_and_status_1(
     data, whole, tmp_path, capsys
 ):
-    words = arguments(data, tmp_path)
+    words = arguments(data, tmp_path, *LIGHT)
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     for step in steps_on_disk(tmp_path):
         os.truncate(tmp_path / f"checkpoints/{step}/sums.json", 5)
@@ -263,7 +267,7 @@ def test_train_with_all_checkpoints_damaged_ends_in_one_line_and_status_1(
 def test_train_with_its_newest_checkpoint_damaged_says_so_and_trains_on(
     data, whole, tmp_path, capsys
 ):
-    words = arguments(data, tmp_path)
+    words = arguments(data, tmp_path, *LIGHT)
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     before = lines(tmp_path)
     os.truncate(tmp_path / "checkpoints/6/sums.json", 5)

@@ -12,10 +12,17 @@ from launch import api, cli
 from tests.support import phi_files, whisper_files
 from tests.support.corpora import write_corpus
 from tests.support.families import FAMILIES, write_checkpoint
-from tests.support.runs import compiled_once, compiled_quickly, one_device, refused
+from tests.support.runs import (
+    compiled_once,
+    compiled_quickly,
+    generated_once,
+    one_device,
+    refused,
+)
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+held = pytest.fixture(scope="module", autouse=True)(generated_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
 QUESTION = {"instruction": "What is said?", "answer": ["two", "2"], "metric": "contains"}

@@ -17,12 +17,17 @@ from launch.evaluation import checkpoint_parity
 from launch.evaluation.checkpoint_parity import ParityReport
 from tests.support import conformer_files, phi_files
 from tests.support.references import PARITY, randomised, transformers
-from tests.support.runs import compiled_once, compiled_quickly, refused
+from tests.support.runs import (
+    compiled_once,
+    compiled_quickly,
+    refused,
+)
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason=PARITY)
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
+shaped = pytest.fixture(scope="module", autouse=True)(phi_files.shaped_once)
 FIELDS = {"positions", "kl", "kl_max", "top1", "logits", "layers", "bound", "agrees"}
 WORDS = 48  # random tokens where no text is given
 CLIPS = 7 + 3  # positions of long.wav and short.wav

@@ -38,7 +38,7 @@ def held(runs, share):
     """
     ordered = sorted(runs, key=lambda point: point.flops)
     apart = round(share * len(runs))
-    fit = fit_law(ordered[:-apart], 0, 30)
+    fit = fit_law(ordered[:-apart], 0, 10)
     inside = []
     for point in ordered[-apart:]:
         for known in (fit, dataclasses.replace(fit, widening=None)):
@@ -75,7 +75,7 @@ def test_interval_is_never_narrower_than_it_was():
 
 def test_law_that_is_right_is_widened_by_its_noise_alone_among_its_runs():
     for noise in (0.001, 0.01):
-        fit = fit_law(grid(HOFFMANN, noise), 0, 40)
+        fit = fit_law(grid(HOFFMANN, noise), 0, 5)
         half = fit.widening.half_widths(1e9, 1e10)
         # 1.28 and 1.96 deviations, and what folds add; rank 61 of 64 and more is known to a fifth.
         assert half == pytest.approx((1.28 * noise, 1.96 * noise), rel=0.35)
@@ -92,7 +92,7 @@ def test_widening_is_the_same_for_a_seed_and_none_of_too_few_runs():
 
 
 def test_law_file_keeps_the_widening_and_one_of_before_has_none(tmp_path):
-    fit = fit_law(grid(HOFFMANN, 0.003, **SMALL), 0, 40)
+    fit = fit_law(grid(HOFFMANN, 0.003, **SMALL), 0, 5)
     text = law_json.to_json(fit, "runs.csv")
     path = tmp_path / "law.json"
     path.write_text(text)

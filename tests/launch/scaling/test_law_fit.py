@@ -29,7 +29,7 @@ def inside(one, value):
 
 @pytest.mark.parametrize("law", [HOFFMANN, BESIROGLU])
 def test_fit_of_noisy_runs_with_outliers_holds_the_published_constants(law):
-    got = fit_law(grid(law, noise=0.003, outliers=4, seed=1), held_out=0)
+    got = fit_law(grid(law, noise=0.003, outliers=4, seed=1), held_out=0, bootstrap=100)
     for name in (*CONSTANTS, "a", "b"):
         one, true = got.constants[name], getattr(law, name)
         assert inside(one, true), name
@@ -43,7 +43,7 @@ def test_fit_of_noisy_runs_with_outliers_holds_the_published_constants(law):
 
 
 def test_fit_predicts_the_largest_runs_from_the_smaller():
-    got = fit_law(grid(HOFFMANN, 0.002, seed=2, **SMALL), held_out=0.2, bootstrap=60)
+    got = fit_law(grid(HOFFMANN, 0.002, seed=2, **SMALL), held_out=0.2, bootstrap=30)
     rows = got.held_out.rows
     assert (len(rows), got.held_out.fitted_on) == (5, 20)
     assert min(row.flops for row in rows) >= sorted(p.flops for p in got.points)[-5]
@@ -58,7 +58,7 @@ def test_held_out_run_that_breaks_the_law_is_far_off_and_outside():
     runs = grid(HOFFMANN, 0.002, **SMALL)
     largest = max(range(len(runs)), key=lambda i: runs[i].flops)
     runs[largest] = dataclasses.replace(runs[largest], loss=runs[largest].loss * 1.2)
-    got = fit_law(runs, held_out=0.04, bootstrap=40).held_out
+    got = fit_law(runs, held_out=0.04, bootstrap=20).held_out
     (row,) = got.rows
     assert row.error == pytest.approx(1 / 1.2 - 1, abs=0.02) and got.inside == 0
 
@@ -102,7 +102,7 @@ def test_fit_is_the_same_for_a_seed_and_another_for_another():
 
 def test_fit_tells_of_an_e_that_the_runs_do_not_reach():
     flat = Law(E=1e-6, A=50.0, B=60.0, alpha=0.2, beta=0.2)
-    words = fit_law(grid(flat, 0.001, **SMALL), 0, 40).warnings
+    words = fit_law(grid(flat, 0.001, **SMALL), 0, 20).warnings
     assert any(word.startswith("E may be 0") for word in words)
 
 
@@ -116,7 +116,7 @@ def test_fit_takes_the_flops_of_the_runs_and_tells_where_they_differ():
 
 
 def test_losses_of_a_new_run_are_as_wide_as_the_noise_at_least():
-    quiet, loud = (fit_law(grid(HOFFMANN, noise, **SMALL), 0, 40) for noise in (0.001, 0.01))
+    quiet, loud = (fit_law(grid(HOFFMANN, noise, **SMALL), 0, 15) for noise in (0.001, 0.01))
     width = lambda fit: np.log(np.divide(*predict_loss(fit, 4e6, 8e7).p95[::-1]))
     assert width(quiet) > 2 * 1.96 * 0.001 * 0.7  # the noise of 25 runs is known to a third
     assert width(loud) > 4 * width(quiet)

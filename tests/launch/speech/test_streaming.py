@@ -28,6 +28,7 @@ from tests.support.runs import (
     compiled_once,
     compiled_quickly,
     corpus,
+    generated_once,
     one_device,
     refused,
     saved,
@@ -35,6 +36,7 @@ from tests.support.runs import (
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+held = pytest.fixture(scope="module", autouse=True)(generated_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
 SMALL = HifiGan(

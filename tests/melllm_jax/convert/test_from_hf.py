@@ -24,8 +24,6 @@ from melllm_jax.config.overrides import from_json
 from melllm_jax.config.run import CheckpointIntervals, Mesh
 from melllm_jax.convert import block_copy, from_hf, safetensors_files
 from melllm_jax.errors import Mistake
-from melllm_jax.models import parameters
-from melllm_jax.models.speech_lm import SpeechLM
 from tests.support import llama_files, models, phi_files
 from tests.support.paths import ROOT
 from tests.support.patience import HANG
@@ -48,6 +46,7 @@ from tests.support.phi_files import (
 )
 from tests.support.runs import everything, reached, refused, small_disk
 
+shaped = pytest.fixture(scope="module", autouse=True)(phi_files.shaped_once)
 KINDS_OF_NUMBERS = pytest.mark.parametrize(("kind", "number"), phi_files.KINDS_OF_NUMBERS)
 MERGED = pytest.mark.parametrize(
     ("kind", "number"),
@@ -60,12 +59,11 @@ def restored(folder, mesh, number):
     """Every weight of an imported checkpoint, on a mesh, in a dtype."""
     spec = run_folder.read_spec(str(folder))
     with jax.set_mesh(mesh):
-        build = lambda rngs: SpeechLM(spec.model, spec.mel, spec.lora, rngs=rngs)
         wanted = {
             name: jax.ShapeDtypeStruct(
                 x.shape, NUMBERS[number], sharding=jax.NamedSharding(mesh, x.sharding.spec)
             )
-            for name, x in parameters.abstract_model(build)[1].items()
+            for name, x in from_hf.abstract_from_spec(spec)[1].items()
         }
         with Checkpoints(
             str(folder / run_folder.CHECKPOINTS), CheckpointIntervals()

@@ -34,6 +34,7 @@ from tests.support.runs import (
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+shaped = pytest.fixture(scope="module", autouse=True)(phi_files.shaped_once)
 KINDS = pytest.mark.parametrize("kind", TREES)
 KINDS_OF_NUMBERS = pytest.mark.parametrize(("kind", "number"), phi_files.KINDS_OF_NUMBERS)
 MERGED = pytest.mark.parametrize(

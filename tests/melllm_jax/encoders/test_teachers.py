@@ -1,6 +1,7 @@
 """A teacher's states of clips in packed rows: those of each clip alone, as the teacher hears it."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -51,6 +52,13 @@ def taught(cfg, place, batch, mel=MEL):
         return np.asarray(states(weights, placed)), np.asarray(there)
 
 
+@functools.cache
+def windows_through():
+    """What one of one device hears of windows each in a row of its own, and its weights."""
+    skeleton, weights = made(WHOLE, MEL)
+    return models.jitted(lambda w, m, x: skeleton.model(w).front.encoder.hidden(m, x)), weights
+
+
 def alone(cfg, windows):
     """What the encoder makes of windows of clips, each in a row of its own: [n rows s e]."""
     frames = 2 * SIZES.positions
@@ -62,8 +70,7 @@ def alone(cfg, windows):
         mels[row, : len(window)] = window
         real[row, : frames if cfg.frame == "whole" else len(window)] = 1
     with models.one_device():
-        skeleton, weights = made(cfg, MEL)
-        hidden = models.jitted(lambda w, m, x: skeleton.model(w).front.encoder.hidden(m, x))
+        hidden, weights = windows_through()
         return np.asarray(hidden(weights, mels, real))[[1 + i for i in LAYERS]]
 
 
@@ -109,9 +116,6 @@ def test_a_packed_clip_is_heard_by_a_conformer_as_alone(monkeypatch, length):
     for module in (clip_windows, conformer, window_attention):
         monkeypatch.setattr(module, "WINDOW", length)
     batch = packed(OTHER)
-    states, there = taught(BLOCKS, models.one_device, batch, OTHER)
-    np.testing.assert_array_equal(there, batch.is_speech[..., None])
-    assert states.shape == (len(LAYERS), *batch.tokens.shape, 1, BLOCKS.c)
     found = [
         (i, [at for at in range(28) if (batch.segments[i, at], batch.clips[i, at]) == name])
         for i in range(len(batch.tokens))
@@ -123,7 +127,12 @@ def test_a_packed_clip_is_heard_by_a_conformer_as_alone(monkeypatch, length):
     for row, here in found:
         columns = {x: getattr(batch, x)[row, here] for x in batch._fields if x not in SET_ANEW}
         rows.append([columns | {"clips": np.ones(len(here), int)}])
-    alone, _ = taught(BLOCKS, models.one_device, models.pack(rows, 28, mel=OTHER), OTHER)
+    more = models.pack(rows, 28, mel=OTHER)
+    both = jax.tree.map(lambda *x: np.concatenate(x), batch, more)
+    states, there = taught(BLOCKS, models.one_device, both, OTHER)
+    np.testing.assert_array_equal(there, both.is_speech[..., None])
+    assert states.shape == (len(LAYERS), *both.tokens.shape, 1, BLOCKS.c)
+    alone = states[:, len(batch.tokens) :]
     for i, (row, here) in enumerate(found):
         # Sums of other lengths, in another order.
         np.testing.assert_allclose(states[:, row, here], alone[:, i, : len(here)], atol=2e-5)

@@ -12,6 +12,7 @@ from data_pipelines.loader.pipeline import train_batches
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch import cli
 from melllm_jax import sharding
+from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.overrides import override
 from melllm_jax.errors import Mistake
 from melllm_jax.objectives.next_token import NextToken
@@ -21,16 +22,19 @@ from melllm_jax.training.train_step import Update
 from tests.support import models
 from tests.support.runs import (
     arguments,
+    ask_to_stop_at,
     compiled_once,
     corpus,
     find_one_device,
     losses,
     refused,
     tiny,
+    traced_once,
     trained,
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
 BYTES = load_tokenizer("bytes")
 END = BYTES.special("<|end|>")
 
@@ -89,10 +93,13 @@ def test_loss_is_that_of_every_token_given_those_before_it(run):
     with models.one_device():
         update = Update(TextNextToken(run))
         state = update.init_state()
-        placed = sharding.shard_batch(batch)
-        sums = jax.device_get(jax.jit(update.loss_sums)(state, placed))
-        model = update.skeleton.model(state.trained | state.frozen)
-        scores = jax.device_get(jax.jit(lambda b: model.logits(model(b)))(placed))
+
+        @jax.jit
+        def told(state, batch):
+            model = update.skeleton.model(state.trained | state.frozen)
+            return update.loss_sums(state, batch), model.logits(model(batch))
+
+        sums, scores = jax.device_get(told(state, sharding.shard_batch(batch)))
     scores = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     due = [
         -scores[i, j, batch.tokens[i, j + 1]]
@@ -104,25 +111,31 @@ def test_loss_is_that_of_every_token_given_those_before_it(run):
     assert sums.loss == pytest.approx(sum(due), rel=1e-5)
 
 
-def test_training_on_text_learns_and_goes_on_where_it_stopped(run, tmp_path):
-    trained(run, tmp_path / "straight")
-    found = losses(tmp_path / "straight")
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """The folder of six updates by the command that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        find_one_device(patch)
+        given = ["--model.front", "none", "--optim.lr", "0.01"]
+        assert cli.main(arguments(data, workdir, *given)) == 0
+    return workdir
+
+
+def test_training_on_text_learns_and_goes_on_where_it_stopped(straight, tmp_path):
+    found = losses(straight)
+    assert list(found) == [1, 2, 3, 4, 5, 6]
     assert found[6] < found[1]
-    trained(override(run, {"optim.steps": 6}), tmp_path / "again")
-    assert losses(tmp_path / "again") == found
+    run = run_folder.read_run(str(straight))
+    trained(run, tmp_path, ask_to_stop_at(2))
+    assert list(losses(tmp_path)) == [1, 2, 3]
+    trained(run, tmp_path)
+    assert losses(tmp_path) == found
 
 
-def test_train_command_trains_on_text_and_what_needs_hearing_is_refused(
-    data, tmp_path, capsys, monkeypatch
-):
-    find_one_device(monkeypatch)
-    words = arguments(data, tmp_path / "run", "--model.front", "none", steps=2)
-    assert cli.main(words) == 0
-    assert list(losses(tmp_path / "run")) == [1, 2]
-    told = refused(
-        ["evaluate", "--run", str(tmp_path / "run"), "--data", str(data), "--split", "train"],
-        capsys,
-    )
+def test_what_needs_hearing_is_refused_of_a_model_of_text(straight, data, tmp_path, capsys):
+    given = ["--run", str(straight), "--data", str(data), "--split", "train"]
+    told = refused(["evaluate", *given], capsys)
     assert told.endswith('model.front="none": it reads text alone, and hears nothing')
     words = arguments(data, tmp_path / "no", "--model.front", "none", "--scoring.every", "1")
     assert refused(words, capsys) == ('scoring.every=1: model.front="none" hears nothing: give 0')

@@ -8,9 +8,12 @@ from melllm_jax.errors import Fault
 from melllm_jax.telemetry import goodput
 from melllm_jax.telemetry.goodput import FILE_NAME, Goodput
 from melllm_jax.telemetry.progress import SilentProgress
-from tests.support.runs import compiled_once, corpus, lines, tiny, trained
+from tests.support.corpora import heard_once
+from tests.support.runs import compiled_once, corpus, lines, tiny, traced_once, trained
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+heard = pytest.fixture(scope="module", autouse=True)(heard_once)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
 
 
 class Clock:
@@ -202,7 +205,7 @@ def test_train_counts_scoring_as_such(data, tmp_path, ticking):
         ticking.now += 5000.0
         return {"wer": 1.0}
 
-    trained(tiny(data, steps=2, score=1), tmp_path / "run", score=slow)
+    trained(tiny(data, score=5), tmp_path / "run", score=slow)
     row = lines(tmp_path / "run")[-1]
     assert row["spent"]["score"] >= 5000
     assert row["seconds"] < 5000

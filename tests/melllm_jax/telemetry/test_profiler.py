@@ -9,6 +9,7 @@ import pytest
 from melllm_jax.errors import Fault, Mistake
 from melllm_jax.telemetry.profiler import Profiler, UpdateRange, parse_update_range
 from melllm_jax.telemetry.progress import SilentProgress
+from tests.support.corpora import heard_once
 from tests.support.runs import (
     ListStream,
     arguments,
@@ -23,6 +24,7 @@ from tests.support.runs import (
 )
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+heard = pytest.fixture(scope="module", autouse=True)(heard_once)
 
 
 class Said(SilentProgress):

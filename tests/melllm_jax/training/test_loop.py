@@ -27,6 +27,7 @@ from tests.support.runs import (
     losses,
     steps_on_disk,
     tiny,
+    traced_once,
     trained,
     update_of,
 )
@@ -39,6 +40,7 @@ def same(left, right):
 
 
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+traced = pytest.fixture(scope="module", autouse=True)(traced_once)
 
 
 @pytest.fixture(scope="module")

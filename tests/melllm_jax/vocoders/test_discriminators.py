@@ -1,6 +1,5 @@
 import dataclasses
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +13,16 @@ from melllm_jax.objectives.vocoder import VocoderObjective
 from melllm_jax.planning.traced_flops import count_flops
 from melllm_jax.presets import catalog
 from melllm_jax.vocoders.discriminators import Discriminators
-from tests.support.models import jitted, one_device
+from tests.support.models import drawn, jitted, one_device
 from tests.support.vocoders import JUDGES, vocoder_run
 
 
 @pytest.fixture(scope="module")
 def judges():
+    cfg = dataclasses.replace(JUDGES, resolutions=(64,))
     with one_device():
-        return Discriminators(nnx.Rngs(0), dataclasses.replace(JUDGES, resolutions=(64,)))
+        skeleton, weights = drawn(lambda rngs: Discriminators(rngs, cfg), spread=0)
+        return skeleton.model(weights)
 
 
 def test_a_period_sees_each_of_its_columns_by_itself(judges):

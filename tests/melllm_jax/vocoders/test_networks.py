@@ -10,7 +10,6 @@ import pytest
 from melllm_jax.config.features import Mel
 from melllm_jax.config.vocoder import HifiGan, VocoderSpec, Vocos
 from melllm_jax.errors import Mistake
-from melllm_jax.models.parameters import init_model
 from melllm_jax.vocoders.hifi_gan import HifiGanVocoder
 from melllm_jax.vocoders.streaming import stream_sound
 from melllm_jax.vocoders.vocos import VocosVocoder
@@ -32,7 +31,7 @@ def noise(b, frames):
 
 def made(cfg):
     kind = HifiGanVocoder if isinstance(cfg, HifiGan) else VocosVocoder
-    return init_model(lambda rngs: kind(rngs, cfg, M), seed=0)
+    return models.drawn(lambda rngs: kind(rngs, cfg, M))
 
 
 def on_rows(x):

@@ -17,10 +17,17 @@ from launch.evaluation.speech.speech_quality import default_folder
 from melllm_jax.evaluation.wer import score_transcripts
 from tests.support import judge_packages, phi_files, whisper_files
 from tests.support.corpora import write_corpus
-from tests.support.runs import compiled_once, compiled_quickly, everything, refused
+from tests.support.runs import (
+    compiled_once,
+    compiled_quickly,
+    everything,
+    generated_once,
+    refused,
+)
 
 pytest.importorskip("jiwer", reason="the extra eval brings the scorer")
 once = pytest.fixture(scope="module", autouse=True)(compiled_once)
+held = pytest.fixture(scope="module", autouse=True)(generated_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 NAMES = ("a", "b", "c")
 PEAKS = {"a": 0.5, "b": 0.25, "c": 0.75}
