@@ -7,11 +7,13 @@ A line with `instruction`, `answer` or `messages` is such a line; all others are
     `channel` or place inside a file, or a list of these, which are heard in that order before the
     instruction; without it the line is text alone. `instruction` may be left out where the sound
     itself asks. `answer` is a text, a number, or a list of texts that are right, of which the first
-    is learnt. `system` stands before all.
+    is learnt. `answer_audio`, given as `audio` is, is the sound of the answer where it is spoken.
+    `system` stands before all.
 {"messages": [{"role": "user", "content": ["Who speaks?", {"audio": "a.wav"}]},
               {"role": "assistant", "content": "a child"}]}
     Turns as chat models read them: `content` is a text or a list of texts, of {"text": …} and of
-    {"audio": …} (also `audio_filepath`, `audio_url` or `path`); the last turn is the answer.
+    {"audio": …} (also `audio_filepath`, `audio_url` or `path`); the last turn is the answer, behind
+    whose text the sound of it may stand.
 
 Both may have `answers` (texts that are right beside the learnt one), `options` (to choose among:
 the answer is one of them), `task` (a name under which scores are told apart), `metric`, one of
@@ -30,7 +32,7 @@ from melllm_jax.errors import Mistake
 
 METRICS = ("wer", "exact_match", "contains", "choice", "mae")
 UNNAMED_TASK = "instruct"  # the task of lines that do not name theirs
-_MARKS = ("messages", "instruction", "answer")  # fields that make a line a task
+_MARKS = ("messages", "instruction", "answer", "answer_audio")  # fields that make a line a task
 _PATHS = ("audio_filepath", "audio", "audio_url", "path")  # names of a clip's path
 _PLACES = ("offset", "duration", "channel", "start", "size", "row", "column", "rate")
 _SHOWN = 40  # characters of a value that a message shows
@@ -101,19 +103,20 @@ def _instruction(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[Mappin
     heard: Any = next((row[name] for name in _PATHS[:2] if row.get(name) is not None), [])
     several = isinstance(heard, Sequence) and not isinstance(heard, str)
     clips = [_clip(x, {}) for x in heard] if several else [_clip(heard, row)]
+    spoken = row.get("answer_audio")
     asked = _word(row, "instruction")
     system = _word(row, "system")
     turns = [Turn("system", (system,))] if system else []
     turns += [
         Turn("user", (*[CLIP] * len(clips), *([asked] if asked else []))),
-        Turn("assistant", (answers[0],)),
+        Turn("assistant", (answers[0],) if spoken is None else (answers[0], CLIP)),
     ]
-    return tuple(turns), tuple(clips)
+    return tuple(turns), (*clips, *([] if spoken is None else [_clip(spoken, {})]))
 
 
 def _messages(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[Mapping[str, Any], ...]]:
     """The turns of a line with messages, and their clips."""
-    for name in ("instruction", "answer", "system", *_PATHS[:2]):
+    for name in ("instruction", "answer", "answer_audio", "system", *_PATHS[:2]):
         if row.get(name) is not None:
             raise Mistake(f"{name}={_shown(row[name])}: must stand in a turn of messages")
     messages = row["messages"]

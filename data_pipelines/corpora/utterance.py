@@ -17,7 +17,7 @@ from jaxtyping import Float
 import ml_dtypes
 import numpy as np
 
-from data_pipelines.text.turns import CLIP, Turn
+from data_pipelines.text.turns import CLIP, Turn, is_spoken
 
 ASR = "asr"  # the task of utterances without turns: speech recognition
 _HEADER = struct.Struct("<I")  # bytes of JSON that follow
@@ -66,8 +66,18 @@ class Utterance:
 
     @property
     def clips(self) -> tuple["Utterance", ...]:
-        """What is heard in it, in order: itself and `more`, or nothing in text alone."""
+        """Its sounds, in order: itself and `more`, or nothing in text alone."""
         return () if _is_silent(self.turns) else (self, *self.more)
+
+    @property
+    def spoken(self) -> "Utterance | None":
+        """The sound of its answer, the last of its clips, where the answer is spoken."""
+        return self.clips[-1] if self.turns and is_spoken(self.turns[-1]) else None
+
+    @property
+    def heard(self) -> tuple["Utterance", ...]:
+        """Its clips, but for a spoken answer."""
+        return self.clips if self.spoken is None else self.clips[:-1]
 
     @property
     def texts(self) -> tuple[str, ...]:

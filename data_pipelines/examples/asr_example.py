@@ -99,11 +99,9 @@ class ExampleMaker:
         They are those of `interleave` and `sources`; patches have the transfer dtype.
         """
         source, utterance = drawn
-        data, draws = self._run.data, RandomStreams(rng)
-        change = lambda wave: self._effects(wave, draws)
+        data = self._run.data
         try:
-            mels = self._mels(utterance, longest=data.longest, change=change)
-            mels = [augment_mel(mel, data.augment, draws) for mel in mels]
+            mels = self.augmented_mels(utterance, rng)
             if utterance.turns:
                 columns = self._turn_columns(utterance, mels, TRANSFER_DTYPES[data.wire])
             else:
@@ -119,6 +117,15 @@ class ExampleMaker:
             return Reject(source, utterance.id, error.reason, str(error))
         columns["sources"] = np.full(t, source, np.int32)
         return columns
+
+    def augmented_mels(
+        self, utterance: Utterance, rng: np.random.Generator
+    ) -> list[Float[np.ndarray, "_ m"]]:
+        """The mel of each clip that is heard, augmented with `rng`. Raises Unusable."""
+        data, draws = self._run.data, RandomStreams(rng)
+        change = lambda wave: self._effects(wave, draws)
+        mels = self._mels(utterance, longest=data.longest, change=change)
+        return [augment_mel(mel, data.augment, draws) for mel in mels]
 
     def eval_example(self, utterance: Utterance) -> EvalExample | Reject[int]:
         """The prompt of an utterance of any length, and its reference unchanged.
@@ -138,7 +145,7 @@ class ExampleMaker:
         return EvalExample(
             utterance.id,
             utterance.text,
-            utterance.seconds,
+            sum((clip.duration for clip in utterance.heard), 0.0),
             columns,
             utterance.task or ASR,
             utterance.metric or "wer",
@@ -150,12 +157,12 @@ class ExampleMaker:
     def _mels(
         self, utterance: Utterance, *, longest: float, change: Change = lambda wave: wave
     ) -> list[Float[np.ndarray, "_ m"]]:
-        """The mel of each clip. Raises Unusable as `load_mel` does."""
+        """The mel of each clip that is heard. Raises Unusable as `load_mel` does."""
         if utterance.flaw:
             raise Unusable(MALFORMED, utterance.flaw)
         return [
             load_mel(clip, self._run.mel, longest=longest, change=change)
-            for clip in utterance.clips
+            for clip in utterance.heard
         ]
 
     def _turn_columns(

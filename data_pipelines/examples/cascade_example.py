@@ -39,14 +39,14 @@ class CascadeExampleMaker(WhisperExampleMaker):
         """The windows of an utterance of any length, or a CascadeTask; its reference unchanged."""
         if utterance.flaw or not utterance.turns:
             return super().eval_example(utterance)
-        unheard = heard_turns(utterance.turns, [""] * len(utterance.clips))
+        unheard = heard_turns(utterance.turns, [""] * len(utterance.heard))
         encode = self._tokenizer.encode
         try:
             turn_ids(self._tokenizer, self._cfg, unheard, answered=False)  # all but what is heard
             end = end_id(self._tokenizer, self._cfg)
             choices = tuple((*encode(option), end) for option in utterance.options)
             clips = [
-                self.sound_example(load_utterance_sound(clip), clip.id) for clip in utterance.clips
+                self.sound_example(load_utterance_sound(clip), clip.id) for clip in utterance.heard
             ]
         except Unusable as error:
             return Reject(0, utterance.id, error.reason, str(error))
@@ -68,11 +68,13 @@ class CascadeExampleMaker(WhisperExampleMaker):
 def heard_turns(turns: Sequence[Turn], texts: Sequence[str]) -> tuple[Turn, ...]:
     """The turns with a text in place of each clip, a line apart from the other words of its turn.
 
-    A clip in which nothing was heard leaves nothing.
+    A clip in which nothing was heard leaves nothing; that of a spoken answer is not heard.
     """
     heard, found = iter(texts), list[Turn]()
     for turn in turns:
-        if CLIP in turn.parts:
+        if turn.role != "user":
+            turn = Turn(turn.role, tuple(part for part in turn.parts if part is not CLIP))
+        elif CLIP in turn.parts:
             words = "\n".join(
                 text for part in turn.parts if (text := next(heard) if part is CLIP else part)
             )

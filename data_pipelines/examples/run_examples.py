@@ -25,7 +25,7 @@ class RunExampleMaker:
         self._uses = [run.source_use(index) for index in range(len(run.data.sources))]
         kinds: Mapping[str, Callable[[], UseExampleMaker]] = {
             "asr": lambda: ExampleMaker(run, tokenizer, effects, ready),
-            "tts": lambda: TtsExampleMaker(run, tokenizer, ready),
+            "tts": lambda: TtsExampleMaker(run, tokenizer, effects, ready),
             "text": lambda: TextExampleMaker(run, tokenizer, ready),
         }
         self._makers = {use: kinds[use]() for use in {*self._uses, run.source_use()}}

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from melllm_jax.errors import Mistake
 
 Role = Literal["system", "user", "assistant"]
-CLIP = None  # stands among the parts of a turn where the next clip is heard
+CLIP = None  # stands among the parts of a turn where the next clip is heard, or spoken
 _SHOWN = 40  # characters of a text that a message shows
 
 
@@ -28,7 +28,8 @@ def check_turns(turns: Sequence[Turn]) -> None:
     """Raises Mistake where turns are no conversation that ends with an answer.
 
     An optional system turn comes first, then user and assistant in turn, the assistant last. No
-    turn is empty, and only a user's has clips, or more than one text.
+    turn is empty, and only a user's has clips, or more than one text; but behind the text of the
+    answer, the last turn, may stand a clip in which it is spoken.
     """
     first = 1 if turns and turns[0].role == "system" else 0
     spoken = turns[first:]
@@ -41,10 +42,17 @@ def check_turns(turns: Sequence[Turn]) -> None:
         raise Mistake("lacks an answer: the last turn must be the assistant's")
     for number, turn in enumerate(turns, 1):
         texts = [part for part in turn.parts if part is not CLIP]
-        if turn.role != "user" and (CLIP in turn.parts or len(texts) > 1):
-            raise Mistake(f"turn {number} is {turn.role}'s: must be one text, without sound")
+        plain = len(turn.parts) == len(texts) <= 1
+        if turn.role != "user" and not plain and not (number == len(turns) and is_spoken(turn)):
+            rule = "must be one text, without sound; behind the last may stand the sound of it"
+            raise Mistake(f"turn {number} is {turn.role}'s: {rule}")
         if not turn.parts or any(not text.strip() for text in texts):
             raise Mistake(f"turn {number} is {turn.role}'s: must not be empty")
+
+
+def is_spoken(answer: Turn) -> bool:
+    """Whether an answer is a text and the sound of it."""
+    return len(answer.parts) == 2 and answer.parts[0] is not CLIP and answer.parts[1] is CLIP
 
 
 def read_role(value: object) -> Role:

@@ -1,4 +1,4 @@
-"""`melllm speak`: texts to sound files, by a run whose model speaks."""
+"""`melllm speak`: texts to sound files, or answers to questions, by a run whose model speaks."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from launch.runtime import compile_cache
 from launch.speech.corpus_requests import corpus_requests
 from launch.speech.run_speaker import RunSpeaker, SpeakerChoice, open_speaker
-from launch.speech.speaking_model import Voice
+from launch.speech.speaking_model import Question, Reply, Voice
 from launch.speech.spoken_files import (
     MANIFEST,
     SpeechRequest,
@@ -35,7 +35,8 @@ class SpeakArguments:
 
     Texts are given as words, in a file with one a line, or as those of a corpus's split, whose
     recordings are then laid beside what is spoken, to be compared by `melllm evaluate --speech`.
-    The same command goes on where it was stopped.
+    The same command goes on where it was stopped. With --answer or --question one text, or a sound,
+    is asked: the model writes its answer in words, then speaks it.
     """
 
     texts: Annotated[tuple[str, ...], Positional, arg(metavar="TEXT")] = ()  # "-": standard input
@@ -48,6 +49,8 @@ class SpeakArguments:
     vocoder: str = ""  # folder of a vocoder, imported or trained; without one, Griffin-Lim
     voice: str = ""  # sound to go on from, in whose voice the text is spoken
     voice_text: str = ""  # what is said in it
+    answer: bool = False  # the text is a question, whose answer is spoken
+    question: str = ""  # sound that is asked, before the text if there is one
     seed: int = 0  # of what is drawn
     batch: int = 1  # texts spoken at once
     # seconds of sound at a time, made while the model writes on; 0 makes all at once. With --out -
@@ -66,6 +69,11 @@ def main(argv: Sequence[str]) -> int:
         return _stream(arguments)
     one_file = arguments.out.lower().endswith(".wav")
     out = files.local_path("out", arguments.out)
+    question = _question(arguments)
+    if question is not None:
+        if not one_file:
+            raise Mistake(f"out={arguments.out}: an answer is one file: give FILE.wav")
+        return _answer(arguments, out, question)
     requests = _requests(arguments)
     if one_file and len(requests) != 1:
         raise Mistake(f"out={arguments.out}: is one file for {len(requests)} texts: give a folder")
@@ -80,6 +88,29 @@ def main(argv: Sequence[str]) -> int:
         if one_file:
             return _speak_one(arguments, out, requests[0].text, speaker)
         return _speak_all(arguments, out, requests, speaker)
+
+
+def _answer(arguments: SpeakArguments, out: pathlib.Path, question: Question) -> int:
+    """Writes the one file of an answer, and says what it is."""
+    with (
+        compile_cache.use_folder(compile_cache.FOLDER),
+        open_speaker(_choice(arguments)) as speaker,
+    ):
+        reply = speaker.model.reply(question)
+        return _speak_one(arguments, out, reply, speaker)
+
+
+def _question(arguments: SpeakArguments) -> Question | None:
+    """What is asked, if anything is. Raises Mistake for more than one question."""
+    if not arguments.answer and not arguments.question:
+        return None
+    for name in ("data", "file", "voice"):
+        if getattr(arguments, name):
+            raise Mistake(f"{name}={getattr(arguments, name)}: goes with no question")
+    if len(arguments.texts) > 1:
+        raise Mistake(f"texts: one question is asked, not {len(arguments.texts)}")
+    words = [read_text(STDIN).strip() if x == STDIN else x for x in arguments.texts]
+    return Question(arguments.question or None, "".join(words))
 
 
 def _choice(arguments: SpeakArguments) -> SpeakerChoice:
@@ -103,15 +134,18 @@ def _stream(arguments: SpeakArguments) -> int:
         raise Mistake("json: standard output takes the sound: give --out FILE.wav")
     if not to_output and not arguments.out.lower().endswith(".wav"):
         raise Mistake(f"out={arguments.out}: --stream speaks one text: give FILE.wav, or -")
-    requests = _requests(arguments)
-    if len(requests) != 1:
-        raise Mistake(f"stream={arguments.stream:g}: speaks one text, not {len(requests)}")
+    text: str | Question | None = _question(arguments)
+    if text is None:
+        requests = _requests(arguments)
+        if len(requests) != 1:
+            raise Mistake(f"stream={arguments.stream:g}: speaks one text, not {len(requests)}")
+        text = requests[0].text
     out = None if to_output else files.local_path("out", arguments.out)
     with (
         compile_cache.use_folder(compile_cache.FOLDER),
         open_streaming_speaker(_choice(arguments)) as speak_text,
     ):
-        speech = speak_text(requests[0].text, arguments.stream)
+        speech = speak_text(text, arguments.stream)
         sound = take_parts(speech, sys.stdout.buffer if to_output else None)
     if out is not None:
         write_sound(out, sound)
@@ -121,6 +155,8 @@ def _stream(arguments: SpeakArguments) -> int:
         what = {"out": arguments.out, "text": sound.spoken.text, "vocoder": arguments.vocoder}
         print(json.dumps({**what, **sound.figures}))
         return 0
+    if isinstance(text, Question):
+        print(sound.spoken.text, file=sys.stderr if to_output else sys.stdout)
     print(
         f"{arguments.out}: {sound.duration:.2f} s in {sound.seconds:.2f} s, the first of it after "
         f"{sound.first:.2f} s{'' if sound.spoken.stopped else _unended(sound)}",
@@ -151,8 +187,10 @@ def _voice(arguments: SpeakArguments) -> Voice | None:
     return None
 
 
-def _speak_one(arguments: SpeakArguments, out: pathlib.Path, text: str, speaker: RunSpeaker) -> int:
-    """Writes the one file and its picture, and says what it is."""
+def _speak_one(
+    arguments: SpeakArguments, out: pathlib.Path, text: str | Reply, speaker: RunSpeaker
+) -> int:
+    """Writes the one file and its picture, and says what it is, of an answer its words as well."""
     (sound,) = speaker([text])
     vocoder = speaker.vocoder.name
     write_sound(out, sound)
@@ -161,6 +199,8 @@ def _speak_one(arguments: SpeakArguments, out: pathlib.Path, text: str, speaker:
     if arguments.json:
         _print_json({"out": str(out), "text": sound.spoken.text, "vocoder": vocoder}, sound)
         return 0
+    if isinstance(text, Reply):
+        print(text.text)
     ended = "" if sound.spoken.stopped else _unended(sound)
     print(f"{out}: {sound.duration:.2f} s in {sound.seconds:.2f} s, sound by {vocoder}{ended}")
     return 0

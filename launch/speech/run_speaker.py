@@ -12,7 +12,7 @@ import jax
 from data_pipelines.text.load_tokenizer import load_tokenizer
 from launch.runs.model_loader import CheckpointModel, load_model, mesh_for
 from launch.runs.sounds import load_sound
-from launch.speech.speaking_model import SpeakingModel, Voice
+from launch.speech.speaking_model import Reply, SpeakingModel, Voice
 from launch.speech.spoken_files import SpokenSound, speak
 from launch.speech.vocoder_choice import SoundMaker, open_vocoder
 from melllm_jax.checkpoints import integrity, run_folder
@@ -41,7 +41,7 @@ class RunSpeaker:
     settings: Mapping[str, Any]  # all that decides what is heard, as JSON
     choice: SpeakerChoice
 
-    def __call__(self, texts: Sequence[str]) -> Iterator[SpokenSound]:
+    def __call__(self, texts: Sequence[str | Reply]) -> Iterator[SpokenSound]:
         """Each text as sound, in their order."""
         how = {"batch": self.choice.batch, "seed": self.choice.seed}
         return speak(self.model, self.vocoder, texts, **how)

@@ -1,7 +1,8 @@
-"""A checkpoint that speaks: texts in, mel out, several at once."""
+"""A checkpoint that speaks: texts in, mel out, several at once; or questions in, answers out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import time
 import zlib
 
@@ -9,17 +10,21 @@ import jax
 from jaxtyping import Float, Float32
 import numpy as np
 
+from data_pipelines.examples.interleave import Clip, Words, fill_turns, interleave
 from data_pipelines.examples.tts_example import tts_prompt_columns
 from data_pipelines.reject import Unusable
+from data_pipelines.text.prompt import end_id, placeholder_id
 from data_pipelines.text.tokenizer import Tokenizer
+from data_pipelines.text.turn_prompt import turn_ids
+from data_pipelines.text.turns import CLIP, Turn
 from launch.runs.model_loader import CheckpointModel
 from launch.runs.sounds import SoundSource, load_mel
-from launch.runs.transcriber import round_up_rows
+from launch.runs.transcriber import ANSWER_TOKENS, round_up_rows
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.mel_filters import EPS
-from melllm_jax.inference.generate import prompt_batch
+from melllm_jax.inference.generate import Decoder, prompt_batch
 from melllm_jax.inference.synthesize import Speaker, SpeakingOptions
 from melllm_jax.models.speaking_lm import SpeakingLM
 
@@ -36,6 +41,26 @@ class Voice:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise Mistake("voice_text='': a voice needs what is said in it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a model is asked: a sound that it hears, words, or the one before the other."""
+
+    sound: SoundSource | None = None
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        if self.sound is None and not self.words.strip():
+            raise Mistake("question: is empty: give a sound, words or both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """The words of an answer, and the columns from which they are spoken: all that came before."""
+
+    text: str
+    columns: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +100,7 @@ class SpeakingModel:
             rule = 'has no head that speaks: it was trained with model.writes="text"'
             raise Mistake(f"run={checkpoint.folder}: {rule}")
         self._spec, self._tokenizer, self._options = spec, tokenizer, options
-        self._room = _positions(checkpoint)
+        self._model, self._room = checkpoint.model, _positions(checkpoint)
         self._speaker = Speaker(checkpoint.model, options)
         self._voice, self._statistics = None, _statistics(spec.mel)
         if voice is not None:
@@ -102,7 +127,49 @@ class SpeakingModel:
         """Raises Mistake for a text that the model cannot be asked to say."""
         self._columns(text)
 
-    def say(self, texts: Sequence[str], *, batch: int = 1, seed: int = 0) -> Iterator[SpokenMel]:
+    def reply(self, question: Question) -> Reply:
+        """The likeliest words of the model's answer, which `say` and `stream` speak after them.
+
+        Raises Mistake for a question that its template has no room for, that the vocabulary lacks
+        or that is too long, and for a sound where the model has no front end.
+        """
+        asked = self._asked(question)
+        mel, audio = self._spec.mel, placeholder_id(self._tokenizer, self._spec.text)
+        columns = interleave(asked, r=mel.r, m=mel.m, audio=audio)
+        self._check_room("question", columns)
+        rows = round_up_rows(1, jax.sharding.get_mesh().size)
+        limits = np.zeros(rows, np.int32)
+        limits[0] = min(ANSWER_TOKENS, self._room[0] - len(columns["tokens"]))
+        out = jax.device_get(self._decoder(prompt_batch([columns], rows), limits))
+        ids = out.tokens[0, : out.lengths[0]].tolist()
+        said = Words((*ids, audio), 1.0)  # the placeholder begins speech, as in training
+        columns = interleave([*asked, said], r=mel.r, m=mel.m, audio=audio)
+        return Reply(self._tokenizer.decode(ids), columns)
+
+    @functools.cached_property
+    def _decoder(self) -> Decoder:
+        """Writes an answer until the model ends it, or begins to speak."""
+        own = self._tokenizer, self._spec.text
+        return Decoder(self._model, (end_id(*own), placeholder_id(*own)))
+
+    def _asked(self, question: Question) -> list[Clip | Words]:
+        """All that comes before the answer."""
+        mels = list[Float32[np.ndarray, "_ m"]]()
+        if question.sound is not None:
+            if self._spec.model.front == "none":
+                raise Mistake('model.front="none": the model hears nothing: ask it in words')
+            mels.append(load_mel(question.sound, None, self._spec.mel))
+        words = [question.words] if question.words.strip() else []
+        turns = (Turn("user", (*[CLIP] * len(mels), *words)), Turn("assistant", ("",)))
+        try:
+            ids = turn_ids(self._tokenizer, self._spec.text, turns, answered=False)
+        except Unusable as error:
+            raise Mistake(f"question: {error}") from error
+        return fill_turns(ids, mels)
+
+    def say(
+        self, texts: Sequence[str | Reply], *, batch: int = 1, seed: int = 0
+    ) -> Iterator[SpokenMel]:
         """What the model makes of each text, in their order, `batch` at once.
 
         What it draws depends on `seed` and on the text, not on what is said beside it. Raises
@@ -113,14 +180,14 @@ class SpeakingModel:
             part = texts[start : start + rows]
             columns = [self._columns(text) for text in part]
             limits, seeds = np.zeros((2, rows), np.int32)
-            for i, text in enumerate(part):
+            for i, text in enumerate(map(_words, part)):
                 limits[i] = self._limit(text, len(columns[i]["tokens"]))
                 seeds[i] = _seed(seed, text)
             began, compiled = time.perf_counter(), self._speaker.functions.seconds
             out = jax.device_get(self._speaker(prompt_batch(columns, rows), limits, seeds))
             patches = self._speaker.refine(out)
             spent = time.perf_counter() - began - (self._speaker.functions.seconds - compiled)
-            for i, text in enumerate(part):
+            for i, text in enumerate(map(_words, part)):
                 length = int(out.lengths[i])
                 yield SpokenMel(
                     text,
@@ -133,7 +200,7 @@ class SpeakingModel:
                 )
 
     def stream(
-        self, text: str, *, seconds: float, seed: int = 0
+        self, text: str | Reply, *, seconds: float, seed: int = 0
     ) -> Iterator[tuple[SpokenMel, Float32[np.ndarray, "frames m"]]]:
         """What the model has made of a text so far, and its new frames, every so many seconds.
 
@@ -144,6 +211,7 @@ class SpeakingModel:
             raise Mistake(f"stream={seconds:g}: must be above 0 seconds")
         every = max(1, round(seconds / self.patch_seconds))
         columns = self._columns(text)
+        text = _words(text)
         limit = self._limit(text, len(columns["tokens"]))
         prompt, began = prompt_batch([columns], 1), time.perf_counter()
         frames = np.zeros((0, self._spec.mel.m), np.float32)
@@ -155,8 +223,12 @@ class SpeakingModel:
             spent = time.perf_counter() - began
             yield SpokenMel(text, frames, stops, *flags, spent, self.mel.hop_seconds), new
 
-    def _columns(self, text: str) -> dict[str, np.ndarray]:
-        shown = repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…")
+    def _columns(self, text: str | Reply) -> Mapping[str, np.ndarray]:
+        shown = _words(text)
+        shown = repr(shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…")
+        if isinstance(text, Reply):
+            self._check_room(f"answer={shown}", text.columns)
+            return text.columns
         if not text.strip():
             raise Mistake(f"text={shown}: is empty: must hold words")
         try:
@@ -164,11 +236,14 @@ class SpeakingModel:
             columns = tts_prompt_columns(self._tokenizer, *own, text, self._voice)
         except Unusable as error:
             raise Mistake(f"text={shown}: {error}") from error
+        self._check_room(f"text={shown}", columns)
+        return columns
+
+    def _check_room(self, name: str, columns: Mapping[str, np.ndarray]) -> None:
         taken, (longest, field) = len(columns["tokens"]), self._room
         if taken >= longest:
             rule = f"the model has {longest} ({field}), and needs room for what it says"
-            raise Mistake(f"text={shown}: takes {taken} positions: {rule}")
-        return columns
+            raise Mistake(f"{name}: takes {taken} positions: {rule}")
 
     def _limit(self, text: str, taken: int) -> int:
         most = self._options.limit(text, self.patch_seconds)
@@ -185,6 +260,10 @@ def _positions(checkpoint: CheckpointModel) -> tuple[int, str]:
     if run_folder.holds_run(folder):
         return run_folder.read_run(folder).data.t, "data.t"
     return checkpoint.spec.model.rope.longest, "model.rope.longest"
+
+
+def _words(text: str | Reply) -> str:
+    return text.text if isinstance(text, Reply) else text
 
 
 def _seed(seed: int, text: str) -> int:

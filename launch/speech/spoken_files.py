@@ -17,7 +17,7 @@ from data_pipelines.audio.file_io import to_wav
 from data_pipelines.audio.sound import Sound
 from launch.runtime import folder_claim
 from launch.runtime.folder_claim import FolderClaim
-from launch.speech.speaking_model import SpeakingModel, SpokenMel
+from launch.speech.speaking_model import Reply, SpeakingModel, SpokenMel
 from launch.speech.vocoder_choice import SoundMaker
 from melllm_jax import files
 from melllm_jax.errors import Fault, Mistake
@@ -66,7 +66,12 @@ class SpokenSound:
 
 
 def speak(
-    model: SpeakingModel, vocoder: SoundMaker, texts: Sequence[str], *, batch: int, seed: int
+    model: SpeakingModel,
+    vocoder: SoundMaker,
+    texts: Sequence[str | Reply],
+    *,
+    batch: int,
+    seed: int,
 ) -> Iterator[SpokenSound]:
     """Each text as sound, in their order. Raises Mistake as `SpeakingModel.say` does."""
     for spoken in model.say(texts, batch=batch, seed=seed):

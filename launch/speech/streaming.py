@@ -12,7 +12,7 @@ from data_pipelines.audio.file_io import to_int16
 from data_pipelines.audio.wav_header import endless_header
 from launch.runs.model_loader import single_device_mesh
 from launch.speech.run_speaker import SpeakerChoice, load_speaking_model
-from launch.speech.speaking_model import SpeakingModel, SpokenMel
+from launch.speech.speaking_model import Question, Reply, SpeakingModel, SpokenMel
 from launch.speech.spoken_files import SpokenSound
 from melllm_jax.errors import Mistake
 from melllm_jax.vocoders.stored_vocoder import Vocoder, check_same_mel, load_network
@@ -23,7 +23,7 @@ class StreamedSpeech:
     """A text's sound in parts, float32 [w]; once all are taken, `spoken` is the whole mel."""
 
     def __init__(
-        self, model: SpeakingModel, vocoder: Vocoder, text: str, seconds: float, seed: int
+        self, model: SpeakingModel, vocoder: Vocoder, text: str | Reply, seconds: float, seed: int
     ) -> None:
         self.rate = model.mel.rate
         self.spoken: SpokenMel | None = None
@@ -45,15 +45,21 @@ class StreamedSpeech:
 @contextlib.contextmanager
 def open_streaming_speaker(
     choice: SpeakerChoice,
-) -> Iterator[Callable[[str, float], StreamedSpeech]]:
+) -> Iterator[Callable[[str | Question, float], StreamedSpeech]]:
     """A function from a text and seconds a part to its speech, on one device within `with`.
 
-    Raises Mistake as `open_speaker` does, without a vocoder, and for one that reads later frames.
+    Of a question it is the speech of the model's answer. Raises Mistake as `open_speaker` does,
+    without a vocoder, and for one that reads later frames.
     """
     with jax.set_mesh(single_device_mesh()):
         model = load_speaking_model(choice)[1]
         vocoder = _load_causal(choice.vocoder, model)
-        yield lambda text, seconds: StreamedSpeech(model, vocoder, text, seconds, choice.seed)
+
+        def speak_text(text: str | Question, seconds: float) -> StreamedSpeech:
+            said = model.reply(text) if isinstance(text, Question) else text
+            return StreamedSpeech(model, vocoder, said, seconds, choice.seed)
+
+        yield speak_text
 
 
 def take_parts(speech: StreamedSpeech, output: BinaryIO | None = None) -> SpokenSound:

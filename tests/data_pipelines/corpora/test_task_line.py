@@ -59,6 +59,29 @@ def test_messages_are_turns_of_text_and_clips_in_their_order():
     assert (heard.task, heard.metric, heard.options) == ("pets", "choice", ("a cat", "a dog"))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        ASKED | {"answer_audio": {"path": "a.wav", "duration": 1.5}},
+        {
+            "messages": [
+                {"role": "user", "content": [{"audio": "q.wav"}, "What?"]},
+                {"role": "assistant", "content": ["a cat", {"path": "a.wav", "duration": 1.5}]},
+            ]
+        },
+    ],
+)
+def test_answer_may_have_its_sound_which_is_not_heard(row):
+    asked = parsed(row)
+    assert asked.turns[-1] == Turn("assistant", ("a cat", CLIP))
+    assert (asked.text, asked.answers, asked.seconds) == ("a cat", ("a cat",), 1.5)
+    assert [clip.audio.name for clip in asked.clips] == ["q.wav", "a.wav"]
+    assert (asked.heard, asked.spoken) == (asked.clips[:1], asked.clips[1])
+    alone = parsed({"instruction": "What?", "answer": "a", "answer_audio": "a.wav"})
+    assert (alone.heard, alone.spoken.audio.name) == ((), "a.wav")
+    assert parsed(ASKED).spoken is None
+
+
 def test_id_that_is_not_given_is_a_hash_of_the_line(tmp_path):
     (tmp_path / "train.jsonl").write_text(f"{json.dumps(ASKED)}\r\n {json.dumps(ASKED)}\n")
     first, second = open_corpus(tmp_path, "train")
@@ -118,6 +141,16 @@ def test_line_of_a_transcript_is_read_as_ever():
         ({"messages": [HEARD | {"content": [3]}, SAID]}, "content=3: must be text"),
         ({"messages": [SAID | {"role": "user"}, HEARD | {"role": "assistant"}]}, "without sound"),
         ({"messages": [HEARD, SAID], "answer": "a"}, "answer='a': must stand in a turn"),
+        ({"audio": "q.wav", "text": "a", "answer_audio": "a.wav"}, "lacks answer"),
+        (ASKED | {"answer_audio": 5}, "audio=5: must be a path, or an object with one"),
+        (
+            {"messages": [HEARD, SAID | {"content": ["a", {"audio": "a.wav"}, "b"]}]},
+            "without sound; behind the last may stand the sound of it",
+        ),
+        (
+            {"messages": [HEARD, SAID | {"content": ["a", {"audio": "a.wav"}]}, HEARD, SAID]},
+            "turn 2 is assistant's: must be one text, without sound",
+        ),
     ],
 )
 def test_task_that_is_wrong_is_an_utterance_with_a_flaw(row, rule):

@@ -65,6 +65,12 @@ def test_record_of_a_task_with_ready_mel_parts_it_by_clip():
     assert [clip.mel.tolist() for clip in back.clips] == [clip.tolist() for clip in clips]
 
 
+def test_record_of_a_spoken_answer_has_its_sound_last():
+    turns = (Turn("user", (CLIP, "Which?")), Turn("assistant", ("grüß dich", CLIP)))
+    back = decode_record(encode_record(dataclasses.replace(ASKED, turns=turns)))
+    assert (back.spoken, back.heard) == (ASKED.more[0], (back,))
+
+
 def test_record_of_text_alone_has_no_sound():
     turns = (Turn("user", ("Say hi",)), Turn("assistant", ("hi",)))
     alone = Utterance("t", "hi", 0.0, "", turns=turns, answers=("hi",))

@@ -14,7 +14,7 @@ def test_each_clip_is_replaced_by_what_is_heard_of_it():
         Turn("user", ("And ", "now?")),
         ANSWER,
         Turn("user", (CLIP,)),
-        ANSWER,
+        Turn("assistant", ("no", CLIP)),  # of a spoken answer nothing is heard
     )
     assert heard_turns(turns, ["one", "two", "three"]) == (
         turns[0],

@@ -1,5 +1,6 @@
 """Words to be spoken: the prompt of each template, the clip that is written, and bad examples."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 
 from data_pipelines.corpora.corpus import open_corpus
 from data_pipelines.corpora.utterance import Utterance
-from data_pipelines.examples.asr_example import load_mel
+from data_pipelines.examples.asr_example import ExampleMaker, load_mel
 from data_pipelines.examples.run_examples import make_examples
 from data_pipelines.examples.tts_example import TtsExampleMaker, tts_prompt_columns
 from data_pipelines.loader.pipeline import train_batches
 from data_pipelines.reject import Reject, Unusable
 from data_pipelines.text.load_tokenizer import load_tokenizer
+from data_pipelines.text.turns import CLIP, Turn
 from melllm_jax.config.features import Text
 from melllm_jax.config.overrides import override
 from tests.support.corpora import MEL, run_over, write_corpus
@@ -68,10 +70,49 @@ def test_example_of_an_unusable_utterance_is_a_reject(tmp_path, fields, changes,
     assert (reject.source, reject.id, reject.reason) == (3, "id0", reason)
 
 
-def test_example_of_a_flaw_or_a_task_is_a_reject(tmp_path):
+def test_example_of_a_flaw_or_of_a_task_without_a_spoken_answer_is_a_reject(tmp_path):
     maker = TtsExampleMaker(speaking(run_over(tmp_path)), BYTES)
     flawed = Utterance("i", "", 0.0, "", flaw="a:1: bad")
-    assert maker.train((0, flawed), np.random.default_rng(0)).reason == "malformed row"
+    asked = (Turn("user", ("Why?",)), Turn("assistant", ("So.",)))
+    unspoken = Utterance("i", "So.", 0.0, "", turns=asked)
+    for utterance, reason in ((flawed, "malformed row"), (unspoken, "not in the template")):
+        assert maker.train((0, utterance), np.random.default_rng(0)).reason == reason
+
+
+def answered(folder):
+    """A task of the first two sounds of a corpus: one asks, and one is the answer's."""
+    first, second, *_ = open_corpus(write_corpus(folder, 2), "train")
+    turns = (Turn("user", (CLIP, "Why?")), Turn("assistant", ("So.", CLIP)))
+    return dataclasses.replace(first, text="So.", turns=turns, more=(second,))
+
+
+def test_an_answer_is_written_and_then_spoken_after_what_was_heard(tmp_path):
+    utterance = answered(tmp_path)
+    run = speaking(run_over(tmp_path, wire="float32"), **{"model.front": "linear"})
+    run = override(run, {"text.template": "phi4"})
+    columns = TtsExampleMaker(run, BYTES).train((3, utterance), np.random.default_rng(0))
+    heard, spoken = (load_mel(clip, MEL, longest=math.inf) for clip in utterance.clips)
+    lengths = [math.ceil(len(mel) / MEL.r) for mel in (heard, spoken)]
+    asked = [USER, *[AUDIO] * lengths[0], *b"Why?", END, ASSISTANT]
+    reply = [*b"So.", AUDIO, *[AUDIO] * lengths[1], END]
+    assert columns["tokens"].tolist() == asked + reply
+    assert columns["loss_weight"].tolist() == [0.0] * len(asked) + [1.0] * len(reply)
+    clips = [0, *[1] * lengths[0], *[0] * 6, *[0] * 4, *[-2] * lengths[1], 0]
+    assert columns["clips"].tolist() == clips
+    written = columns["patches"][columns["clips"] < 0].reshape(-1, MEL.m)
+    np.testing.assert_array_equal(written[: len(spoken)], spoken)
+    # Asked for text alone, a model learns the same answer, and hears no sound of it.
+    read = ExampleMaker(run, BYTES).train((3, utterance), np.random.default_rng(0))
+    assert read["tokens"].tolist() == [*asked, *b"So.", END]
+    assert set(read["clips"]) == {0, 1}
+    trial = ExampleMaker(run, BYTES).eval_example(utterance)
+    assert (trial.columns["tokens"].tolist(), trial.duration) == (asked, utterance.duration)
+
+
+def test_a_question_in_sound_is_a_reject_where_nothing_hears(tmp_path):
+    maker = TtsExampleMaker(speaking(run_over(tmp_path), **{"text.template": "phi4"}), BYTES)
+    reject = maker.train((0, answered(tmp_path)), np.random.default_rng(0))
+    assert (reject.reason, "without a front end" in reject.detail) == ("not in the template", True)
 
 
 def test_a_voice_is_gone_on_from_after_both_texts():

@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines.corpora.corpus import open_corpus
+from data_pipelines.examples.tts_example import TtsExampleMaker
+from data_pipelines.text.load_tokenizer import load_tokenizer
+from data_pipelines.text.turns import CLIP, Turn
 from launch import cli
 from launch.runs.run_inputs import complete_run
-from launch.speech.speaking_model import SpeakingModel
+from launch.speech.run_speaker import SpeakerChoice, open_speaker
+from launch.speech.speaking_model import Question, SpeakingModel
+from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.overrides import override
+from melllm_jax.inference.token_loop import Generation
 from melllm_jax.objectives.run_objective import objective_of
 from tests.support import models, phi_files, whisper_files
 from tests.support.runs import (
@@ -47,9 +54,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def told(folder, capsys, *words):
+def told(folder, capsys, *words, run="run"):
     capsys.readouterr()
-    assert cli.main(["speak", "--run", str(folder / "run"), *LIMIT, *map(str, words)]) == 0
+    assert cli.main(["speak", "--run", str(folder / run), *LIMIT, *map(str, words)]) == 0
     return capsys.readouterr().out
 
 
@@ -89,6 +96,69 @@ def test_texts_of_a_corpus_are_spoken_beside_their_recordings(folder, capsys, tm
         )
         assert soundfile.info(out / line["reference"]).frames > 0
     assert "3 texts" in told(folder, capsys, *words)
+
+
+@pytest.fixture(scope="module")
+def listener(folder):
+    """A run of random weights that hears as well; its folder."""
+    run = override(run_folder.read_run(str(folder / "run")), {"model.front": "linear"})
+    run = override(run, {"text.template": "phi4", "mel.normalize": "none", "mel.mean": []})
+    run = override(run, {"mel.invstd": []})
+    with models.one_device():
+        saved(folder / "listener", run, models.drawn(objective_of(run).build)[1])
+    return folder / "listener"
+
+
+def test_a_question_is_answered_in_words_and_then_in_sound(folder, listener, capsys, tmp_path):
+    asked, out = folder / "data" / "audio" / "0.flac", tmp_path / "a.wav"
+    words = ["--question", asked, "Why?", "--out", out, "--json"]
+    found = json.loads(told(folder, capsys, *words, run="listener"))
+    assert found["duration"] == pytest.approx(len(soundfile.read(out)[0]) / 16_000)
+    with open_speaker(SpeakerChoice(run=str(listener))) as speaker:
+        reply = speaker.model.reply(Question(asked, "Why?"))
+        other = speaker.model.reply(Question(None, "Why?"))
+    assert found["text"] == reply.text != other.text
+    assert reply.columns["clips"].max() == 1 > other.columns["clips"].max()
+
+
+def test_an_answer_is_spoken_after_all_that_comes_before_as_in_training(
+    folder, listener, monkeypatch
+):
+    said = Generation(np.array([[*b"So. "]]), np.array([3]), np.ones(1, bool), np.zeros(1, bool))
+    monkeypatch.setattr(SpeakingModel, "_decoder", staticmethod(lambda prompt, limits: said))
+    with open_speaker(SpeakerChoice(run=str(listener))) as speaker:
+        reply = speaker.model.reply(Question(folder / "data" / "audio" / "0.flac", "Why?"))
+    assert reply.text == "So."
+    first, second, *_ = open_corpus(folder / "data", "train")
+    turns = (Turn("user", (CLIP, "Why?")), Turn("assistant", ("So.", CLIP)))
+    task = dataclasses.replace(first, text="So.", turns=turns, more=(second,))
+    run = override(run_folder.read_run(str(listener)), {"data.t": 512, "data.wire": "float32"})
+    learnt = TtsExampleMaker(run, load_tokenizer("bytes")).train((0, task), np.random.default_rng())
+    length = len(reply.columns["tokens"])
+    assert learnt["clips"][length - 1 : length + 1].tolist() == [0, -2]
+    for name, column in reply.columns.items():
+        np.testing.assert_array_equal(learnt[name][:length], column, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "message"),
+    [
+        ("run", ["--answer", "Why?"], 'text.template="plain": has room for one clip'),
+        ("run", ["--question", "a.wav"], 'model.front="none": the model hears nothing'),
+        ("listener", ["--answer"], "question: is empty: give a sound, words or both"),
+        ("listener", ["--answer", "a", "b"], "texts: one question is asked, not 2"),
+        ("listener", ["--answer", "a", "--file", "b"], "file=b: goes with no question"),
+        ("listener", ["--answer", "a" * 80], "question: takes 83 positions: the model has 64"),
+        ("listener", ["--question", "a.wav"], "a.wav: "),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_one_line(
+    folder, listener, run, words, message, capsys, tmp_path
+):
+    out = tmp_path / "a.wav"
+    said = refused(["speak", "--run", folder / run, *words, "--out", out], capsys)
+    assert message in said
+    assert not out.exists()
 
 
 def test_a_voice_is_gone_on_from(folder, capsys, tmp_path):
