@@ -42,7 +42,7 @@ from melllm_jax.config.features import Mel
 from melllm_jax.config.overrides import from_json, override, to_json
 from melllm_jax.config.run import CheckpointIntervals, MetricInterval, Run, ScoreInterval
 from melllm_jax.errors import Mistake
-from melllm_jax.models.parameters import init_model
+from melllm_jax.models.parameters import init_model, init_weights
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.training import train_step
 from melllm_jax.training.loop import train
@@ -109,7 +109,7 @@ SAME = versions() == EXPECTED["versions"] and not QUICK
 def first_weights(once):
     """Where results are compared to the bit, runs start from the weights that users' start from."""
     if not QUICK:
-        train_step.init_model = init_model
+        train_step.init_model, train_step.init_weights = init_model, init_weights
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -27,7 +27,7 @@ from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.overrides import override
 from melllm_jax.inference import compiled
-from melllm_jax.models.parameters import init_model
+from melllm_jax.models.parameters import init_model, init_weights
 from melllm_jax.objectives.run_objective import any_objective_of
 from melllm_jax.telemetry.progress import SILENT, SilentProgress
 from melllm_jax.training import train_step
@@ -77,9 +77,9 @@ def compiled_once():
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    train_step.init_model = _drawn
+    train_step.init_model, train_step.init_weights = _drawn, _drawn_of
     yield
-    train_step.init_model = init_model
+    train_step.init_model, train_step.init_weights = init_model, init_weights
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
@@ -88,6 +88,11 @@ def compiled_once():
 def _drawn(build, seed):
     """As `init_model`, whose program takes longer to compile than an update of a tiny run."""
     return models.drawn(build, seed, spread=0)
+
+
+def _drawn_of(build, seed, names):
+    """As `init_weights`."""
+    return {name: x for name, x in _drawn(build, seed)[1].items() if name in set(names)}
 
 
 @functools.cache
