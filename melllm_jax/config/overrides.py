@@ -188,7 +188,7 @@ def _identity_tree(value: Any) -> Any:
 
 def _replace_fields(cfg: Any, changes: Mapping[str, Any], prefix: str) -> Any:
     """`cfg` with the fields of a tree of changes set."""
-    hints = _type_hints(type(cfg))
+    hints = _type_hints(cfg.__class__)
     new = {}
     for name, value in changes.items():
         old = getattr(cfg, name)
