@@ -6,8 +6,14 @@ import signal
 import tempfile
 
 from jaxlib import version as jaxlib_version
+import jaxtyping
 
-from launch.runtime import libtpu_env
+from tests.support import array_checks
+
+# Before what is to be checked.
+jaxtyping.jaxtyped = array_checks.where_arrays_are_named(jaxtyping.jaxtyped)
+
+from launch.runtime import libtpu_env  # noqa: E402
 
 # Before JAX: a libtpu that is here to plan for pods is loaded by no other test.
 libtpu_env.set_environment()

@@ -209,12 +209,3 @@ def test_package_sees_no_other_through_its_wall(package):
     for module in (m for m in PATHS if within(m, package)):
         seen = reached(module)
         assert {n for n in seen if any(within(n, wall) for wall in WALLS[package])} == set()
-
-
-def test_arrays_are_checked_wherever_there_are_arrays(pytestconfig):
-    plain = {"melllm_jax.errors", "melllm_jax.config", "melllm_jax.presets"}
-    *checked, _ = pytestconfig.getoption("jaxtyping_packages").split(",")
-    units = {unit for unit in FLOOR if within(unit, "melllm_jax")}
-    assert set(checked) == units - plain | {"data_pipelines"}
-    for module in (m for m in PATHS if any(within(m, unit) for unit in plain)):
-        assert not any(within(name, "jaxtyping") for name in IMPORTS[module])

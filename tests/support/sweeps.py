@@ -5,6 +5,8 @@ import os
 import pathlib
 import signal
 
+import psutil
+
 from launch.sweep.ledger import Ledger
 from tests.support.paths import ROOT
 from tests.support.patience import HANG
@@ -88,6 +90,16 @@ def held(workdir, past, count=2):
             os.kill(cell.owner["pid"], signal.SIGSTOP)
     found = cells(workdir)
     return len(found) == count and all(map(there, found))
+
+
+def all_paused(workdir, count=2):
+    """Whether the cells of a `paused` sweep have all stopped themselves.
+
+    That they tell of the update is too early: one that is told to go on then stops after it.
+    """
+    pids = at_work(workdir)
+    stopped = lambda pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return len(pids) == count and all(map(stopped, pids))
 
 
 def let_go(pids):

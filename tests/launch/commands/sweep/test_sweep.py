@@ -41,7 +41,7 @@ def plain(tmp_path_factory, data):
 def held(path, data, workdir):
     """A sweep whose cells all stopped some updates past a checkpoint; their processes and names."""
     process = sweeps.paused(path, data, workdir, EVERY + 6, "--local.at-once", "2")
-    reached(process, lambda: sweeps.held(workdir, EVERY + 5))
+    reached(process, lambda: sweeps.all_paused(workdir))
     return process, sweeps.at_work(workdir), [cell.id for cell in sweeps.cells(workdir)]
 
 
