@@ -1,13 +1,19 @@
 """Checks of shapes and dtypes by jaxtyping, at the functions that name arrays.
 
 Its wrapper binds the arguments of each call anew, to know the letters of shapes: a tenth of the
-tests' time where every small function has one. What names no array is checked by beartype alone.
+tests' time where every small function has one. What names no array is checked by beartype alone,
+and not at all where a function makes it anew at each call.
 """
 
 from collections.abc import Callable
 import inspect
 import typing
 from typing import Any
+
+from beartype import BeartypeConf, beartype
+import jaxtyping
+
+check = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def where_arrays_are_named(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,7 +27,8 @@ def where_arrays_are_named(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
         if any(map(_names_array, inspect.get_annotations(thing).values())):
             return jaxtyped(thing, typechecker=typechecker)
         # The methods of a class are functions of their own.
-        return thing if inspect.isclass(thing) else typechecker(thing)
+        inner = inspect.isclass(thing) or "<locals>" in thing.__qualname__
+        return thing if inner else check(thing)
 
     return decorate
 

@@ -98,8 +98,14 @@ def all_paused(workdir, count=2):
     That they tell of the update is too early: one that is told to go on then stops after it.
     """
     pids = at_work(workdir)
-    stopped = lambda pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    return len(pids) == count and all(map(stopped, pids))
+    return len(pids) == count and all(map(_is_stopped, pids))
+
+
+def _is_stopped(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:  # one that was killed and is not yet followed by another
+        return False
 
 
 def let_go(pids):

@@ -38,77 +38,73 @@ def plain(tmp_path_factory, data):
     return sweeps.losses(folder / "sweep")
 
 
-def held(path, data, workdir):
-    """A sweep whose cells all stopped some updates past a checkpoint; their processes and names."""
-    process = sweeps.paused(path, data, workdir, EVERY + 6, "--local.at-once", "2")
+def held(path, data, workdir, after=EVERY + 6):
+    """A sweep whose cells all stopped after that update, past a checkpoint; their processes."""
+    process = sweeps.paused(path, data, workdir, after, "--local.at-once", "2")
     reached(process, lambda: sweeps.all_paused(workdir))
-    return process, sweeps.at_work(workdir), [cell.id for cell in sweeps.cells(workdir)]
+    return process, sweeps.at_work(workdir)
 
 
-def went_on(workdir, names):
-    """Every cell is done by a second attempt that went on from a checkpoint."""
+def assert_saved(workdir, after):
+    """Every cell was stopped past that update, and lost none."""
     for cell in sweeps.cells(workdir):
-        assert (cell.state, cell.attempt) == ("done", 2)
-        log = (workdir / f"logs/{cell.id}.log").read_text()
-        after = int(re.search(r"resuming after update (\d+)", log)[1])
-        assert after >= EVERY
-    assert [cell.id for cell in sweeps.cells(workdir)] == names
+        assert cell.state == "preempted"
+        assert sweeps.saved(workdir, cell.id)[-1] == cell.step
+        assert after <= cell.step < STEPS
 
 
 @pytest.mark.slow
-def test_cells_killed_lose_what_follows_their_checkpoint_and_end_the_same(tmp_path, data, plain):
+def test_cells_killed_and_stopped_in_every_way_go_on_and_end_as_if_they_had_not(
+    tmp_path, data, plain
+):
+    """Killed alone, killed with the machine, told to end by their launcher, and cancelled."""
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
-    process, pids, names = held(path, data, workdir)
+    process, pids = held(path, data, workdir)
+    names = [cell.id for cell in sweeps.cells(workdir)]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     _, err = finished(process, status=1)
     assert "killed by SIGKILL: `melllm sweep resume` goes on with it" in err
+
+    process, pids = held(path, data, workdir, after=2 * EVERY + 6)  # the same command goes on
+    for pid in [process.pid, *pids]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+    process, pids = held(path, data, workdir, after=3 * EVERY + 6)
+    process.send_signal(signal.SIGTERM)
+    sweeps.let_go(pids)
+    finished(process, status=130)
+    assert_saved(workdir, 3 * EVERY + 6)
+
+    process, pids = held(path, data, workdir, after=4 * EVERY + 6)
+    assert done(["sweep", "cancel", str(workdir)])[0] == 0
+    sweeps.let_go(pids)
+    finished(process, status=1)
+    assert_saved(workdir, 4 * EVERY + 6)
+
     finished(resumed(workdir))
-    went_on(workdir, names)
+    for cell in sweeps.cells(workdir):
+        assert (cell.state, cell.attempt) == ("done", 5)
+        log = (workdir / f"logs/{cell.id}.log").read_text()
+        first, second, third, fourth = map(int, re.findall(r"resuming after update (\d+)", log))
+        assert first == EVERY
+        assert second in (EVERY, 2 * EVERY)  # the second may not have been whole yet
+        assert third >= 3 * EVERY + 6
+        assert fourth >= 4 * EVERY + 6
+    assert [cell.id for cell in sweeps.cells(workdir)] == names
     assert sweeps.losses(workdir) == plain
 
 
 @pytest.mark.slow
 def test_launcher_killed_takes_no_cell_with_it_and_the_next_waits_for_them(tmp_path, data, plain):
     path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
-    process, pids, _ = held(path, data, workdir)
+    process, pids = held(path, data, workdir)
     process.kill()
     process.communicate()
     sweeps.let_go(pids)
     finished(resumed(workdir))
     assert [cell.attempt for cell in sweeps.cells(workdir)] == [1, 1]
-    assert sweeps.losses(workdir) == plain
-
-
-@pytest.mark.slow
-def test_machine_killed_loses_what_follows_the_checkpoints(tmp_path, data, plain):
-    path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
-    process, pids, names = held(path, data, workdir)
-    for pid in [process.pid, *pids]:
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
-    finished(sweep(path, data, workdir, "--local.at-once", "1"))  # the same command goes on
-    went_on(workdir, names)
-    assert sweeps.losses(workdir) == plain
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["interrupt", "cancel"])
-def test_stopped_cells_save_where_they_are_and_go_on_from_there(tmp_path, data, plain, how):
-    path, workdir = spec(tmp_path, grid(STEPS, EVERY)), tmp_path / "sweep"
-    process, pids, names = held(path, data, workdir)
-    if how == "interrupt":
-        process.send_signal(signal.SIGTERM)
-    else:
-        assert done(["sweep", "cancel", str(workdir)])[0] == 0
-    sweeps.let_go(pids)
-    finished(process, status=130 if how == "interrupt" else 1)
-    for cell in sweeps.cells(workdir):
-        assert cell.state == "preempted"
-        assert sweeps.saved(workdir, cell.id)[-1] == cell.step  # no update was lost
-        assert 0 < cell.step < STEPS
-    finished(resumed(workdir))
-    went_on(workdir, names)
     assert sweeps.losses(workdir) == plain
 
 
