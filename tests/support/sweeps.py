@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 
 import psutil
@@ -106,6 +107,17 @@ def _is_stopped(pid):
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED
     except psutil.NoSuchProcess:  # one that was killed and is not yet followed by another
         return False
+
+
+def told_to_end(pids):
+    """Whether SIGTERM waits for each of these paused processes, which gets it as it goes on."""
+    return all(map(_has_term, pids))
+
+
+def _has_term(pid):
+    status = pathlib.Path("/proc", str(pid), "status").read_text()
+    (waiting,) = re.findall(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(waiting, 16) >> signal.SIGTERM - 1 & 1)
 
 
 def let_go(pids):

@@ -73,12 +73,14 @@ def test_cells_killed_and_stopped_in_every_way_go_on_and_end_as_if_they_had_not(
 
     process, pids = held(path, data, workdir, after=3 * EVERY + 6)
     process.send_signal(signal.SIGTERM)
+    reached(process, lambda: sweeps.told_to_end(pids))  # before they could end by themselves
     sweeps.let_go(pids)
     finished(process, status=130)
     assert_saved(workdir, 3 * EVERY + 6)
 
     process, pids = held(path, data, workdir, after=4 * EVERY + 6)
     assert done(["sweep", "cancel", str(workdir)])[0] == 0
+    assert sweeps.told_to_end(pids)
     sweeps.let_go(pids)
     finished(process, status=1)
     assert_saved(workdir, 4 * EVERY + 6)
