@@ -43,7 +43,7 @@ class QuickstartArguments:
 
     About four minutes on two cores. Stopped anywhere, the same command goes on. With --speech the
     model reads aloud, in one voice: it and a vocoder train, and sentences they never saw are spoken
-    and compared with the voice's own; about fifteen minutes.
+    and compared with the voice's own.
     """
 
     workdir: str = ""  # folder for data, runs and pictures: quickstart, or quickstart_speech
