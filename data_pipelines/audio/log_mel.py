@@ -93,6 +93,8 @@ def extract_log_mel(
     if (table.gain, table.offset) != (1.0, 0.0):
         mels *= table.gain
         mels += table.offset
+    if cfg.floor:
+        np.maximum(mels, cfg.floor, out=mels)
     return mels
 
 

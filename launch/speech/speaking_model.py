@@ -23,7 +23,7 @@ from launch.runs.transcriber import ANSWER_TOKENS, round_up_rows
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
-from melllm_jax.features.mel_filters import EPS
+from melllm_jax.features.mel_filters import EPS, above_floor
 from melllm_jax.inference.generate import Decoder, prompt_batch
 from melllm_jax.inference.synthesize import Speaker, SpeakingOptions
 from melllm_jax.models.speaking_lm import SpeakingLM
@@ -251,7 +251,7 @@ class SpeakingModel:
 
     def _raw(self, mel: Float[np.ndarray, "frames m"]) -> Float32[np.ndarray, "frames m"]:
         mean, invstd = self._statistics or (np.float32(0.0), np.float32(1.0))
-        return (mel / invstd + mean).astype(np.float32)
+        return above_floor((mel / invstd + mean).astype(np.float32), self._spec.mel)
 
 
 def _positions(checkpoint: CheckpointModel) -> tuple[int, str]:

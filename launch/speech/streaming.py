@@ -14,7 +14,9 @@ from launch.runs.model_loader import single_device_mesh
 from launch.speech.run_speaker import SpeakerChoice, load_speaking_model
 from launch.speech.speaking_model import Question, Reply, SpeakingModel, SpokenMel
 from launch.speech.spoken_files import SpokenSound
+from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
+from melllm_jax.features.mel_filters import above_floor
 from melllm_jax.vocoders.stored_vocoder import Vocoder, check_same_mel, load_network
 from melllm_jax.vocoders.streaming import stream_sound
 
@@ -23,11 +25,16 @@ class StreamedSpeech:
     """A text's sound in parts, float32 [w]; once all are taken, `spoken` is the whole mel."""
 
     def __init__(
-        self, model: SpeakingModel, vocoder: Vocoder, text: str | Reply, seconds: float, seed: int
+        self,
+        model: SpeakingModel,
+        vocoder: tuple[Mel, Vocoder],
+        text: str | Reply,
+        seconds: float,
+        seed: int,
     ) -> None:
         self.rate = model.mel.rate
         self.spoken: SpokenMel | None = None
-        self._vocoder = vocoder
+        self._read, self._vocoder = vocoder
         self._written = model.stream(text, seconds=seconds, seed=seed)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -39,7 +46,7 @@ class StreamedSpeech:
         for spoken, new in self._written:
             self.spoken = spoken
             if len(new):
-                yield new[None]
+                yield above_floor(new[None], self._read)
 
 
 @contextlib.contextmanager
@@ -79,11 +86,12 @@ def take_parts(speech: StreamedSpeech, output: BinaryIO | None = None) -> Spoken
     return SpokenSound(speech.spoken, np.concatenate(parts), speech.rate, seconds, first)
 
 
-def _load_causal(path: str, model: SpeakingModel) -> Vocoder:
+def _load_causal(path: str, model: SpeakingModel) -> tuple[Mel, Vocoder]:
+    """The mel that a causal vocoder reads, and the vocoder."""
     if not path:
         raise Mistake("stream: Griffin-Lim hears the whole before it makes a sound: give --vocoder")
     spec, network = load_network(path)
     check_same_mel(spec, model.mel, f"vocoder={path}")
     if not network.cfg.causal:
         raise Mistake(f"vocoder={path}: causal=False: it reads later frames: no sound by parts")
-    return network
+    return spec.mel, network

@@ -24,6 +24,9 @@ class Mel:
     telephone: Literal["resampled", "native"] = dataclasses.field(
         default="resampled", metadata=LATER
     )  # sound of 8 kHz: brought to 16 kHz, or taken as it is, as Phi-4-MM does; by phi4 alone
+    floor: float = dataclasses.field(
+        default=0.0, metadata=LATER
+    )  # least value of a cell, in the extractor's log units; 0: the extractor's own
 
     def __post_init__(self) -> None:
         require("mel.r", self.r, self.r in (1, 2, 4, 8, 16), "must be 1, 2, 4, 8 or 16")
@@ -34,6 +37,7 @@ class Mel:
             require(
                 f"mel.{name}", f"{count} values", count in (0, self.m), f"needs {self.m} values"
             )
+        require("mel.floor", self.floor, self.floor <= 0, "must be below 0, or 0 for none")
 
     @property
     def rate(self) -> int:

@@ -47,7 +47,10 @@ def batch_log_mel(
     if table.span < np.inf:
         peak = jnp.max(logs, axis=(1, 2), where=real[:, :, None], initial=-np.inf, keepdims=True)
         logs = jnp.maximum(logs, peak - table.span)
-    mels = _normalise(logs * table.gain + table.offset, real, cfg)
+    mels = logs * table.gain + table.offset
+    if cfg.floor:
+        mels = jnp.maximum(mels, cfg.floor)
+    mels = _normalise(mels, real, cfg)
     return jnp.where(real[:, :, None], mels, 0.0), counts
 
 

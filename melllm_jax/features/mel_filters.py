@@ -80,6 +80,11 @@ def check_heard_rate(cfg: Mel) -> None:
         )
 
 
+def above_floor(mels: Float32[np.ndarray, "*f m"], mel: Mel) -> Float32[np.ndarray, "*f m"]:
+    """Frames in the log units of `mel`, no cell below its floor: what a vocoder of it has seen."""
+    return np.maximum(mels, np.float32(mel.floor)) if mel.floor else mels
+
+
 @functools.lru_cache(maxsize=16)
 def make_filters(kind: MelKind, m: int, rate: int = 0) -> MelFilters:
     """The extractor `kind` with m bands, which `config.features.Mel` has found to go together.

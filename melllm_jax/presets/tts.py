@@ -37,7 +37,7 @@ def tts() -> Run:
             remat="none",
             scan=False,
         ),
-        mel=Mel(kind="speecht5", r=4, normalize="global"),
+        mel=Mel(kind="speecht5", r=4, normalize="global", floor=-5.0),
         data=Data(t=512, b=4, wire="float32"),
         optim=Optim(
             steps=20_000, lr=1e-3, warmup=500, weight_decay=0.01, b2=0.98, compute="float32"

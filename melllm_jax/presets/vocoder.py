@@ -26,7 +26,7 @@ def vocoder() -> VocoderRun:
             resolutions=(512,),
             resolution_channels=4,
         ),
-        mel=Mel(kind="speecht5", r=1, normalize="none"),
+        mel=Mel(kind="speecht5", r=1, normalize="none", floor=-5.0),
         data=Data(t=32, b=8, wire="float32"),
         optim=Optim(
             steps=20_000,

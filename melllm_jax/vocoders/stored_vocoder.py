@@ -16,6 +16,7 @@ from melllm_jax.config.run import Mesh
 from melllm_jax.config.vocoder import VocoderSpec
 from melllm_jax.config.vocoder_run import GENERATOR
 from melllm_jax.errors import Mistake
+from melllm_jax.features.mel_filters import above_floor
 from melllm_jax.models.parameters import Skeleton, Weights, abstract_model
 from melllm_jax.vocoders.hifi_gan import HifiGanVocoder
 from melllm_jax.vocoders.vocos import VocosVocoder
@@ -97,7 +98,7 @@ def synthesize_fn(
         if not frames:
             return np.zeros(0, np.float32)
         row = np.zeros((1, -(-frames // BUCKET) * BUCKET, m), np.float32)
-        row[0, :frames] = mels
+        row[0, :frames] = above_floor(mels, spec.mel)
         with jax.set_mesh(mesh):
             wave = run(weights, jnp.asarray(row), jnp.asarray([frames], jnp.int32))
         return np.asarray(wave)[0, : spec.samples(frames)]
@@ -106,7 +107,7 @@ def synthesize_fn(
 
 
 def check_same_mel(spec: VocoderSpec, mel: Mel, where: str = "vocoder") -> None:
-    """Raises Mistake where a vocoder reads another mel than `mel`, normalisation apart.
+    """Raises Mistake where a vocoder reads another mel than `mel`, normalisation and floor apart.
 
     The message names bands, hop, rate and log of both. `where` names the vocoder.
     """

@@ -98,6 +98,7 @@ def phi4_multimodal_config(
         ("mel.kind", mel.kind, "phi4"),
         ("mel.r", mel.r, 8),
         ("mel.normalize", mel.normalize, "none"),
+        ("mel.floor", mel.floor, 0),
     ):
         if value != required:
             raise Mistake(f"{name}={value}: must be {required} for a Phi-4-multimodal config")

@@ -14,12 +14,15 @@ import soundfile
 from data_pipelines.audio.file_io import decode_sound
 from launch import cli
 from launch.runs.run_inputs import complete_run
+from launch.speech.run_speaker import SpeakerChoice
+from launch.speech.streaming import open_streaming_speaker, take_parts
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.checkpoints.checkpointer import Checkpoints
 from melllm_jax.config.features import Mel
 from melllm_jax.config.overrides import override, to_json
 from melllm_jax.config.run import CheckpointIntervals
 from melllm_jax.config.vocoder import HifiGan, VocoderSpec
+from melllm_jax.inference.synthesize import SpeakingOptions
 from melllm_jax.objectives.run_objective import objective_of
 from melllm_jax.vocoders.stored_vocoder import make_vocoder
 from tests.launch.commands.test_speak import LIMIT, SPEAKING
@@ -39,8 +42,9 @@ once = pytest.fixture(scope="module", autouse=True)(compiled_once)
 held = pytest.fixture(scope="module", autouse=True)(generated_once)
 quick = pytest.fixture(scope="module", autouse=True)(compiled_quickly)
 alone = pytest.fixture(scope="module", autouse=True)(one_device)
+FLOOR = -1.0  # of the model's mel; that of its vocoder is a little higher
 SMALL = HifiGan(
-    channels=4, rates=(16, 10), kernels=(32, 20), resblock_kernels=(3,), dilations=((1,),)
+    channels=4, rates=(16, 16), kernels=(32, 32), resblock_kernels=(3,), dilations=((1,),)
 )
 
 
@@ -48,7 +52,12 @@ SMALL = HifiGan(
 def folder(tmp_path_factory):
     """`run`, which speaks causally; `vocoder`, causal as well, and `late`, which is not."""
     folder = tmp_path_factory.mktemp("streamed")
-    causal = SPEAKING | {"model.mel_head.causal": True}
+    causal = SPEAKING | {
+        "mel.kind": "speecht5",
+        "mel.m": 80,
+        "model.mel_head.causal": True,
+        "mel.floor": FLOOR,
+    }
     run = complete_run(override(tiny(corpus(folder / "data"), steps=1), causal)).run
     with models.one_device():
         saved(folder / "run", run, models.drawn(objective_of(run).build)[1])
@@ -60,7 +69,8 @@ def folder(tmp_path_factory):
 def write_vocoder(folder, mel, causal):
     """A small random HiFi-GAN of a run's mel, as an import leaves it."""
     sizes = dataclasses.replace(SMALL, causal=causal)
-    spec = VocoderSpec("hifi_gan", Mel(mel.kind, m=mel.m, normalize="none"), sizes)
+    read = Mel(mel.kind, m=mel.m, normalize="none", floor=FLOOR / 2)
+    spec = VocoderSpec("hifi_gan", read, sizes)
     folder.mkdir()
     (folder / run_folder.VOCODER).write_text(to_json(spec))
     with models.one_device():
@@ -83,6 +93,16 @@ def test_parts_are_the_sound_made_at_once(folder, capsys, tmp_path):
     one, other = (soundfile.read(x, dtype="int16")[0].astype(int) for x in (whole, parts))
     assert len(one) == len(other) > 0
     assert np.abs(one - other).max() <= 1
+
+
+def test_no_frame_is_below_the_floor_of_its_mel(folder):
+    options = SpeakingOptions(extra=0.5, per_letter=0.0)
+    paths = {name: str(folder / name) for name in ("run", "vocoder")}
+    choice = SpeakerChoice(**paths, options=options)
+    with open_streaming_speaker(choice) as speak:
+        speech = speak("hello there", 0.16)
+        take_parts(speech)
+    assert speech.spoken.mel.min() == np.float32(FLOOR) < np.median(speech.spoken.mel)
 
 
 def test_json_tells_when_the_first_sound_came(folder, capsys, tmp_path):

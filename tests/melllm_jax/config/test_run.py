@@ -152,6 +152,7 @@ DECIDES = {
     "mel.r": 4,
     "mel.normalize": "none",
     "mel.telephone": "native",  # of phi4
+    "mel.floor": -5.0,
     "mel.mean": (0.0,) * 80,
     "mel.invstd": (1.0,) * 80,
     "text.digest": "f00d",

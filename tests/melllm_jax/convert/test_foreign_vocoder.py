@@ -1,5 +1,6 @@
 """Vocoders in and out: HiFi-GAN bit by bit, its weight normalisation folded, Vocos, refusals."""
 
+import dataclasses
 import json
 import re
 
@@ -8,6 +9,7 @@ import pytest
 
 from melllm_jax.checkpoints import run_folder
 from melllm_jax.config.features import Mel
+from melllm_jax.config.overrides import to_json
 from melllm_jax.convert.tensor_names.hifi_gan import hifi_gan_rules
 from melllm_jax.convert.weight_map import expand_rules
 from melllm_jax.errors import Mistake
@@ -130,6 +132,11 @@ def test_what_is_loaded_is_the_network_with_these_weights(tmp_path):
     assert (spec.rate, found.size) == (16_000, 5 * 256)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert synthesize(mels[:0]).size == 0
+    floored = dataclasses.replace(spec, mel=dataclasses.replace(spec.mel, floor=-0.5))
+    (tmp_path / "ours" / run_folder.VOCODER).write_text(to_json(floored))
+    heard = load_vocoder(str(tmp_path / "ours"))[1](mels)
+    assert mels.min() < -0.5
+    np.testing.assert_array_equal(heard, synthesize(np.maximum(mels, np.float32(-0.5))))
     with pytest.raises(Mistake, match="mel of 81 bands: the vocoder reads 80"):
         synthesize(np.zeros((3, 81), np.float32))
 

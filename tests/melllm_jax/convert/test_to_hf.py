@@ -392,6 +392,7 @@ def test_a_front_end_that_no_class_reads_is_refused_and_can_be_dropped(linear, t
             {"mel.normalize": "utterance"},
             "mel.normalize=utterance: must be none for a Phi-4-multimodal config",
         ),
+        ({"mel.floor": -5.0}, "mel.floor=-5.0: must be 0 for a Phi-4-multimodal config"),
     ],
 )
 def test_a_run_that_transformers_would_compute_otherwise_is_refused(

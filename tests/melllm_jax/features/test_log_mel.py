@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.audio.log_mel import normalized_log_mel
+from data_pipelines.audio.log_mel import normalize_mel, normalized_log_mel
 from melllm_jax.config.features import Mel
 from melllm_jax.errors import Mistake
 from melllm_jax.features.log_mel import batch_log_mel
-from melllm_jax.features.mel_filters import check_heard_rate, make_filters, mel_rate
+from melllm_jax.features.mel_filters import (
+    above_floor,
+    check_heard_rate,
+    make_filters,
+    mel_rate,
+)
 from melllm_jax.sharding import a
 from tests.support.models import one_device
 
@@ -50,6 +55,20 @@ def assert_equals_numpy(cfg, atol):
 def test_a_ragged_batch_equals_numpy(cfg):
     """A sum of 400 float32 products errs by 1e-6 of the frame's loudest bin: 1e-3 at -60 dB."""
     assert_equals_numpy(dataclasses.replace(cfg, normalize="none"), atol=2e-3)
+
+
+@pytest.mark.parametrize("normalize", ["none", "utterance"])
+def test_no_cell_is_below_the_floor_and_none_above_it_moves(normalize):
+    free = Mel("speecht5", normalize="none")
+    quiet = next(sounds()) * np.float32(1e-3)
+    plain = normalized_log_mel(quiet, free)
+    floor = float(np.median(plain))
+    wanted = normalize_mel(np.maximum(plain, np.float32(floor)), Mel(normalize=normalize))
+    cfg = dataclasses.replace(free, normalize=normalize, floor=floor)
+    np.testing.assert_allclose(normalized_log_mel(quiet, cfg), wanted, rtol=0, atol=1e-6)
+    mels, counts = jitted(quiet[None], jnp.asarray([quiet.size], jnp.int32), cfg=cfg)
+    np.testing.assert_allclose(mels[0, : counts[0]], wanted, rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(above_floor(plain, cfg), np.maximum(plain, np.float32(floor)))
 
 
 @RAGGED
