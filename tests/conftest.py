@@ -15,6 +15,7 @@ jaxtyping.jaxtyped = array_checks.where_arrays_are_named(jaxtyping.jaxtyped)
 
 from launch.runtime import libtpu_env  # noqa: E402
 
+gc.set_threshold(50_000, 20, 100)  # tracing makes many objects that live: a sixth of its time
 # Before JAX: a libtpu that is here to plan for pods is loaded by no other test.
 libtpu_env.set_environment()
 # Before JAX, and for every process that a test starts. Most programs of the tests are compiled for
@@ -49,9 +50,13 @@ experimental.index_shuffle = functools.lru_cache(maxsize=None)(experimental.inde
 # Tyro reads the source of each class of flags anew at every command, half of what flags take.
 tokenized = _docstrings._ClassTokenization
 tokenized.make = staticmethod(functools.lru_cache(maxsize=None)(tokenized.make))
-gc.set_threshold(50_000, 20, 100)  # tracing makes many objects that live: a sixth of its time
 # A shell that starts pytest in the background has SIGINT ignored, which no test may depend on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """What is imported by now lives to the end: no search for garbage looks through it."""
+    gc.freeze()
 
 
 def pytest_unconfigure():

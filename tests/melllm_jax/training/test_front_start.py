@@ -180,6 +180,7 @@ def words(folder, workdir, *more):
     return ["train", "mel_llm_asr", *FLAGS, *map(str, [*given, "--compiled", "", *more])]
 
 
+@pytest.mark.slow  # by default test_distillation trains and hears, and the tests above start so
 def test_a_run_trains_hears_and_hands_its_front_end_on(folder, tmp_path, capsys, monkeypatch):
     find_one_device(monkeypatch)
     frozen = ["--init.front", folder / "whisper", "--optim.encoder", "frozen"]
