@@ -89,8 +89,12 @@ def softmax_attention(
     v_bksh: Float[Array, "b k s h"],
     visible_bts: Bool[Array, "b t s"],
     splits: tuple[jax.P | None, jax.P | None] = (None, None),
+    bias_bkgts: Float[Array, "b k g t s"] | None = None,
 ) -> Float[Array, "b t n h"]:
-    """The softmax itself; `splits` lay out scores and sums, (None, None) inside one device."""
+    """The softmax itself; `splits` lay out scores and sums, (None, None) inside one device.
+
+    A bias, float32, is added to the scores.
+    """
     b, t, n, h = q_btnh.shape
     q_btkgh = q_btnh.reshape(b, t, k_bksh.shape[1], -1, h) * (1 / math.sqrt(h))
     logits = jnp.einsum(  # bfloat16 rounds a score of 128.5 to 128, so none is ever rounded
@@ -102,6 +106,8 @@ def softmax_attention(
     )
     # Finite, so that a row that sees nothing is no NaN; added, so that no gradient is masked again.
     logits += jnp.where(visible_bts, 0.0, -1e30)[:, None, None]
+    if bias_bkgts is not None:
+        logits += bias_bkgts
     share = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     whole = jnp.sum(share, axis=-1, keepdims=True)
     y_bkgth = jnp.einsum(
