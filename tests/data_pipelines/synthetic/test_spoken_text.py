@@ -69,6 +69,17 @@ def test_clean_utterance_is_the_voice_at_16_khz_and_any_other_has_level_and_nois
     assert [call[:2] for call in tone[:1]] == [(TEXT, 1.0)]
 
 
+def test_silence_around_what_the_natural_voice_says_is_cut_and_a_pause_in_it_stays(monkeypatch):
+    silence = np.zeros(9600, np.float32)
+    breath = np.full(9600, 1e-4, np.float32)  # 74 dB below the voice
+    wave = np.concatenate([silence, TONE, silence, TONE, breath])
+    monkeypatch.setattr(natural_voice, "load", lambda: lambda text, speed, seed: wave)
+    found = natural_voice.speak(TEXT)
+    assert found.size / 16_000 == pytest.approx(0.05 + 0.5 + 0.4 + 0.5 + 0.05, abs=0.002)
+    assert np.abs(found[:700]).max() < 1e-5 and np.abs(found[800:1600]).max() > 0.4
+    assert 0 < np.abs(found[-700:]).max() < 2e-4
+
+
 @pytest.mark.slow
 def test_natural_voice_says_the_same_again_and_faster_at_a_higher_pace():
     pytest.importorskip("hibari", reason="the extra natural brings the voice")
