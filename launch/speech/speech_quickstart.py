@@ -42,7 +42,8 @@ def run(folder: pathlib.Path, seed: int, timer: Timer) -> None:
     with timer("1/4 speaking a corpus of sentences in one voice"):
         _speak_corpus(data, seed)
         train = open_corpus(data, "train")
-        train_sentencepiece((train[index].text for index in range(len(train))), tokenizer, 0)
+        texts = (train[index].text for index in range(len(train)))
+        train_sentencepiece(texts, tokenizer, 0, kind="word")
     changes = {"data.sources": [{"path": data}], "seed": seed}
     reader = override(catalog.preset("quickstart_tts"), changes | {"text.tokenizer": tokenizer})
     with timer(f"2/4 training a model to read aloud: {reader.optim.steps} updates"):

@@ -35,7 +35,7 @@ def smallest(monkeypatch):
     }
     monkeypatch.setattr(catalog, "preset", presets.__getitem__)
     monkeypatch.setattr(catalog, "any_preset", presets.__getitem__)
-    monkeypatch.setattr(speech_quickstart, "COUNTS", {"train": 12, "dev": 2, "test": 2})
+    monkeypatch.setattr(speech_quickstart, "COUNTS", {"train": 60, "dev": 2, "test": 2})
 
 
 @pytest.mark.slow
