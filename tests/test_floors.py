@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import collections
 from collections.abc import Iterator
 import graphlib
 
@@ -165,6 +166,16 @@ def test_folders_are_small_enough_to_look_through():
     sizes = {folder: sum(m.rpartition(".")[0] == folder for m in MODULES) for folder in INITS}
     most = {"launch.commands": 16}  # a file for each command, which their names tell apart
     assert {x: size for x, size in sizes.items() if size > most.get(x, 13)} == {}
+
+
+def test_no_class_name_is_defined_twice():
+    counts = collections.Counter(
+        node.name
+        for path in PATHS.values()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert {name for name, count in counts.items() if count > 1} == set()
 
 
 @pytest.mark.parametrize("folder", (*PACKAGES, "benchmarks", "examples", "tests"))

@@ -18,7 +18,7 @@ from melllm_jax.flops import CONFORMER_WINDOW
 WINDOW = CONFORMER_WINDOW
 
 
-class Windows(NamedTuple):
+class ClipWindows(NamedTuple):
     """For each position of a row, int32 [b s]: which window it is of, and its place there."""
 
     ids: Int[Array, "b s"]  # its own in the row, from 1; 0 at text and padding
@@ -28,7 +28,7 @@ class Windows(NamedTuple):
 class Room(NamedTuple):
     """Rows [b s] with room for what fills last windows up, [b q]."""
 
-    windows: Windows  # of the longer rows
+    windows: ClipWindows  # of the longer rows
     sources: Int[Array, "b q"]  # the position of the shorter row, -1 at zeros
     targets: Int[Array, "b s"]  # where each position of the shorter row went
 
@@ -44,15 +44,15 @@ def places_in_clips(
     return place
 
 
-def windows(place_bs: Int[Array, "b s"]) -> Windows:
+def windows(place_bs: Int[Array, "b s"]) -> ClipWindows:
     """The windows of rows."""
-    return Windows(*_by_rows(_windows, place_bs))
+    return ClipWindows(*_by_rows(_windows, place_bs))
 
 
 def room(place_bs: Int[Array, "b s"]) -> Room:
     """Rows with as much room as the most clips of several windows that fit in one could need."""
     ids, places, sources, targets = _by_rows(_room, place_bs)
-    return Room(Windows(ids, places), sources, targets)
+    return Room(ClipWindows(ids, places), sources, targets)
 
 
 def take(x_bsd: Array, at_bq: Array) -> Array:

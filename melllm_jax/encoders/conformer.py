@@ -22,7 +22,7 @@ from melllm_jax.batch import Batch
 from melllm_jax.config.encoders import Conformer
 from melllm_jax.config.model import Model
 from melllm_jax.encoders import clip_windows
-from melllm_jax.encoders.clip_windows import WINDOW, Windows
+from melllm_jax.encoders.clip_windows import WINDOW, ClipWindows
 from melllm_jax.encoders.frontends import ConvFrontend, ConvStem, continues_clip
 from melllm_jax.encoders.transformer_encoder import WrapFn
 from melllm_jax.encoders.window_attention import attend_in_windows
@@ -41,7 +41,7 @@ class ConformerBlocks(nnx.Module):
         self.sizes = cfg
         own = encoder_sizes(width, cfg)
         self.distances = weight(rngs, own, "z n", fan_in="z")
-        self.blocks = jax.vmap(lambda layer: Block(layer, own))(rngs.split(cfg.l))
+        self.blocks = jax.vmap(lambda layer: ConformerBlock(layer, own))(rngs.split(cfg.l))
 
     def encode(
         self,
@@ -52,7 +52,7 @@ class ConformerBlocks(nnx.Module):
     ) -> Float[Array, "b t u"]:
         """What the blocks make of the stem's output; see `TransformerEncoder` for the rest."""
 
-        def run(x_bsd: Array, windows: Windows, back: ToRowsFn) -> Array:
+        def run(x_bsd: Array, windows: ClipWindows, back: ToRowsFn) -> Array:
             attend = self._attend_fn(windows)
             layer = wrap(lambda x, block: (block(x, attend, windows), None))
             return back(jax.lax.scan(layer, x_bsd, self.blocks, unroll=unroll)[0])
@@ -64,10 +64,10 @@ class ConformerBlocks(nnx.Module):
     ) -> Float[Array, "layers b t u"]:
         """The output of each block."""
 
-        def run(x_bsd: Array, windows: Windows, back: ToRowsFn) -> Array:
+        def run(x_bsd: Array, windows: ClipWindows, back: ToRowsFn) -> Array:
             attend = self._attend_fn(windows)
 
-            def layer(x_bsd: Array, block: Block) -> tuple[Array, Array]:
+            def layer(x_bsd: Array, block: ConformerBlock) -> tuple[Array, Array]:
                 y_bsd = block(x_bsd, attend, windows)
                 return y_bsd, back(y_bsd)
 
@@ -77,7 +77,7 @@ class ConformerBlocks(nnx.Module):
         return jax.reshard(outputs, jax.P(None, *sharding.a("b t u")))
 
     def _in_windows(
-        self, run: Callable[[Array, Windows, ToRowsFn], Array], x_btu: Array, batch: Batch
+        self, run: Callable[[Array, ClipWindows, ToRowsFn], Array], x_btu: Array, batch: Batch
     ) -> Array:
         """`run` of the rows of a batch and their windows; it hands back what is of these rows.
 
@@ -101,7 +101,7 @@ class ConformerBlocks(nnx.Module):
             return as_it_is(x_bsd)
         return jax.lax.cond(jnp.any(place >= WINDOW), with_room, as_it_is, x_bsd)
 
-    def _attend_fn(self, windows: Windows) -> AttendFn:
+    def _attend_fn(self, windows: ClipWindows) -> AttendFn:
         return functools.partial(
             attend_in_windows,
             distances=self.distances[...],
@@ -151,19 +151,19 @@ def encoder_sizes(width: int, cfg: Conformer) -> Sizes:
     }
 
 
-class Block(nnx.Module):
+class ConformerBlock(nnx.Module):
     """One Conformer block."""
 
     def __init__(self, rngs: nnx.Rngs, size: Sizes):
-        self.mlp_in = Mlp(rngs, size)
+        self.mlp_in = ConformerMlp(rngs, size)
         self.attn_norm = LayerNorm(size)
-        self.attn = Attention(rngs, size)
-        self.conv = Convolution(rngs, size)
-        self.mlp_out = Mlp(rngs, size)
+        self.attn = ConformerAttention(rngs, size)
+        self.conv = ConformerConvolution(rngs, size)
+        self.mlp_out = ConformerMlp(rngs, size)
         self.norm = LayerNorm(size)
 
     def __call__(
-        self, x_bsd: Float[Array, "b s d"], attend: AttendFn, windows: Windows
+        self, x_bsd: Float[Array, "b s d"], attend: AttendFn, windows: ClipWindows
     ) -> Float[Array, "b s d"]:
         x_bsd = x_bsd + 0.5 * self.mlp_in(x_bsd)
         x_bsd = x_bsd + self.attn(self.attn_norm(x_bsd), attend)
@@ -172,7 +172,7 @@ class Block(nnx.Module):
         return self.norm(x_bsd)
 
 
-class Mlp(nnx.Module):
+class ConformerMlp(nnx.Module):
     """down(up x · silu(gate x)) of the normed x, with biases."""
 
     def __init__(self, rngs: nnx.Rngs, size: Sizes):
@@ -192,7 +192,7 @@ class Mlp(nnx.Module):
         return einsum("bsf,fd->bsd", y_bsf, self.down[...]) + self.down_bias[None, None]
 
 
-class Attention(nnx.Module):
+class ConformerAttention(nnx.Module):
     """Self-attention of n heads, with biases, its time whole: `s` where others have a split `t`."""
 
     def __init__(self, rngs: nnx.Rngs, size: Sizes):
@@ -209,7 +209,7 @@ class Attention(nnx.Module):
         return name_activation(y_bsd, "out")
 
 
-class Convolution(nnx.Module):
+class ConformerConvolution(nnx.Module):
     """A gated linear unit, a depth-wise convolution over time, and two point-wise ones.
 
     f is as wide as d here. A position sees `taps` positions of its window, itself the last.
@@ -231,7 +231,7 @@ class Convolution(nnx.Module):
         self.out = weight(rngs, size, "e d", fan_in="e")
         self.out_bias = constant(size, "d", 0.0)
 
-    def __call__(self, x_bsd: Float[Array, "b s d"], windows: Windows) -> Float[Array, "b s d"]:
+    def __call__(self, x_bsd: Float[Array, "b s d"], windows: ClipWindows) -> Float[Array, "b s d"]:
         x_bsd = self.norm(x_bsd)
         up = einsum("bsd,df->bsf", x_bsd, self.up[...])
         gate = einsum("bsd,df->bsf", x_bsd, self.gate[...])
@@ -245,7 +245,7 @@ class Convolution(nnx.Module):
 
 
 def _taps(
-    x_bsf: Float[Array, "b s f"], depth_xf: Float[Array, "x f"], windows: Windows
+    x_bsf: Float[Array, "b s f"], depth_xf: Float[Array, "x f"], windows: ClipWindows
 ) -> Float[Array, "b s f"]:
     """Each channel's sum over itself and the positions before it in its window, in float32."""
 

@@ -147,16 +147,16 @@ def states_there(batch: Batch, cfg: Distill, r: int) -> Bool[Array, "b t j"]:
     return TEACHERS[cfg.teacher].there(batch, cfg, r)
 
 
-class Silence(NamedTuple):
+class SilenceLevels(NamedTuple):
     """What silence beside a sound is in a log-mel: so far below its peak, the floor at least."""
 
     below: float
     floor: float
 
 
-def _silence(mel: Mel) -> Silence:
+def _silence(mel: Mel) -> SilenceLevels:
     table = make_filters(mel.kind, mel.m)
-    return Silence(table.span * table.gain, math.log(table.floor) * table.gain + table.offset)
+    return SilenceLevels(table.span * table.gain, math.log(table.floor) * table.gain + table.offset)
 
 
 def _cut_windows(
@@ -164,7 +164,7 @@ def _cut_windows(
     sequences_f: Int[Array, "f"],
     count: int,
     frames: int,
-    silence: Silence,
+    silence: SilenceLevels,
 ) -> Float[Array, "count frames m"]:
     """The first `count` sequences of a row, each filled up with silence."""
     index = jnp.arange(len(sequences_f), dtype=jnp.int32)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from melllm_jax import sharding
 from melllm_jax.config.encoders import Conformer
-from melllm_jax.encoders.clip_windows import WINDOW, Windows
+from melllm_jax.encoders.clip_windows import WINDOW, ClipWindows
 
 
 def attend_in_windows(
@@ -22,7 +22,7 @@ def attend_in_windows(
     v_bsnh: Float[Array, "b s n h"],
     *,
     distances: Float[Array, "z n"],
-    windows: Windows,
+    windows: ClipWindows,
     cfg: Conformer,
 ) -> Float[Array, "b s n h"]:
     """Attention within windows, with a bias for each distance and head; softmax in float32.

@@ -134,7 +134,7 @@ class PostNet(nnx.Module):
         return frames_bsm + x
 
 
-class MelHead(nnx.Module):
+class MelPatchHead(nnx.Module):
     """All that a model needs to read its own patches and to write the next."""
 
     def __init__(self, rngs: nnx.Rngs, cfg: Model, mel: Mel):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from melllm_jax.batch import Batch
 from melllm_jax.config.features import Mel
 from melllm_jax.config.model import Lora, Model
-from melllm_jax.models.mel_head import MelHead
+from melllm_jax.models.mel_head import MelPatchHead
 from melllm_jax.models.speech_lm import SpeechLM
 from melllm_jax.nn.noise import Draw
 
@@ -17,7 +17,7 @@ class SpeakingLM(SpeechLM):
 
     def __init__(self, cfg: Model, mel: Mel, lora: Lora, *, rngs: nnx.Rngs):
         super().__init__(cfg, mel, lora, rngs=rngs)
-        self.mel_head = MelHead(rngs, cfg, mel)
+        self.mel_head = MelPatchHead(rngs, cfg, mel)
 
     def lora_at(self, batch: Batch) -> Bool[Array, "b t"] | None:
         """That of `SpeechLM`, at which patches that the model writes count as speech too."""

@@ -71,7 +71,7 @@ def quickstart_tts() -> Run:
         ),
         mel=dataclasses.replace(run.mel, r=8),
         data=Data(t=128, b=8, wire="float32"),
-        optim=dataclasses.replace(run.optim, steps=2000, lr=2e-3, warmup=100, schedule="linear"),
+        optim=dataclasses.replace(run.optim, steps=1500, lr=2e-3, warmup=100, schedule="linear"),
         speech_loss=SpeechLoss(kl_after=200, flux=0.0),
         checkpoints=CheckpointIntervals(every=200),
     )

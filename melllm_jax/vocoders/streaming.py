@@ -16,7 +16,7 @@ from melllm_jax.vocoders.vocos import VocosVocoder
 State = tuple[Array, ...]  # what each convolution saw last; of a Vocos, what frames still overlap
 
 
-class Memory:
+class ChunkMemory:
     """What the convolutions of a causal network saw last, in the order in which they ask."""
 
     def __init__(self, before: State) -> None:
@@ -42,11 +42,11 @@ def stream_chunk(
     the first sound are to be dropped, and as many of the state's remain at the end.
     """
     if isinstance(vocoder, HifiGanVocoder):
-        memory = Memory(state)
+        memory = ChunkMemory(state)
         wave_bw = vocoder.make_sound(mels_bfm, memory)
         return wave_bw, tuple(memory.after)
     cfg, width = vocoder.cfg, vocoder.cfg.n_fft
-    memory = Memory(state[2:])
+    memory = ChunkMemory(state[2:])
     real, imaginary = vocoder.spectra(mels_bfm, memory)
     window = hann(width)[None, None]
     frames_bfw = jnp.fft.irfft(jax.lax.complex(real, imaginary), width, axis=2) * window

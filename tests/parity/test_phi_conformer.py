@@ -16,7 +16,7 @@ from melllm_jax.config.model import Lora, Model
 from melllm_jax.convert.tensor_names.layouts import TENSOR_NAMES
 from melllm_jax.convert.tensor_names.phi_conformer import conformer_rules
 from melllm_jax.convert.weight_map import expand_rules
-from melllm_jax.encoders.clip_windows import Windows
+from melllm_jax.encoders.clip_windows import ClipWindows
 from melllm_jax.encoders.teachers import ConformerTeacher
 from melllm_jax.encoders.window_attention import attend_in_windows
 from melllm_jax.models.parameters import abstract_model
@@ -252,7 +252,7 @@ def test_parts_of_a_block_equal(chunked, part):
     with models.one_device():
         front = skeleton.model(weights).front
         place = jax.reshard(jnp.arange(9)[None], sharding.a("b s"))
-        windows = Windows(jnp.ones_like(place), place)
+        windows = ClipWindows(jnp.ones_like(place), place)
         attend = functools.partial(
             attend_in_windows,
             distances=front.distances[...],

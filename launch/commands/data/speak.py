@@ -30,7 +30,7 @@ SIZES: Mapping[Split, int] = {"train": 5000, "dev": 100, "test": 300}  # but of 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeakArguments:
+class SpeakCorpusArguments:
     """Speak sentences of 66 words with 273 voices, what quickstart trains on, or any English text.
 
     With --questions they are to be answered, not transcribed. Test has sentences and voices that no
@@ -84,7 +84,7 @@ class SpeakArguments:
 
 def main(argv: Sequence[str]) -> int:
     """`melllm data speak DIR --train 84000 --noise -20 10`."""
-    arguments = parse(SpeakArguments, argv, prog="melllm data speak")
+    arguments = parse(SpeakCorpusArguments, argv, prog="melllm data speak")
     if (pathlib.Path(arguments.out) / "index.json").exists():
         raise Mistake(f"out={arguments.out}: holds a corpus already")
     store = arguments.store or ("audio" if arguments.text or arguments.questions else "mel")
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _speak_questions(arguments: SpeakArguments, record_config: RecordConfig) -> int:
+def _speak_questions(arguments: SpeakCorpusArguments, record_config: RecordConfig) -> int:
     """Speaks the first questions of each split of a file, or all of them."""
     found = read_questions(arguments.questions, read_text(arguments.questions))
     for split, count in arguments.counts.items():
