@@ -25,6 +25,7 @@ FLOORS = (
     },
     {"melllm_jax.presets", "melllm_jax.nn", "melllm_jax.telemetry", "melllm_jax.checkpoints"},
     {"melllm_jax.encoders"},
+    {"melllm_jax.codec"},
     {"melllm_jax.models"},
     {"melllm_jax.vocoders"},
     {"melllm_jax.objectives", "melllm_jax.inference", "melllm_jax.convert"},

@@ -79,6 +79,7 @@ class WavLM:
     buckets: int = 320  # num_buckets: distances with a bias of their own, of both signs
     distance: int = 800  # max_bucket_distance: beyond it all distances are one
     stable: bool = False  # do_stable_layer_norm: norms stand before attention and MLP, not after
+    last_norm: bool = True  # stable: a norm after the last block, which a codec's first layers lack
     causal: bool = False  # no position sees beyond its chunk
     window: int = 512  # causal: positions that one sees, up to the end of its chunk
     look_ahead: int = 3  # causal: positions of a chunk after its first; 20 ms each
@@ -101,6 +102,9 @@ class WavLM:
         require("wavlm.buckets", self.buckets, fits, "must be a multiple of 4")
         rule = f"must be more than a quarter of wavlm.buckets={self.buckets}"
         require("wavlm.distance", self.distance, self.distance > self.buckets // 4, rule)
+        fits = self.last_norm or self.stable
+        rule = "may be false of wavlm.stable alone: the other's stands before the first block"
+        require("wavlm.last_norm", self.last_norm, fits, rule)
         if self.causal:
             rule = "takes statistics of the whole sound: wavlm.causal needs layer"
             require("wavlm.norm", self.norm, self.norm == "layer", rule)

@@ -17,17 +17,23 @@ from melllm_jax.convert import block_copy, safetensors_files
 from melllm_jax.convert.hf_config.fields import (
     COMMON,
     FLAG,
-    Field,
     ignored_fields,
     only_field,
     read_fields,
     refuse_field,
     size_field,
+    sizes_field,
 )
 from melllm_jax.convert.safetensors_files import TensorEntry
 from melllm_jax.convert.tensor_names import wavlm
 from melllm_jax.convert.tensor_names.hifi_gan import folded
-from melllm_jax.convert.weight_map import LAYER, IgnoredTensors, check_tensors, expand_rules
+from melllm_jax.convert.weight_map import (
+    LAYER,
+    IgnoredTensors,
+    check_tensors,
+    expand_rules,
+    read_weights,
+)
 from melllm_jax.encoders.wavlm import WavLMEncoder
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import read_object
@@ -41,11 +47,6 @@ TORCH_CONVERSION = (
 DEEPER = "layer beyond those asked for"
 
 
-def _sizes(*default: int) -> Field:
-    accepts = lambda x: isinstance(x, list) and all(type(y) is int and y > 0 for y in x)
-    return Field(accepts, "must be a list of whole numbers of 1 or more", list(default))
-
-
 FIELDS = {
     **COMMON,
     "model_type": only_field(MODEL_TYPE),
@@ -57,9 +58,9 @@ FIELDS = {
     "feat_extract_activation": only_field("gelu"),
     "feat_extract_norm": only_field("group", "layer"),
     "layer_norm_eps": only_field(1e-5),
-    "conv_dim": _sizes(*[512] * 7),
-    "conv_stride": _sizes(5, 2, 2, 2, 2, 2, 2),
-    "conv_kernel": _sizes(10, 3, 3, 3, 3, 2, 2),
+    "conv_dim": sizes_field(*[512] * 7),
+    "conv_stride": sizes_field(5, 2, 2, 2, 2, 2, 2),
+    "conv_kernel": sizes_field(10, 3, 3, 3, 3, 2, 2),
     "conv_bias": FLAG,
     "num_conv_pos_embeddings": size_field(128),
     "num_conv_pos_embedding_groups": size_field(16),
@@ -131,14 +132,13 @@ def read_wavlm(folder: pathlib.Path, layers: int | None = None, **form: Any) -> 
     )
     name = f"{prefix}{wavlm.POSITIONS}"
     kernel = _position_kernel(name, entries, str(folder))
+    if not cfg.last_norm:
+        deeper.append(f"*{wavlm.LAST_NORM}.*")
     ignored = [*wavlm.IGNORED, *(IgnoredTensors(pattern, DEEPER) for pattern in deeper)]
     found = {other: x.shape for other, x in entries.items()} | {name: kernel.shape}
     check_tensors(tensors, found, ignored, str(folder))
-    weights = {ours: np.empty(x.shape, np.float32) for ours, x in shapes.items()}
-    for other, tensor in tensors.items():
-        rows = kernel if other == name else entries[other].rows()
-        for piece in tensor.pieces(max_elements=rows.size):
-            weights[piece.name][piece.index] = piece.read(rows[piece.start : piece.stop])
+    rows = lambda other: kernel if other == name else entries[other].rows()
+    weights = read_weights(tensors, rows, {ours: x.shape for ours, x in shapes.items()})
     on_mesh = {ours: jnp.asarray(x, device=shapes[ours].sharding) for ours, x in weights.items()}
     return skeleton.model(on_mesh)
 

@@ -4,7 +4,7 @@ A rule is the tensor's name, our names and the einops pattern between the two. O
 imports and exports, so what was read can be written back bit by bit.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import fnmatch
 import math
@@ -153,6 +153,20 @@ def check_tensors(
             raise Mistake(f"{where}: no rule knows the tensor {name}: nothing is dropped unasked")
         omitted.setdefault(reasons[0], []).append(name)
     return dict(sorted(omitted.items()))
+
+
+def read_weights(
+    tensors: Mapping[str, ForeignTensor],
+    rows: Callable[[str], np.ndarray],
+    shapes: Mapping[str, Shape],
+) -> dict[str, np.ndarray]:
+    """Our weights whole, in float32; `rows` reads all rows of a tensor by its name."""
+    weights = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+    for foreign_name, tensor in tensors.items():
+        values = rows(foreign_name)
+        for piece in tensor.pieces(max_elements=values.size):
+            weights[piece.name][piece.index] = piece.read(values[piece.start : piece.stop])
+    return weights
 
 
 def _foreign_tensor(rule: Rule, shapes: Mapping[str, Shape], layer: int | None) -> ForeignTensor:

@@ -97,16 +97,17 @@ class WavLMEncoder(nnx.Module):
         self.positions = PositionConvolution(rngs, cfg)
         self.table = weight(rngs, size, "z n", fan_in="z")
         self.blocks = jax.vmap(lambda layer: kind(layer, size))(rngs.split(cfg.l))
-        self.norm = LayerNorm(size)
+        if cfg.last_norm:
+            self.norm = LayerNorm(size)
 
     def __call__(
         self, waves_bw: Float[Array, "b w"], lengths_b: Int[Array, "b"] | None = None
     ) -> Float[Array, "b t d"]:
-        """The output: of the large the normed output of the last block."""
+        """The output of the last block, of the large normed where it has `last_norm`."""
         x_btd, attend = self._stack_inputs(waves_bw, lengths_b)
         layer = lambda x_btd, block: (block(x_btd, attend), None)
         x_btd = jax.lax.scan(layer, x_btd, self.blocks)[0]
-        return self.norm(x_btd) if self.cfg.stable else x_btd
+        return self.norm(x_btd) if self.cfg.stable and self.cfg.last_norm else x_btd
 
     def hidden(
         self, waves_bw: Float[Array, "b w"], lengths_b: Int[Array, "b"] | None = None

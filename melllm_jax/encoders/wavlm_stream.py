@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from melllm_jax import sharding
 from melllm_jax.encoders.wavlm import PreNormBlock, WavLMEncoder
@@ -44,8 +44,8 @@ class StreamState(NamedTuple):
 class Memory:
     """What the convolutions saw last, in the order in which they ask."""
 
-    def __init__(self, past: Past) -> None:
-        self._before, self._first = past.before, past.heard == 0
+    def __init__(self, before: tuple[Array, ...], first: Bool[Array, ""]) -> None:
+        self._before, self._first = before, first
         self.after = list[Array]()
 
     def extend(self, x_bsc: Float[Array, "b s c"], taps: int) -> Float[Array, "b q c"]:
@@ -101,7 +101,7 @@ def _hear(
     if not samples_bw.shape[1]:
         empty = (cfg.l + 1, len(samples_bw), 0, cfg.d)
         return jnp.zeros(empty, model.table.dtype, out_sharding=sharding.a("l b t d")), past
-    memory = Memory(past)
+    memory = Memory(past.before, past.heard == 0)
     x_btd = model.embed(model.stem(samples_bw, memory.extend), memory.extend)
     t, cached = x_btd.shape[1], past.keys.shape[2]
     index_s = past.heard + jnp.arange(-cached, t, dtype=jnp.int32)

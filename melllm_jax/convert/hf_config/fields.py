@@ -56,6 +56,12 @@ def size_field(default: Any = None, least: int = 1) -> Field:
     return Field(accepts, f"must be a whole number of {least} or more", default)
 
 
+def sizes_field(*default: int) -> Field:
+    """A list of counts."""
+    accepts = lambda x: isinstance(x, list) and all(type(y) is int and y > 0 for y in x)
+    return Field(accepts, "must be a list of whole numbers of 1 or more", list(default))
+
+
 def number_field(default: Any = None, most: float = math.inf) -> Field:
     """A positive number; null where its default is None."""
     accepts = lambda x: is_real(x) and 0 < x <= most or x is default is None

@@ -10,6 +10,7 @@ from melllm_jax.config.encoders import WavLM
 from melllm_jax.convert.weight_map import LAYER, IgnoredTensors, Rule
 
 POSITIONS = "encoder.pos_conv_embed.conv.weight"
+LAST_NORM = "encoder.layer_norm"
 BLOCK, OUR_BLOCK = f"encoder.layers.{LAYER}.", "blocks."
 VECTOR = "d -> d"
 ATTENTION = (
@@ -56,7 +57,8 @@ def _rules(cfg: WavLM, prefix: str) -> Iterator[Rule]:
     first = f"{prefix}{BLOCK.replace(LAYER, '0')}"
     yield Rule(f"{first}attention.rel_attn_embed.weight", ("table",), ("z n -> z n",))
     yield from _block(f"{prefix}{BLOCK}")
-    yield from _norm(f"{prefix}encoder.layer_norm", "norm")
+    if cfg.last_norm:
+        yield from _norm(f"{prefix}{LAST_NORM}", "norm")
 
 
 def _block(theirs: str) -> Iterator[Rule]:

@@ -174,6 +174,7 @@ def test_a_wavlm_that_sees_later_positions_hears_no_chunks():
         ({"strides": (4, 0)}, r"wavlm.strides=\(4, 0\): must be positive numbers, 2"),
         ({"buckets": 18}, "wavlm.buckets=18: must be a multiple of 4"),
         ({"distance": 4}, "wavlm.distance=4: must be more than a quarter of wavlm.buckets=16"),
+        ({"last_norm": False}, "wavlm.last_norm=False: may be false of wavlm.stable alone"),
         ({"causal": True}, "wavlm.norm=group: takes statistics of the whole sound"),
         (
             {"causal": True, "norm": "layer", "window": 3},

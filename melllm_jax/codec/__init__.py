@@ -1,0 +1,1 @@
+"""Sound to one stream of codes and back: FocalCodec-Stream."""
