@@ -18,7 +18,7 @@ from melllm_jax.codec.compressor import Compressor
 from melllm_jax.codec.quantizer import code_ids, codes_of_ids
 from melllm_jax.config.codec import Focal
 from melllm_jax.encoders import wavlm_stream
-from melllm_jax.encoders.wavlm_stream import Memory
+from melllm_jax.encoders.wavlm_stream import ConvolutionHistory
 
 Before = tuple[Array, ...]  # what each convolution saw last: [b taps-1 c], in their order
 
@@ -30,7 +30,7 @@ class EncodeState(NamedTuple):
     before: Before  # of the compressor
 
 
-class Past(NamedTuple):
+class DecodePast(NamedTuple):
     """What is kept of the codes whose sound was made."""
 
     features: Before  # of the decompressor
@@ -42,7 +42,7 @@ class DecodeState(NamedTuple):
     """What is kept of the codes so far."""
 
     ids: Int[Array, "b t"]  # those of no whole chunk yet
-    past: Past
+    past: DecodePast
 
 
 def init_encode(codec: Codec, b: int) -> EncodeState:
@@ -75,7 +75,7 @@ def init_decode(codec: Codec, b: int) -> DecodeState:
     features = _silent(codec, b, _focal_shapes(spec.decompressor))
     samples = _silent(codec, b, [(taps, c) for c in widths])
     ids_bt = jnp.zeros((b, 0), jnp.int32, out_sharding=sharding.a("b t"))
-    return DecodeState(ids_bt, Past(features, samples, jnp.ones((), bool)))
+    return DecodeState(ids_bt, DecodePast(features, samples, jnp.ones((), bool)))
 
 
 def decode_step(
@@ -100,21 +100,24 @@ def _compress(
     if not features_btd.shape[1]:
         empty = jnp.zeros(features_btd.shape[:2], jnp.int32, out_sharding=sharding.a("b t"))
         return empty, before
-    memory = Memory(before, first)
+    memory = ConvolutionHistory(before, first)
     ids_bt = code_ids(compressor(features_btd, memory.extend))
     return ids_bt, tuple(memory.after)
 
 
 @jax.jit
-def _sound(codec: Codec, past: Past, ids_bt: Array) -> tuple[Float[Array, "b w"], Past]:
+def _sound(codec: Codec, past: DecodePast, ids_bt: Array) -> tuple[Float[Array, "b w"], DecodePast]:
     if not ids_bt.shape[1]:
         return jnp.zeros(ids_bt.shape, out_sharding=sharding.a("b w")), past
     never = jnp.zeros((), bool)
-    features, samples = Memory(past.features, past.first), Memory(past.samples, never)
+    features, samples = (
+        ConvolutionHistory(past.features, past.first),
+        ConvolutionHistory(past.samples, never),
+    )
     codes_btc = codes_of_ids(ids_bt, codec.spec.bits)
     features_btd = codec.decompressor(codes_btc, real_codes(ids_bt.shape), features.extend)
     waves_bw = codec.decoder(features_btd, samples.extend)
-    return waves_bw, Past(tuple(features.after), tuple(samples.after), never)
+    return waves_bw, DecodePast(tuple(features.after), tuple(samples.after), never)
 
 
 def _focal_shapes(cfg: Focal) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from melllm_jax.nn.layers import LayerNorm, constant
 EPS = 1e-6  # of the norms
 
 
-class ConvNextBlock(nnx.Module):
+class CausalConvNextBlock(nnx.Module):
     """A depth-wise convolution, a norm, an MLP of GELU; scaled by channel and added."""
 
     def __init__(self, rngs: nnx.Rngs, cfg: WaveNext):
@@ -40,7 +40,7 @@ class WaveNextDecoder(nnx.Module):
         size = {"d": cfg.d, "c": cfg.hop}
         self.embed = TimeConvolution(rngs, cfg.taps, c, cfg.d)
         self.norm = LayerNorm(size, EPS)
-        self.blocks = nnx.List([ConvNextBlock(rngs, cfg) for _ in range(cfg.l)])
+        self.blocks = nnx.List([CausalConvNextBlock(rngs, cfg) for _ in range(cfg.l)])
         self.last_norm = LayerNorm(size, EPS)
         self.samples = Linear(rngs, size, "d c")
 

@@ -25,7 +25,7 @@ ExtendFn = Callable[[Array, int], Array]  # x [b s c], taps → x and what the f
 
 
 @dataclasses.dataclass(frozen=True)
-class Edges:
+class ConvolutionEdges:
     """What the convolutions see beyond the steps that they are given."""
 
     stem: ExtendFn
@@ -43,8 +43,8 @@ def repeat_first(x_bsc: Float[Array, "b s c"], taps: int) -> Float[Array, "b q c
     return jnp.concatenate([jnp.broadcast_to(x_bsc[:, :1], (b, taps - 1, c)), x_bsc], axis=1)
 
 
-WHOLE = Edges(lambda x_bsc, taps: x_bsc, centred)
-CAUSAL = Edges(repeat_first, repeat_first)
+WHOLE = ConvolutionEdges(lambda x_bsc, taps: x_bsc, centred)
+CAUSAL = ConvolutionEdges(repeat_first, repeat_first)
 
 
 class ChannelNorm(nnx.Module):

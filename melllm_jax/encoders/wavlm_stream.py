@@ -41,7 +41,7 @@ class StreamState(NamedTuple):
     past: Past
 
 
-class Memory:
+class ConvolutionHistory:
     """What the convolutions saw last, in the order in which they ask."""
 
     def __init__(self, before: tuple[Array, ...], first: Bool[Array, ""]) -> None:
@@ -101,7 +101,7 @@ def _hear(
     if not samples_bw.shape[1]:
         empty = (cfg.l + 1, len(samples_bw), 0, cfg.d)
         return jnp.zeros(empty, model.table.dtype, out_sharding=sharding.a("l b t d")), past
-    memory = Memory(past.before, past.heard == 0)
+    memory = ConvolutionHistory(past.before, past.heard == 0)
     x_btd = model.embed(model.stem(samples_bw, memory.extend), memory.extend)
     t, cached = x_btd.shape[1], past.keys.shape[2]
     index_s = past.heard + jnp.arange(-cached, t, dtype=jnp.int32)

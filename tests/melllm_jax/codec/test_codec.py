@@ -5,6 +5,7 @@ import math
 
 import jax
 import numpy as np
+import pytest
 
 from melllm_jax import sharding
 from melllm_jax.codec import streaming
@@ -133,6 +134,7 @@ def test_codes_and_sound_on_eight_devices_equal_one():
     assert_near(split_sound, sound)
 
 
+@pytest.mark.slow  # by default the whole is split, and chunks on one device are the whole
 def test_chunks_on_eight_devices_equal_one():
     """Two steps by one program: the state that comes out is laid out as the one that went in."""
 

@@ -84,7 +84,9 @@ def test_later_samples_change_nothing_before_their_chunk():
 
 
 @pytest.mark.parametrize(
-    "lengths", [[24] * 7 + [5], [37, 11, 0, 71, 1, 24, 29]], ids=["chunks", "odd"]
+    "lengths",
+    [pytest.param([24] * 7 + [5], marks=pytest.mark.slow), [37, 11, 0, 71, 1, 24, 29]],
+    ids=["chunks", "odd"],
 )
 def test_pieces_of_any_length_are_the_whole(lengths):
     """Longer than the window, and its last chunk is not full."""
@@ -139,6 +141,7 @@ def test_gradients_of_the_position_convolution_on_eight_devices_equal_one():
         assert_near(split[name], grad)
 
 
+@pytest.mark.slow  # by default the whole is split, and chunks on one device are the whole
 def test_chunks_on_eight_devices_equal_one():
     """Two steps by one program: the state that comes out is laid out as the one that went in."""
     waves = noise(8, 48)
