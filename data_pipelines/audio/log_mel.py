@@ -64,8 +64,9 @@ def extract_log_mel(
     """Frames of samples in [-1, 1] at `rate` Hz, in the log units of cfg.kind, not normalised.
 
     rate: 0 is `cfg.rate`, the only one but for phi4's 8,000 (`mel_filters.mel_rate`). Frame i is
-    about the 25 ms from 10 i ms on (phi4) or around sample i · cfg.hop (the others). Raises Mistake
-    for a sound too short for a frame, and for another rate.
+    about the 25 ms from 10 i ms on (phi4) or around sample i · cfg.hop (the others). No cell is
+    below cfg.floor, where that is not 0. Raises Mistake for a sound too short for a frame, and for
+    another rate.
     """
     table = make_filters(cfg.kind, cfg.m, rate)
     hop, width = table.hop, table.width

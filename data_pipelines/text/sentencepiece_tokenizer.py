@@ -11,6 +11,7 @@ import sentencepiece
 
 from data_pipelines.text.chat_template import ChatTemplate, read_chat_template
 from data_pipelines.text.tokenizer import (
+    UNKNOWN_CHARACTERS,
     Tokenizer,
     check_text,
     content_hash,
@@ -18,10 +19,13 @@ from data_pipelines.text.tokenizer import (
     refuse_character,
     require_ids,
     split_at_names,
+    unusable_text,
     write_tokenizer_file,
 )
 from melllm_jax.errors import Mistake
 from melllm_jax.json_text import read_object
+
+WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"  # before the letters of a piece that begins a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,9 @@ class SentencePieceTokenizer(Tokenizer):
         unknown = self.pieces.unk_id()
         if unknown in ids:
             lost = self.pieces.encode_as_pieces(text)[ids.index(unknown)]
+            if lost.startswith(WORD_START):  # the vocabulary is of whole words
+                word = lost.split(WORD_START)[1]  # unknown ones in a row are one piece
+                raise unusable_text(UNKNOWN_CHARACTERS, f"no token is the word {word!r}")
             refuse_character(lost[0])
         return ids
 

@@ -1,6 +1,7 @@
 """How sound becomes mel patches and how words become token ids: plain data, no JAX."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from melllm_jax.config.validation import LATER, WHERE, require
@@ -37,7 +38,8 @@ class Mel:
             require(
                 f"mel.{name}", f"{count} values", count in (0, self.m), f"needs {self.m} values"
             )
-        require("mel.floor", self.floor, self.floor <= 0, "must be below 0, or 0 for none")
+        finite = -math.inf < self.floor <= 0
+        require("mel.floor", self.floor, finite, "must be below 0, or 0 for none")
 
     @property
     def rate(self) -> int:

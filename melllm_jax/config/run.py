@@ -223,7 +223,8 @@ class Run(BaseRun):
         needed = ", ".join(f'mel.{name}="{value}"' for name, value in traits.hears.items())
         rule = f"makes no sound that the teacher hears: {needed}"
         require("mel.kind", f"{self.mel.kind}, {self.mel.normalize}", own, rule)
-        require("mel.floor", self.mel.floor, not self.mel.floor, "is not what the teacher hears: 0")
+        rule = "must be 0: the teacher hears mel without a floor"
+        require("mel.floor", self.mel.floor, not self.mel.floor, rule)
         rule = f"must be {', '.join(map(str, traits.rates))} for the {teacher} teacher"
         require("mel.r", self.mel.r, self.mel.r in traits.rates, rule)
         same = self.distill.head != "none" or traits.width == self.model.d

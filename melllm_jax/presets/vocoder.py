@@ -14,7 +14,7 @@ def vocoder() -> VocoderRun:
 
     2.8 M weights; an update of 8 crops of 0.5 s takes 0.6 s on one core, a third of it the
     vocoder's own. After 900 updates, 11 minutes, the mel of what it makes of held-out crops is 0.67
-    (natural log of magnitude) from theirs; random weights are 2.28 off.
+    (natural log of magnitude) from theirs; random weights are 2.28 off (both without the floor).
 
     melllm train vocoder --data SPEECH --workdir runs/vocoder
     """

@@ -6,6 +6,7 @@ FOLDER has the package's source, as https://github.com/lucadellalib/focalcodec h
 installed. Names and shapes of the tensors are checked too: the package loads them strictly.
 """
 
+import importlib
 import sys
 
 import numpy as np
@@ -17,11 +18,10 @@ from tests.support import codec_files
 def main(folder: str) -> None:
     """Features, latents, units, codes, features of the codes and sound, of each style."""
     sys.path.insert(0, folder)
-    from focalcodec import FocalCodec  # noqa: PLC0415 found in the folder
-
+    theirs = importlib.import_module("focalcodec").FocalCodec
     found = {}
     for style in codec_files.STYLES:
-        codec = FocalCodec(**codec_files.tree(style)).eval()
+        codec = theirs(**codec_files.tree(style)).eval()
         state = {name: torch.tensor(x) for name, x in codec_files.tensors(style).items()}
         codec.load_state_dict(state)
         with torch.no_grad():

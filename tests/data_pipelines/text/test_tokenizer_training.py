@@ -79,6 +79,13 @@ def test_train_another_script_is_refused_without_byte_fallback(sayings, tmp_path
     assert caught.value.reason == "unknown characters"
 
 
+def test_train_whole_words_name_the_word_that_none_of_them_is(tmp_path):
+    tokenizer = train_sentencepiece(["red cat", "blue cat"], tmp_path, 0, kind="word")
+    assert len(tokenizer.encode("blue cat")) == 2
+    with pytest.raises(Unusable, match="unknown characters: no token is the word 'green'"):
+        tokenizer.encode("red green dog cat")
+
+
 def test_train_another_script_is_spelt_in_bytes_with_byte_fallback(sayings, tmp_path):
     tokenizer = train_sentencepiece(sayings, tmp_path, 0, byte_fallback=True)
     assert tokenizer.decode(tokenizer.encode("one два three")) == "one два three"

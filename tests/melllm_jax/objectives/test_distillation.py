@@ -311,7 +311,7 @@ def test_layers_meet_evenly_one_to_one_or_as_they_are_listed():
         ({"distill.depth": 3}, "depth=3: the model has 2 layers"),
         ({"mel.kind": "phi4"}, "mel.kind=phi4, none: makes no sound that the teacher hears"),
         ({"mel.normalize": "utterance"}, "mel.kind=whisper, utterance: makes no sound"),
-        ({"mel.floor": -1.0}, "mel.floor=-1.0: is not what the teacher hears: 0"),
+        ({"mel.floor": -1.0}, "mel.floor=-1.0: must be 0: the teacher hears mel without"),
         ({"mel.r": 1}, "mel.r=1: must be 2, 4, 8, 16 for the whisper teacher"),
         ({"distill.head": "none"}, "model.d=32 is not the teacher's width of 16"),
         ({"model.front": "none"}, 'model.front="none" reads no sound that it could hear'),
